@@ -1,0 +1,265 @@
+package cluster
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+)
+
+// Kind names one table. The zero Kind is none.
+type Kind uint8
+
+// The kinds of objects, one table each.
+const (
+	KindCluster Kind = iota + 1
+	KindNode
+	KindService
+	KindTask
+	KindNetwork
+	KindSecret
+	KindConfig
+
+	kindEnd
+)
+
+var kindNames = [...]string{KindCluster: "cluster", KindNode: "node", KindService: "service", KindTask: "task",
+	KindNetwork: "network", KindSecret: "secret", KindConfig: "config"}
+
+func (k Kind) String() string {
+	if k > 0 && k < kindEnd {
+		return kindNames[k]
+	}
+	return "kind(" + strconv.Itoa(int(k)) + ")"
+}
+
+// Kinds lists every kind in the order in which objects depend on each other, for those who walk all tables.
+func Kinds() []Kind {
+	return []Kind{KindCluster, KindNode, KindNetwork, KindSecret, KindConfig, KindService, KindTask}
+}
+
+// Object is one record of a table. Its dynamic type is one of *Cluster, *Node, *Service, *Task, *Network, *Secret and
+// *Config. Objects in tables are immutable.
+type Object interface {
+	// Kind is the table the object belongs to.
+	Kind() Kind
+	// ObjectID is the object's unique id in its table.
+	ObjectID() string
+	// ObjectName is the name that is unique within the kind, "" where the kind has no unique names (nodes, tasks).
+	ObjectName() string
+	// ObjectMeta gives the version and the times of the object.
+	ObjectMeta() swarm.Meta
+	// stamped gives a shallow copy that carries m.
+	stamped(m swarm.Meta) Object
+}
+
+// NewObject gives an empty object of the kind, for decoders.
+func NewObject(k Kind) (Object, error) {
+	switch k {
+	case KindCluster:
+		return new(Cluster), nil
+	case KindNode:
+		return new(Node), nil
+	case KindService:
+		return new(Service), nil
+	case KindTask:
+		return new(Task), nil
+	case KindNetwork:
+		return new(Network), nil
+	case KindSecret:
+		return new(Secret), nil
+	case KindConfig:
+		return new(Config), nil
+	}
+	return nil, fmt.Errorf("unknown kind of object %d", k)
+}
+
+// ClusterName is the only name a cluster object may have, as in Docker Swarm.
+const ClusterName = "default"
+
+// Cluster is the one object that describes the swarm itself.
+type Cluster struct {
+	swarm.ClusterInfo
+	// JoinTokens are the current tokens, in Swarm's text form.
+	JoinTokens swarm.JoinTokens
+	// RootCA is the trust root in PEM; RootCAKey is its private key in PEM. The key leaves the managers never and is
+	// sealed on disk with everything else in the log.
+	RootCA, RootCAKey []byte
+	// Removed maps the id of each node removed from the cluster to when its certificate is surely expired, until
+	// which its connections must be refused.
+	Removed map[string]time.Time
+	// UnlockKeys is reserved for sealed managers; empty while autolock is off.
+	UnlockKeys []byte
+}
+
+// Node is one machine. Spec is the user's wish; the other fields are what was observed or allocated.
+type Node struct {
+	swarm.Node
+	// Role is the role that the node's certificate carries; Spec.Role is the wish.
+	Role swarm.NodeRole
+	// RaftID is the node's member id in the managers' raft group, 0 for a worker.
+	RaftID uint64
+	// ManagerAddr is the host:port by which managers and agents reach this manager, empty for a worker.
+	ManagerAddr string
+	// DataAddr is the underlay IP address that carries the node's overlay and mesh traffic.
+	DataAddr string
+	// Attachments maps a network id to the node's own address in it, in CIDR form: the address of the bridge that
+	// containers of this node use as their gateway.
+	Attachments map[string]string
+}
+
+// Service is a service as the user declared it and what was allocated for it.
+type Service struct {
+	swarm.Service
+	// SpecVersion changes with each change of Spec and is copied to the tasks made from it; only compared for equality.
+	SpecVersion swarm.Version
+	// PreviousSpecVersion belongs to PreviousSpec, so that tasks made from it are clean again after a rollback.
+	PreviousSpecVersion swarm.Version
+	// RegistryAuth is the X-Registry-Auth header value that nodes use to pull the image; never returned by the API.
+	RegistryAuth string
+	// PreviousRegistryAuth belongs to PreviousSpec.
+	PreviousRegistryAuth string
+}
+
+// Task is one attempt to run a replica. Spec, ServiceAnnotations, Endpoint and RegistryAuth are equal for all tasks of
+// one service and spec version and are shared between them in memory and in the log.
+type Task struct {
+	swarm.Task
+	// SpecVersion is the service's spec version this task was made from.
+	SpecVersion swarm.Version
+	// ServiceAnnotations is a copy of the service's name and labels at creation.
+	ServiceAnnotations swarm.Annotations
+	// Endpoint holds the ports and virtual IPs that were allocated for the service at creation, nil where none.
+	Endpoint *swarm.Endpoint
+	// RegistryAuth is the service's X-Registry-Auth value.
+	RegistryAuth string
+	// StartAfter holds back a task whose desired state is READY: it may be released to run from then on. Zero: at once.
+	StartAfter time.Time
+	// Replaces is the id of the task this one takes over from, "" for a first task; a stop-first replacement is not
+	// released while that task may still run.
+	Replaces string
+	// AppliedAt is the leader's clock when the latest status report was stored.
+	AppliedAt time.Time
+}
+
+// FullName is the task's name as Docker shows it on nodes: service.slot.id, with the node's id for the slot of a
+// task that has none (global services).
+func (t *Task) FullName() string {
+	return t.ServiceAnnotations.Name + "." + t.SlotName() + "." + t.ID
+}
+
+// SlotName is the slot as text, or the node's id for a task without slot.
+func (t *Task) SlotName() string {
+	if t.Slot != 0 {
+		return strconv.Itoa(t.Slot)
+	}
+	return t.NodeID
+}
+
+// Network is a swarm-scoped network.
+type Network struct {
+	swarm.Network
+	// VNI is the network's VXLAN id.
+	VNI uint32
+	// PendingDelete is set while nodes still hold the network.
+	PendingDelete bool
+}
+
+// Secret is a secret with its data; the API never returns the data.
+type Secret struct{ swarm.Secret }
+
+// Config is a config with its data.
+type Config struct{ swarm.Config }
+
+// Kind implements Object.
+func (*Cluster) Kind() Kind { return KindCluster }
+
+// Kind implements Object.
+func (*Node) Kind() Kind { return KindNode }
+
+// Kind implements Object.
+func (*Service) Kind() Kind { return KindService }
+
+// Kind implements Object.
+func (*Task) Kind() Kind { return KindTask }
+
+// Kind implements Object.
+func (*Network) Kind() Kind { return KindNetwork }
+
+// Kind implements Object.
+func (*Secret) Kind() Kind { return KindSecret }
+
+// Kind implements Object.
+func (*Config) Kind() Kind { return KindConfig }
+
+// ObjectID implements Object.
+func (o *Cluster) ObjectID() string { return o.ID }
+
+// ObjectID implements Object.
+func (o *Node) ObjectID() string { return o.ID }
+
+// ObjectID implements Object.
+func (o *Service) ObjectID() string { return o.ID }
+
+// ObjectID implements Object.
+func (o *Task) ObjectID() string { return o.ID }
+
+// ObjectID implements Object.
+func (o *Network) ObjectID() string { return o.ID }
+
+// ObjectID implements Object.
+func (o *Secret) ObjectID() string { return o.ID }
+
+// ObjectID implements Object.
+func (o *Config) ObjectID() string { return o.ID }
+
+// ObjectName implements Object.
+func (o *Cluster) ObjectName() string { return o.Spec.Name }
+
+// ObjectName implements Object; node names are not unique.
+func (o *Node) ObjectName() string { return "" }
+
+// ObjectName implements Object.
+func (o *Service) ObjectName() string { return o.Spec.Name }
+
+// ObjectName implements Object; tasks have no names of their own.
+func (o *Task) ObjectName() string { return "" }
+
+// ObjectName implements Object.
+func (o *Network) ObjectName() string { return o.Spec.Name }
+
+// ObjectName implements Object.
+func (o *Secret) ObjectName() string { return o.Spec.Name }
+
+// ObjectName implements Object.
+func (o *Config) ObjectName() string { return o.Spec.Name }
+
+// ObjectMeta implements Object.
+func (o *Cluster) ObjectMeta() swarm.Meta { return o.Meta }
+
+// ObjectMeta implements Object.
+func (o *Node) ObjectMeta() swarm.Meta { return o.Meta }
+
+// ObjectMeta implements Object.
+func (o *Service) ObjectMeta() swarm.Meta { return o.Meta }
+
+// ObjectMeta implements Object.
+func (o *Task) ObjectMeta() swarm.Meta { return o.Meta }
+
+// ObjectMeta implements Object.
+func (o *Network) ObjectMeta() swarm.Meta { return o.Meta }
+
+// ObjectMeta implements Object.
+func (o *Secret) ObjectMeta() swarm.Meta { return o.Meta }
+
+// ObjectMeta implements Object.
+func (o *Config) ObjectMeta() swarm.Meta { return o.Meta }
+
+func (o *Cluster) stamped(m swarm.Meta) Object { c := *o; c.Meta = m; return &c }
+func (o *Node) stamped(m swarm.Meta) Object    { c := *o; c.Meta = m; return &c }
+func (o *Service) stamped(m swarm.Meta) Object { c := *o; c.Meta = m; return &c }
+func (o *Task) stamped(m swarm.Meta) Object    { c := *o; c.Meta = m; return &c }
+func (o *Network) stamped(m swarm.Meta) Object { c := *o; c.Meta = m; return &c }
+func (o *Secret) stamped(m swarm.Meta) Object  { c := *o; c.Meta = m; return &c }
+func (o *Config) stamped(m swarm.Meta) Object  { c := *o; c.Meta = m; return &c }

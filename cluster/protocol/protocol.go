@@ -1,0 +1,234 @@
+// Package protocol holds the messages that machines of one cluster exchange, and the paths they travel on. It is
+// plain data with JSON tags, so that manager and agent agree without importing each other.
+//
+// All of it runs over one TLS port (2377/tcp by default) that speaks HTTP/1.1 with client certificates. Streams are
+// opened by an HTTP Upgrade to [UpgradeStream]; afterwards both sides send a sequence of JSON documents, one message
+// each, until either closes. There is no other framing: a JSON decoder is the parser.
+//
+// The session between an agent and the leader:
+//
+//	agent                         leader
+//	  GET /session (Upgrade)  ->    certificate says which node this is
+//	  Hello                   ->    node becomes READY once the store has it
+//	                          <-  Welcome (session id, heartbeat period, managers)
+//	                          <-  Assignments, Complete (everything for this node)
+//	                          <-  Mesh, Complete (published ports, peers, networks)
+//	  Heartbeat every period  ->    missed for 3 periods: node DOWN
+//	  Status (batched)        ->    stored, then acknowledged:
+//	                          <-  StatusAck
+//	                          <-  Assignments, Mesh: differences, numbered
+//	  MeshAck                 ->    the kernel of this node has applied mesh number n
+//
+// A follower answers the upgrade with 421 Misdirected Request and the leader's address in [HeaderLeader]; an agent
+// then goes there. When a leader steps down it closes its sessions, and agents look for the next one.
+package protocol
+
+import (
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// Paths on the cluster port.
+const (
+	PathSession = "/session"      // upgrade; workers and managers
+	PathEngine  = "/engine"       // prefix; managers only: the swarm part of the Engine API, forwarded by followers
+	PathRaft    = "/raft"         // prefix; managers only: messages and snapshots of the raft group
+	PathMembers = "/raft/members" // managers only: join and leave the raft group
+	PathCA      = "/ca"           // prefix; anyone: root certificate and certificate requests
+	PathLogs    = "/logs"         // managers only, towards agents through their session
+)
+
+const (
+	// UpgradeStream is the protocol named in the Upgrade header of a stream.
+	UpgradeStream = "miniswarm-stream/1"
+	// HeaderLeader carries the host:port of the leader in a 421 answer, empty when there is none.
+	HeaderLeader = "Miniswarm-Leader"
+)
+
+// FromAgent is one message of an agent; exactly one field is set.
+type FromAgent struct {
+	Hello     *Hello      `json:",omitempty"`
+	Heartbeat *Heartbeat  `json:",omitempty"`
+	Status    *Status     `json:",omitempty"`
+	MeshAck   *MeshAck    `json:",omitempty"`
+	LogChunk  *LogMessage `json:",omitempty"`
+	LogEnd    *LogEnd     `json:",omitempty"`
+}
+
+// ToAgent is one message of the leader; exactly one field is set.
+type ToAgent struct {
+	Welcome     *Welcome       `json:",omitempty"`
+	Assignments *Assignments   `json:",omitempty"`
+	Mesh        *Mesh          `json:",omitempty"`
+	StatusAck   *StatusAck     `json:",omitempty"`
+	LogRequest  *LogRequest    `json:",omitempty"`
+	LogCancel   *LogCancel     `json:",omitempty"`
+	Managers    []ManagerAddr  `json:",omitempty"`
+	Leave       *LeaveRequired `json:",omitempty"`
+}
+
+// Hello opens a session.
+type Hello struct {
+	Description swarm.NodeDescription
+	// DataAddr is the underlay address of this node for overlay traffic; empty: as seen by the manager.
+	DataAddr string
+	// DataPlane says whether this node runs the mesh; a node that could not (another daemon has it) says false and is
+	// not waited for when a replica is withdrawn.
+	DataPlane bool
+	// Version is the agent's miniswarm version.
+	Version string
+}
+
+// Heartbeat says that the agent lives.
+type Heartbeat struct{}
+
+// Status carries the latest status of tasks; an agent keeps each until it is acknowledged.
+type Status struct {
+	// Seq numbers the batches of one session from 1.
+	Seq   uint64
+	Tasks []TaskStatus
+}
+
+// TaskStatus is one task's status.
+type TaskStatus struct {
+	ID     string
+	Status swarm.TaskStatus
+}
+
+// StatusAck says that the batch Seq is stored for good.
+type StatusAck struct{ Seq uint64 }
+
+// MeshAck says that this node routes by mesh number Seq or a later one.
+type MeshAck struct {
+	Seq uint64
+	// Err is what went wrong instead, empty when applied.
+	Err string `json:",omitempty"`
+}
+
+// Welcome accepts a session.
+type Welcome struct {
+	SessionID       string
+	ClusterID       string
+	Node            *cluster.Node
+	HeartbeatPeriod time.Duration
+	Managers        []ManagerAddr
+}
+
+// ManagerAddr is one manager's address on the cluster port.
+type ManagerAddr struct {
+	NodeID string
+	Addr   string
+}
+
+// Assignments is what this node has to run. With Complete set it is everything, and whatever is not in it goes;
+// otherwise it is the difference to what was sent before.
+type Assignments struct {
+	Seq      uint64
+	Complete bool
+	// Node is this node's object, set when it changed.
+	Node           *cluster.Node      `json:",omitempty"`
+	Tasks          []*cluster.Task    `json:",omitempty"`
+	RemoveTasks    []string           `json:",omitempty"`
+	Secrets        []*cluster.Secret  `json:",omitempty"`
+	RemoveSecrets  []string           `json:",omitempty"`
+	Configs        []*cluster.Config  `json:",omitempty"`
+	RemoveConfigs  []string           `json:",omitempty"`
+	Networks       []*cluster.Network `json:",omitempty"`
+	RemoveNetworks []string           `json:",omitempty"`
+}
+
+// Mesh is the table that routes published ports and connects overlay networks. With Complete set it is everything;
+// otherwise services in it replace their earlier versions and the others stay.
+type Mesh struct {
+	Seq            uint64
+	Complete       bool
+	Services       []MeshService `json:",omitempty"`
+	RemoveServices []string      `json:",omitempty"`
+	// Peers are all nodes with the address of each in every overlay network it takes part in; nil: unchanged.
+	Peers []Peer `json:",omitempty"`
+}
+
+// MeshService is the published ports of one service and the replicas behind them.
+type MeshService struct {
+	ServiceID string
+	Name      string
+	Ports     []swarm.PortConfig
+	Backends  []Backend
+}
+
+// Backend is one replica that may receive traffic.
+type Backend struct {
+	TaskID string
+	NodeID string
+	// Addr is the task's IP address on the ingress network, without prefix length.
+	Addr string
+	// Draining: no new connections; those that exist go on.
+	Draining bool `json:",omitempty"`
+}
+
+// Peer is a node as the data plane sees it.
+type Peer struct {
+	NodeID string
+	// Addr is the node's underlay address.
+	Addr string
+	// Attachments maps network id to the node's address in it, CIDR form.
+	Attachments map[string]string
+	// Down: do not send traffic there.
+	Down bool `json:",omitempty"`
+}
+
+// LogRequest asks an agent for the logs of one of its tasks.
+type LogRequest struct {
+	ID     string // names the request in LogMessage, LogEnd and LogCancel
+	TaskID string
+	Stdout bool
+	Stderr bool
+	Follow bool
+	// Since is RFC 3339 or Unix seconds as Docker takes it, Tail "all" or a number.
+	Since string
+	Tail  string
+}
+
+// LogMessage is one line of a task's log.
+type LogMessage struct {
+	ID        string
+	Timestamp time.Time
+	Stream    string // "stdout" or "stderr"
+	Data      []byte
+}
+
+// LogEnd closes a log request; Err is empty at the ordinary end.
+type LogEnd struct {
+	ID  string
+	Err string `json:",omitempty"`
+}
+
+// LogCancel stops a log request.
+type LogCancel struct{ ID string }
+
+// LeaveRequired tells a node that the cluster no longer knows it.
+type LeaveRequired struct{ Reason string }
+
+// JoinRequest asks the leader to add the caller to the raft group. The caller's id comes from its certificate.
+type JoinRequest struct {
+	// Addr is the host:port where the new member's cluster port is reached.
+	Addr string
+}
+
+// JoinResponse tells the newcomer who it is and whom to reach.
+type JoinResponse struct {
+	RaftID  uint64
+	Members []Member
+}
+
+// Member is one member of the raft group.
+type Member struct {
+	RaftID uint64
+	NodeID string
+	Addr   string
+	// Learner members receive the log but do not vote yet.
+	Learner bool
+}
