@@ -1,0 +1,102 @@
+package identity
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// Guard decides who may call a handler, by certificate.
+type Guard struct {
+	store   *Store
+	removed func(nodeID string) bool
+	log     *slog.Logger
+}
+
+// GuardConfig configures a Guard.
+type GuardConfig struct {
+	// Store says which cluster is ours.
+	Store *Store
+	// Removed reports whether a node was removed from the cluster while its certificate is still valid. It is asked on
+	// every request, concurrently. Nil means that none was.
+	Removed func(nodeID string) bool
+	// Logger hears of refusals at level Debug; nil is silence.
+	Logger *slog.Logger
+}
+
+// NewGuard returns a guard.
+func NewGuard(cfg GuardConfig) (*Guard, error) {
+	if cfg.Store == nil {
+		return nil, fmt.Errorf("guard: no credential store given")
+	}
+	if cfg.Removed == nil {
+		cfg.Removed = func(string) bool { return false }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Guard{store: cfg.Store, removed: cfg.Removed, log: cfg.Logger}, nil
+}
+
+// RequireRole returns a handler that lets through to next only nodes of our cluster that were not removed and whose
+// certificate bears one of roles; next finds the caller by [FromContext]. Everybody else gets status 403 and the reason
+// as {"message": ...}.
+func (g *Guard) RequireRole(next http.Handler, roles ...Role) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id, err := g.identify(r)
+		if err == nil && !slices.Contains(roles, id.Role) {
+			err = forbidden("node %s is a %s, and this is for %s only", id.NodeID, id.Role, plural(roles))
+		}
+		if err != nil {
+			g.log.Debug("request refused", "path", r.URL.Path, "addr", r.RemoteAddr, "node", id.NodeID, "err", err)
+			writeError(w, err)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(NewContext(r.Context(), id)))
+	})
+}
+
+// identify returns the node that sent r, or an error with status 403.
+func (g *Guard) identify(r *http.Request) (Identity, error) {
+	own := g.store.Current()
+	if own == nil {
+		return Identity{}, &StatusError{http.StatusServiceUnavailable, ErrNotJoined.Error()}
+	}
+	id, err := FromTLS(r.TLS)
+	if err != nil {
+		return Identity{}, forbidden("%s", err)
+	}
+	if id.ClusterID != own.Identity.ClusterID {
+		return id, forbidden("node %s belongs to cluster %s, this is cluster %s", id.NodeID, id.ClusterID, own.Identity.ClusterID)
+	}
+	if g.removed(id.NodeID) {
+		return id, ErrRemoved
+	}
+	return id, nil
+}
+
+func forbidden(format string, args ...any) error {
+	return &StatusError{http.StatusForbidden, "Permission denied: " + fmt.Sprintf(format, args...)}
+}
+
+// plural names roles in a sentence: "workers and managers".
+func plural(roles []Role) string {
+	words := make([]string, len(roles))
+	for i, r := range roles {
+		words[i] = string(r) + "s"
+	}
+	if len(words) == 0 {
+		return "nobody"
+	}
+	return strings.Join(words, " and ")
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	// An error here means that the client is gone; there is nobody left to tell.
+	_ = json.NewEncoder(w).Encode(body)
+}

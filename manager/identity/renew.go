@@ -1,0 +1,187 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+)
+
+// When to renew, as Docker Swarm does (swarm-semantics.md, 8.2).
+const (
+	renewFrom = 0.5 // share of the validity after which renewal may begin
+	renewTo   = 0.8 // and before which it does
+
+	minRenewBackoff = 5 * time.Second
+	maxRenewBackoff = time.Hour
+
+	// clockCheck is how long the renewer sleeps at most before it looks at the clock again: timers stand still while a
+	// machine is suspended and do not notice when its clock is set.
+	clockCheck = 10 * time.Minute
+)
+
+// RenewerConfig configures a Renewer.
+type RenewerConfig struct {
+	Store *Store
+	// Request has the key of a signing request certified for this node, by [Client.RenewCertificate] at any manager or, on the leader,
+	// directly. ctx limits it to a minute.
+	Request func(ctx context.Context, csrPEM []byte) (IssueResponse, error)
+	// Renewed is called after new credentials were saved, from within Run; nil is allowed. A role that differs from old's
+	// means that the node was promoted or demoted.
+	Renewed func(old, new Identity)
+	Now     func() time.Time // nil: time.Now
+	// Random returns a number in [0, 1) that spreads the nodes' renewals over time; nil: math/rand/v2.
+	Random func() float64
+	Logger *slog.Logger // nil: silence
+}
+
+// Renewer keeps the certificate in a store fresh.
+type Renewer struct {
+	cfg RenewerConfig
+	now chan struct{} // of capacity 1: a renewal that RenewNow asked for
+}
+
+// NewRenewer returns a renewer that does nothing until Run.
+func NewRenewer(cfg RenewerConfig) (*Renewer, error) {
+	if cfg.Store == nil || cfg.Request == nil {
+		return nil, errors.New("certificate renewer: store and request function must be given")
+	}
+	if cfg.Renewed == nil {
+		cfg.Renewed = func(Identity, Identity) {}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Random == nil {
+		cfg.Random = rand.Float64
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Renewer{cfg: cfg, now: make(chan struct{}, 1)}, nil
+}
+
+// RenewNow makes Run renew without waiting for the time to come, as a node does that learns of its promotion or
+// demotion. It returns at once and may be called at any time; calls before the renewal begins count as one.
+func (r *Renewer) RenewNow() {
+	select {
+	case r.now <- struct{}{}:
+	default: // one is asked for already
+	}
+}
+
+// Run renews the store's certificate whenever a random point between 50 % and 80 % of its validity is reached, until ctx is
+// done, whose cause it returns. Failures are repeated after 5 s, doubling up to 1 h.
+//
+// Run goes on when the certificate has expired, because the clock may be what is wrong, or the leader may be this
+// very machine; it then logs Docker Swarm's words at level Error.
+func (r *Renewer) Run(ctx context.Context) error {
+	for {
+		c, err := r.cfg.Store.required()
+		if err != nil {
+			return fmt.Errorf("renew certificate: %w", err)
+		}
+		if err := r.waitUntil(ctx, r.renewAt(c)); err != nil {
+			return err
+		}
+		if err := r.renewUntilDone(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// renewAt draws the moment of renewal. Validity counts from the certificate's NotBefore, as in Docker Swarm.
+func (r *Renewer) renewAt(c *Credentials) time.Time {
+	notBefore, notAfter := c.Validity()
+	share := renewFrom + (renewTo-renewFrom)*r.cfg.Random()
+	return notBefore.Add(time.Duration(share * float64(notAfter.Sub(notBefore))))
+}
+
+// waitUntil returns nil when the clock reaches at or RenewNow is called.
+func (r *Renewer) waitUntil(ctx context.Context, at time.Time) error {
+	for {
+		left := at.Sub(r.cfg.Now())
+		if left <= 0 {
+			return ctx.Err()
+		}
+		timer := time.NewTimer(min(left, clockCheck))
+		select {
+		case <-timer.C:
+		case <-r.now:
+			timer.Stop()
+			return nil
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// renewUntilDone tries until it succeeds; it returns an error only when ctx is done.
+func (r *Renewer) renewUntilDone(ctx context.Context) error {
+	for backoff := minRenewBackoff; ; backoff = min(2*backoff, maxRenewBackoff) {
+		select {
+		case <-r.now: // this attempt is what was asked for
+		default:
+		}
+		err := r.renew(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		r.report(err, backoff)
+		if err := r.waitUntil(ctx, r.cfg.Now().Add(backoff)); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *Renewer) report(err error, retry time.Duration) {
+	if c := r.cfg.Store.Current(); c != nil {
+		if expired := c.CheckTime(r.cfg.Now()); expired != nil {
+			r.cfg.Logger.Error("certificate is not valid and cannot be renewed", "err", errors.Join(expired, err), "retry", retry)
+			return
+		}
+	}
+	r.cfg.Logger.Warn("certificate not renewed", "err", err, "retry", retry)
+}
+
+// renew makes one attempt. The old credentials stay in use unless it succeeds.
+func (r *Renewer) renew(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	old, err := r.cfg.Store.required()
+	if err != nil {
+		return err
+	}
+	keyPEM, csrPEM, err := NewRequest()
+	if err != nil {
+		return err
+	}
+	resp, err := r.cfg.Request(ctx, csrPEM)
+	if err != nil {
+		return err
+	}
+	fresh, err := ParseCredentials(old.Root.pem, []byte(resp.Certificate), keyPEM)
+	if err != nil {
+		return fmt.Errorf("renewed certificate: %w", err)
+	}
+	if fresh.Identity.NodeID != old.Identity.NodeID || fresh.Identity.ClusterID != old.Identity.ClusterID {
+		return fmt.Errorf("renewed certificate is for node %s of cluster %s instead of node %s of cluster %s",
+			fresh.Identity.NodeID, fresh.Identity.ClusterID, old.Identity.NodeID, old.Identity.ClusterID)
+	}
+	if err := fresh.CheckTime(r.cfg.Now()); err != nil {
+		return fmt.Errorf("renewed certificate: %w", err)
+	}
+	if err := r.cfg.Store.Save(fresh); err != nil {
+		return err
+	}
+	_, until := fresh.Validity()
+	r.cfg.Logger.Info("certificate renewed", "node", fresh.Identity.NodeID, "role", fresh.Identity.Role, "until", until)
+	r.cfg.Renewed(old.Identity, fresh.Identity)
+	return nil
+}

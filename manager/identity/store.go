@@ -1,0 +1,241 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Files below the state directory, named as Docker Swarm names them (swarm-semantics.md, 8.2).
+const (
+	certificatesDir = "certificates"
+	rootFile        = "swarm-root-ca.crt"
+	certFile        = "swarm-node.crt"
+	keyFile         = "swarm-node.key"
+	stagedSuffix    = ".next"
+)
+
+// KeySealer turns the node key into what is written on disk and back. Without one the key is written as plain PEM,
+// readable by root alone. Both methods may be called at any time and concurrently.
+type KeySealer interface {
+	Seal(plain []byte) (sealed []byte, err error)
+	Open(sealed []byte) (plain []byte, err error)
+}
+
+// StoreConfig configures a Store.
+type StoreConfig struct {
+	// Dir is the daemon's state directory; the files are in its folder "certificates".
+	Dir string
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Sealer encrypts the key on disk; nil leaves it plain.
+	Sealer KeySealer
+	// AllowExpired makes Load accept an expired certificate, for the start that recovers a lost quorum
+	// (swarm-semantics.md, 7.4). Peers will not accept it, so the first thing to do is to renew.
+	AllowExpired bool
+}
+
+// Store keeps a node's credentials: in memory for every handshake, on disk for the next start. At any moment, also when the
+// power fails during [Store.Save], the disk holds one complete set of files or none.
+type Store struct {
+	cfg     StoreConfig
+	dir     string
+	mu      sync.Mutex // serialises changes on disk
+	current atomic.Pointer[Credentials]
+}
+
+// NewStore returns an empty store. It touches no disk: call Load.
+func NewStore(cfg StoreConfig) (*Store, error) {
+	if cfg.Dir == "" {
+		return nil, errors.New("credential store: no directory given")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Store{cfg: cfg, dir: filepath.Join(cfg.Dir, certificatesDir)}, nil
+}
+
+// Current returns the credentials in use, or nil before a successful [Store.Load] or [Store.Save]. It does not block.
+func (s *Store) Current() *Credentials { return s.current.Load() }
+
+// Load reads the credentials from disk and makes them current. It returns an error that matches [ErrNotJoined] if there
+// are none, [ErrExpired] if they are of no more use, and otherwise one that names the file at fault.
+//
+// If a Save was interrupted after the point of no return, Load completes it.
+func (s *Store) Load() (*Credentials, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	live, err := s.read(false)
+	if errors.Is(err, ErrNotJoined) {
+		return nil, fmt.Errorf("load credentials from %s: %w", s.dir, err)
+	}
+	if err != nil {
+		var completed error
+		if live, completed = s.read(true); completed != nil {
+			return nil, fmt.Errorf("load credentials from %s: %w", s.dir, err)
+		}
+		if err := s.publish(); err != nil {
+			return nil, fmt.Errorf("load credentials from %s: complete an interrupted renewal: %w", s.dir, err)
+		}
+	}
+	if err := live.CheckTime(s.cfg.Now()); err != nil && !(s.cfg.AllowExpired && errors.Is(err, ErrExpired)) {
+		return nil, fmt.Errorf("load credentials from %s: %w", s.dir, err)
+	}
+	s.current.Store(live)
+	return live, nil
+}
+
+// Save puts new credentials on disk and then makes them current for all later handshakes. When it fails the former ones
+// stay in use, on disk and in memory.
+func (s *Store) Save(c *Credentials) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.save(c); err != nil {
+		return fmt.Errorf("save credentials of node %s in %s: %w", c.Identity.NodeID, s.dir, err)
+	}
+	s.current.Store(c)
+	return nil
+}
+
+// Clear removes the credentials from memory and disk, as leaving a cluster does. It may be repeated.
+func (s *Store) Clear() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current.Store(nil)
+	if err := os.RemoveAll(s.dir); err != nil {
+		return fmt.Errorf("remove credentials: %w", err)
+	}
+	return nil
+}
+
+// files are in the order in which a save renames them. Any order would do, since Load can tell a half-renamed set from
+// a whole one: key and certificate must match.
+var files = [...]string{rootFile, keyFile, certFile}
+
+// save writes the new files next to the old ones and makes them durable; from then on renaming them is all that is left,
+// which Load can complete.
+func (s *Store) save(c *Credentials) error {
+	key := c.keyPEM
+	if s.cfg.Sealer != nil {
+		var err error
+		if key, err = s.cfg.Sealer.Seal(key); err != nil {
+			return fmt.Errorf("seal key: %w", err)
+		}
+	}
+	if err := s.makeDir(); err != nil {
+		return err
+	}
+	content := map[string][]byte{rootFile: c.Root.pem, keyFile: key, certFile: c.certPEM}
+	for _, name := range files {
+		if err := writeDurably(s.path(name)+stagedSuffix, content[name]); err != nil {
+			s.unstage()
+			return err
+		}
+	}
+	if err := syncDir(s.dir); err != nil {
+		s.unstage()
+		return err
+	}
+	return s.publish()
+}
+
+// makeDir creates the directory readable by its owner only, also if somebody had created it wider.
+func (s *Store) makeDir() error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(s.dir))
+}
+
+// publish renames whatever is staged over the live files.
+func (s *Store) publish() error {
+	for _, name := range files {
+		if err := os.Rename(s.path(name)+stagedSuffix, s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return syncDir(s.dir)
+}
+
+// unstage forgets a save that failed. What it leaves behind the next save overwrites.
+func (s *Store) unstage() {
+	for _, name := range files {
+		_ = os.Remove(s.path(name) + stagedSuffix)
+	}
+}
+
+// read parses the live files or, with staged, those a save has not renamed yet in their place.
+func (s *Store) read(staged bool) (*Credentials, error) {
+	content := make(map[string][]byte, len(files))
+	var missing []string
+	for _, name := range files {
+		b, err := []byte(nil), fs.ErrNotExist
+		if staged {
+			b, err = os.ReadFile(s.path(name) + stagedSuffix)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			b, err = os.ReadFile(s.path(name))
+		}
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			missing = append(missing, name)
+		case err != nil:
+			return nil, err
+		}
+		content[name] = b
+	}
+	switch {
+	case len(missing) == len(files):
+		return nil, ErrNotJoined
+	case len(missing) > 0:
+		return nil, fmt.Errorf("%v missing: restore it from a backup, or leave the swarm and join again", missing)
+	}
+	key := content[keyFile]
+	if s.cfg.Sealer != nil {
+		var err error
+		if key, err = s.cfg.Sealer.Open(key); err != nil {
+			return nil, fmt.Errorf("open sealed %s: %w", keyFile, err)
+		}
+	}
+	c, err := ParseCredentials(content[rootFile], content[certFile], key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: restore %s, %s and %s from a backup, or leave the swarm and join again",
+			err, rootFile, certFile, keyFile)
+	}
+	return c, nil
+}
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
+
+// writeDurably creates or replaces a file that only its owner can read, and returns when it is on disk.
+func writeDurably(path string, content []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Chmod(0o600); err != nil {
+		return err
+	}
+	if _, err := f.Write(content); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// syncDir makes renames and creations in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
