@@ -1,0 +1,433 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Each step of a host's start must answer within its time. On an idle machine none takes a tenth of it.
+const (
+	bootTimeout   = 20 * time.Second
+	engineTimeout = 60 * time.Second
+	daemonTimeout = 30 * time.Second
+)
+
+// Host is one host as it is at the moment it was asked for.
+type Host struct {
+	Name string
+	// Addr is the host's address in the lab's network, the same after every boot.
+	Addr netip.Addr
+	// Manager says that the lab makes this host a manager when it forms the cluster.
+	Manager bool
+	// On says that the host has power; Engine and Daemon, that its dockerd and its miniswarm daemon run.
+	On, Engine, Daemon bool
+	// Cut says that its network port is off.
+	Cut bool
+	// EngineSocket and DaemonSocket are unix sockets that the machine reaches as well as the host.
+	EngineSocket, DaemonSocket string
+	// EngineLog and DaemonLog are files that grow over all boots.
+	EngineLog, DaemonLog string
+	// PID is the host's first process, for nsenter; 0 when off.
+	PID int
+}
+
+// Hosts lists the hosts, vm1 first.
+func (l *Lab) Hosts() ([]Host, error) {
+	r, err := readRecord(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	hosts := make([]Host, len(r.Hosts))
+	for i, h := range r.Hosts {
+		hosts[i] = l.describe(h)
+	}
+	return hosts, nil
+}
+
+// Host returns one host by name.
+func (l *Lab) Host(name string) (Host, error) {
+	h, err := l.host(name)
+	return l.describe(h), err
+}
+
+func (l *Lab) describe(h hostRecord) Host {
+	d := Host{
+		Name: h.Name, Addr: h.Addr, Manager: h.Manager, Cut: h.Cut,
+		On: h.Init.alive(), Engine: h.Engine.alive(), Daemon: h.Daemon.alive(),
+		EngineSocket: l.path(h.Name, engineSocket), DaemonSocket: l.path(h.Name, daemonSocket),
+		EngineLog: l.path(h.Name, engineLog), DaemonLog: l.path(h.Name, daemonLog),
+	}
+	if d.On {
+		d.PID = h.Init.PID
+	}
+	return d
+}
+
+func (l *Lab) path(elem ...string) string { return filepath.Join(append([]string{l.dir}, elem...)...) }
+
+// Start boots a host: the disk and the address it always had, engine and daemon. A host that is on keeps
+// running, and what is missing on it is started. It returns when engine and daemon answer.
+func (l *Lab) Start(ctx context.Context, host string) error {
+	return l.locked(ctx, host, func() error {
+		h, err := l.host(host)
+		if err != nil {
+			return err
+		}
+		if !h.Init.alive() {
+			if h, err = l.boot(ctx, h); err != nil {
+				return err
+			}
+		}
+		if err := l.startEngine(ctx, h); err != nil {
+			return err
+		}
+		if l.opts.NoDaemon {
+			return nil
+		}
+		return l.startDaemon(ctx, h)
+	})
+}
+
+// Fail pulls the host's power cord. Its peers hear nothing from it, not even connections being closed; all its
+// processes end where they are. The disk keeps what had been written. A host that is off stays off.
+func (l *Lab) Fail(ctx context.Context, host string) error {
+	return l.locked(ctx, host, func() error {
+		h, err := l.host(host)
+		if err != nil {
+			return err
+		}
+		// The cable first: sockets of dying processes would tell their peers.
+		if err := l.fabric().unplug(ctx, host); err != nil {
+			return err
+		}
+		if err := h.Init.kill(ctx); err != nil {
+			return fmt.Errorf("fail %s: %w", host, err)
+		}
+		if err := removeCgroups(ctx, hostGroup(l.dir, host)); err != nil {
+			return fmt.Errorf("fail %s: %w", host, err)
+		}
+		return l.updateHost(ctx, host, func(h *hostRecord) {
+			h.Init, h.Engine, h.Daemon, h.Cut = process{}, process{}, process{}, false
+		})
+	})
+}
+
+// Cut switches the host's network port off: it runs on, and reaches and is reached by nobody.
+func (l *Lab) Cut(ctx context.Context, host string) error { return l.cable(ctx, host, true) }
+
+// Heal switches the port on again.
+func (l *Lab) Heal(ctx context.Context, host string) error { return l.cable(ctx, host, false) }
+
+func (l *Lab) cable(ctx context.Context, host string, cut bool) error {
+	return l.locked(ctx, host, func() error {
+		if _, err := l.running(host); err != nil {
+			return err
+		}
+		state := "up"
+		if cut {
+			state = "down"
+		}
+		if err := l.fabric().link(ctx, host, state); err != nil {
+			return err
+		}
+		return l.updateHost(ctx, host, func(h *hostRecord) { h.Cut = cut })
+	})
+}
+
+// KillEngine kills dockerd at once. Containers run on under their shims; what dockerd makes of them when it is
+// started again is dockerd's own affair (it ends them, unless EngineArgs has --live-restore).
+func (l *Lab) KillEngine(ctx context.Context, host string) error {
+	return l.endOne(ctx, host, func(h *hostRecord) *process { return &h.Engine }, process.kill)
+}
+
+// StopEngine asks dockerd to end, which stops its containers first.
+func (l *Lab) StopEngine(ctx context.Context, host string) error {
+	return l.endOne(ctx, host, func(h *hostRecord) *process { return &h.Engine }, process.stop)
+}
+
+// StartEngine starts dockerd on a host that is on, and returns when it answers. One that runs is left alone.
+func (l *Lab) StartEngine(ctx context.Context, host string) error {
+	return l.locked(ctx, host, func() error {
+		h, err := l.running(host)
+		if err != nil {
+			return err
+		}
+		return l.startEngine(ctx, h)
+	})
+}
+
+// KillDaemon kills the host's miniswarm daemon at once. Its containers stay.
+func (l *Lab) KillDaemon(ctx context.Context, host string) error {
+	return l.endOne(ctx, host, func(h *hostRecord) *process { return &h.Daemon }, process.kill)
+}
+
+// StopDaemon asks the host's miniswarm daemon to end and waits until it has.
+func (l *Lab) StopDaemon(ctx context.Context, host string) error {
+	return l.endOne(ctx, host, func(h *hostRecord) *process { return &h.Daemon }, process.stop)
+}
+
+// StartDaemon starts the miniswarm daemon on a host that is on, and returns when it answers. One that runs is
+// left alone.
+func (l *Lab) StartDaemon(ctx context.Context, host string) error {
+	return l.locked(ctx, host, func() error {
+		h, err := l.running(host)
+		if err != nil {
+			return err
+		}
+		if l.opts.MiniswarmBinary == "" {
+			return fmt.Errorf("start daemon on %s: lab %s was made without a miniswarm binary", host, l.name)
+		}
+		return l.startDaemon(ctx, h)
+	})
+}
+
+func (l *Lab) endOne(ctx context.Context, host string, which func(*hostRecord) *process, end func(process, context.Context) error) error {
+	return l.locked(ctx, host, func() error {
+		h, err := l.running(host)
+		if err != nil {
+			return err
+		}
+		if err := end(*which(&h), ctx); err != nil {
+			return fmt.Errorf("host %s: %w", host, err)
+		}
+		return l.updateHost(ctx, host, func(h *hostRecord) { *which(h) = process{} })
+	})
+}
+
+// locked runs an operation on a host while no other one on it runs, in this process or another.
+func (l *Lab) locked(ctx context.Context, host string, op func() error) error {
+	if _, err := l.host(host); err != nil {
+		return err
+	}
+	if err := Check(); err != nil {
+		return err
+	}
+	unlock, err := lock(ctx, l.path(host+".lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s", ErrNotFound, l.name)
+	}
+	if err != nil {
+		return fmt.Errorf("host %s: %w", host, err)
+	}
+	defer unlock()
+	return op()
+}
+
+// boot starts the host's first process in new namespaces and plugs it in.
+func (l *Lab) boot(ctx context.Context, h hostRecord) (hostRecord, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("not up after %s", bootTimeout))
+	defer cancel()
+	if err := l.furnish(h); err != nil {
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
+	if err := l.fabric().unplug(ctx, h.Name); err != nil { // a cable that a killed run left
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
+	log, err := os.OpenFile(l.path(h.Name, bootLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
+	defer log.Close()
+	ready, signal, err := os.Pipe()
+	if err != nil {
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
+	defer ready.Close()
+	cmd := exec.Command("/bin/sh", l.path(bootFile), h.Name, l.path(h.Name))
+	cmd.Dir = "/"
+	cmd.Env = l.environment()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{signal}
+	cmd.SysProcAttr = hostAttr()
+	err = cmd.Start()
+	signal.Close()
+	if err != nil {
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
+	l.reap(cmd)
+	if h.Init, err = identify(cmd.Process.Pid); err != nil {
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
+	h.Engine, h.Daemon, h.Cut = process{}, process{}, false
+	if err := l.updateHost(ctx, h.Name, func(stored *hostRecord) { *stored = h }); err != nil {
+		return h, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = ready.SetReadDeadline(deadline)
+	}
+	word := make([]byte, 5)
+	if n, err := ready.Read(word); err != nil || string(word[:n]) != "ready" {
+		return h, fmt.Errorf("boot %s: %s", h.Name, tail(l.path(h.Name, bootLog), 5))
+	}
+	if err := l.fabric().plug(ctx, h, h.Init); err != nil {
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
+	return h, nil
+}
+
+// furnish lays out the host's disk: on the first boot all of it, later only what is missing.
+func (l *Lab) furnish(h hostRecord) error {
+	upper := l.path(h.Name, "etc", "upper")
+	for _, dir := range []string{filepath.Join(upper, "docker"), l.path(h.Name, "etc", "work"), l.path(h.Name, "docker"), l.path(h.Name, "miniswarm")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	// The machine's own engine configuration and key are not the host's.
+	if err := hideLower(filepath.Join(upper, "docker")); err != nil {
+		return err
+	}
+	r, err := readRecord(l.dir)
+	if err != nil {
+		return err
+	}
+	var hosts strings.Builder
+	fmt.Fprintf(&hosts, "127.0.0.1 localhost\n::1 localhost ip6-localhost\n%s machine\n%s registry\n", l.fabric().machine(), l.fabric().switchIP())
+	for _, peer := range r.Hosts {
+		fmt.Fprintf(&hosts, "%s %s\n", peer.Addr, peer.Name)
+	}
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // never fails
+	for name, content := range map[string]string{
+		"hosts":    hosts.String(),
+		"hostname": h.Name + "\n",
+		// Where no name server listens the question is refused at once; a silent one would cost ten seconds.
+		"resolv.conf": fmt.Sprintf("nameserver %s\noptions timeout:1 attempts:1\n", l.fabric().machine()),
+		"machine-id":  hex.EncodeToString(id) + "\n",
+	} {
+		path := filepath.Join(upper, name)
+		if _, err := os.Lstat(path); err == nil {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startEngine starts dockerd unless it runs, and waits until it answers.
+func (l *Lab) startEngine(ctx context.Context, h hostRecord) error {
+	if !h.Engine.alive() {
+		args := []string{
+			"dockerd",
+			"--host", "unix://" + l.path(h.Name, engineSocket), "--host", "unix:///run/docker.sock",
+			"--data-root", l.path(h.Name, "docker"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
+			"--insecure-registry", l.subnet.String(),
+			"--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", hostGroup(l.dir, h.Name),
+		}
+		p, err := l.spawn(ctx, h, engineLog, append(args, l.opts.EngineArgs...))
+		if err != nil {
+			return fmt.Errorf("start engine on %s: %w", h.Name, err)
+		}
+		h.Engine = p
+		if err := l.updateHost(ctx, h.Name, func(h *hostRecord) { h.Engine = p }); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, engineTimeout, fmt.Errorf("no answer after %s", engineTimeout))
+	defer cancel()
+	return l.answers(ctx, h.Engine, "engine", h.Name, engineSocket, engineLog)
+}
+
+// startDaemon starts the miniswarm daemon unless it runs, and waits until it answers.
+func (l *Lab) startDaemon(ctx context.Context, h hostRecord) error {
+	if !h.Daemon.alive() {
+		args := []string{
+			l.opts.MiniswarmBinary, "daemon",
+			"--engine", "unix://" + l.path(h.Name, engineSocket), "--socket", l.path(h.Name, daemonSocket),
+			"--state-dir", l.path(h.Name, "miniswarm"),
+			"--listen-addr", netip.AddrPortFrom(h.Addr, clusterPort).String(), "--advertise-addr", h.Addr.String(),
+		}
+		p, err := l.spawn(ctx, h, daemonLog, append(args, l.opts.DaemonArgs...))
+		if err != nil {
+			return fmt.Errorf("start miniswarm daemon on %s: %w", h.Name, err)
+		}
+		h.Daemon = p
+		if err := l.updateHost(ctx, h.Name, func(h *hostRecord) { h.Daemon = p }); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, daemonTimeout, fmt.Errorf("no answer after %s", daemonTimeout))
+	defer cancel()
+	return l.answers(ctx, h.Daemon, "miniswarm daemon", h.Name, daemonSocket, daemonLog)
+}
+
+// spawn starts a program inside a host as a child of the host's first process, its output appended to a log.
+func (l *Lab) spawn(ctx context.Context, h hostRecord, log string, argv []string) (process, error) {
+	args := append([]string{"-t", strconv.Itoa(h.Init.PID), "-m", "-u", "-i", "-n", "-p", "--",
+		"/bin/sh", "-c", `cd /; log=$1; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!`, "sh", l.path(h.Name, log)}, argv...)
+	path, err := lookTool("nsenter")
+	if err != nil {
+		return process{}, err
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = l.environment()
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		return process{}, fmt.Errorf("%w: %s", err, strings.TrimSpace(complaint.String()))
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		return process{}, fmt.Errorf("pid of %s: %w", argv[0], err)
+	}
+	p, err := inner(h.Init, pid)
+	if err != nil {
+		return process{}, fmt.Errorf("%w: %s", err, tail(l.path(h.Name, log), 5))
+	}
+	return p, nil
+}
+
+// answers waits until the API on a socket answers a ping, or its process ends.
+func (l *Lab) answers(ctx context.Context, p process, what, host, socket, log string) error {
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", l.path(host, socket))
+		},
+	}}
+	return until(ctx, 25*time.Millisecond, func() (bool, error) {
+		if !p.alive() {
+			return false, fmt.Errorf("%s on %s has ended; the end of %s:\n%s", what, host, l.path(host, log), tail(l.path(host, log), 10))
+		}
+		return ping(ctx, client, "http://lab/_ping") == nil, nil
+	}, func() error {
+		return fmt.Errorf("%s on %s does not answer; the end of %s:\n%s", what, host, l.path(host, log), tail(l.path(host, log), 10))
+	})
+}
+
+// ping asks for a page and is content with any success.
+func ping(ctx context.Context, client *http.Client, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode/100 != 2 {
+		return fmt.Errorf("GET %s: %s", url, res.Status)
+	}
+	return nil
+}

@@ -1,0 +1,72 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostAttr starts a process as the first one of a host: in namespaces of its own, away from the terminal.
+func hostAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{
+		Setsid:     true,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+	}
+}
+
+// detachedAttr starts a process that a Ctrl-C at the terminal does not reach.
+func detachedAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
+
+// groupAttr starts a process as the head of a group, so that killGroup reaches its children too.
+func groupAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+
+func killGroup(pid int) error { return unix.Kill(-pid, unix.SIGKILL) }
+
+// signalProcess sends SIGKILL or SIGTERM to exactly this process: the descriptor pins it before its start time is
+// compared, so the pid cannot change hands in between. A process that has ended is no error.
+func signalProcess(p process, force bool) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if !p.alive() {
+		return nil
+	}
+	sig := unix.SIGTERM
+	if force {
+		sig = unix.SIGKILL
+	}
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// tryLock takes the lock on an open file unless another holder has it.
+func tryLock(f *os.File) (bool, error) {
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.EWOULDBLOCK), errors.Is(err, unix.EINTR):
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+// hideLower marks a directory of an overlay's upper layer as replacing the one below it instead of joining it.
+func hideLower(dir string) error {
+	if err := unix.Setxattr(dir, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		return fmt.Errorf("mark %s as opaque for overlayfs: %w", dir, err)
+	}
+	return nil
+}
+
+const linux = true
