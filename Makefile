@@ -1,0 +1,44 @@
+# The entry points; `make help` lists them. CI calls the same targets.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BUILD    = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+.DEFAULT_GOAL := build
+.PHONY: build test test-short demo lint vuln bench clean help
+
+build: ## the one static binary, bin/miniswarm
+	$(BUILD) -o bin/miniswarm ./cmd/miniswarm
+
+test: ## everything, on real hosts, with the race detector (root; installs what is missing)
+	scripts/setup.sh test
+	go vet ./...
+	CGO_ENABLED=1 MINISWARM_LAB=1 go test -race -timeout 60m ./...
+
+test-short: ## what needs neither root nor engines
+	go vet ./...
+	go test -short ./...
+
+demo: ## the whole story on three hosts, under three minutes (root; installs what is missing)
+	scripts/setup.sh demo
+	@$(MAKE) --no-print-directory build
+	bin/miniswarm demo
+
+lint: ## gofmt, vet, staticcheck, shellcheck, known vulnerabilities
+	scripts/setup.sh lint
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt -w $$unformatted"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+	shellcheck scripts/*.sh lab/*.sh .ci/run
+	@$(MAKE) --no-print-directory vuln
+
+vuln: ## known vulnerabilities in what is linked; says so where the database is out of reach
+	@go tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not ask its database: nothing checked"; [ $$code -ne 3 ]; }
+
+bench: ## all benchmarks (root; installs what is missing)
+	scripts/setup.sh bench
+	MINISWARM_LAB=1 go test -run '^$$' -bench . -benchmem -timeout 60m ./...
+
+clean: ## removes what was built
+	rm -rf bin out
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
