@@ -45,6 +45,7 @@ type StoreConfig struct {
 type Store struct {
 	cfg     StoreConfig
 	dir     string
+	disk    disk
 	mu      sync.Mutex // serialises changes on disk
 	current atomic.Pointer[Credentials]
 }
@@ -57,7 +58,7 @@ func NewStore(cfg StoreConfig) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Store{cfg: cfg, dir: filepath.Join(cfg.Dir, certificatesDir)}, nil
+	return &Store{cfg: cfg, dir: filepath.Join(cfg.Dir, certificatesDir), disk: realDisk{}}, nil
 }
 
 // Current returns the credentials in use, or nil before a successful [Store.Load] or [Store.Save]. It does not block.
@@ -83,6 +84,7 @@ func (s *Store) Load() (*Credentials, error) {
 			return nil, fmt.Errorf("load credentials from %s: complete an interrupted renewal: %w", s.dir, err)
 		}
 	}
+	s.unstage() // what an interrupted Save left before the point of no return
 	if err := live.CheckTime(s.cfg.Now()); err != nil && !(s.cfg.AllowExpired && errors.Is(err, ErrExpired)) {
 		return nil, fmt.Errorf("load credentials from %s: %w", s.dir, err)
 	}
@@ -91,11 +93,15 @@ func (s *Store) Load() (*Credentials, error) {
 }
 
 // Save puts new credentials on disk and then makes them current for all later handshakes. When it fails the former ones
-// stay in use, on disk and in memory.
+// stay in use, and a store that held none has nothing on disk.
 func (s *Store) Save(c *Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	_, before := s.read(false)
 	if err := s.save(c); err != nil {
+		if errors.Is(before, ErrNotJoined) {
+			err = errors.Join(err, s.clear())
+		}
 		return fmt.Errorf("save credentials of node %s in %s: %w", c.Identity.NodeID, s.dir, err)
 	}
 	s.current.Store(c)
@@ -107,10 +113,24 @@ func (s *Store) Clear() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.Store(nil)
-	if err := os.RemoveAll(s.dir); err != nil {
-		return fmt.Errorf("remove credentials: %w", err)
+	if err := s.clear(); err != nil {
+		return fmt.Errorf("remove credentials in %s: %w", s.dir, err)
 	}
 	return nil
+}
+
+// clear renames the directory first, so that an interruption cannot leave some of the files in place.
+func (s *Store) clear() error {
+	gone := s.dir + ".removed"
+	if err := s.disk.removeAll(gone); err != nil {
+		return err
+	}
+	if err := s.disk.rename(s.dir, gone); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(s.disk.sync(s.cfg.Dir), s.disk.removeAll(gone))
 }
 
 // files are in the order in which a save renames them. Any order would do, since Load can tell a half-renamed set from
@@ -132,43 +152,40 @@ func (s *Store) save(c *Credentials) error {
 	}
 	content := map[string][]byte{rootFile: c.Root.pem, keyFile: key, certFile: c.certPEM}
 	for _, name := range files {
-		if err := writeDurably(s.path(name)+stagedSuffix, content[name]); err != nil {
+		if err := s.disk.write(s.path(name)+stagedSuffix, content[name]); err != nil {
 			s.unstage()
 			return err
 		}
 	}
-	if err := syncDir(s.dir); err != nil {
+	if err := s.disk.sync(s.dir); err != nil {
 		s.unstage()
 		return err
 	}
 	return s.publish()
 }
 
-// makeDir creates the directory readable by its owner only, also if somebody had created it wider.
+// makeDir creates the directory durably.
 func (s *Store) makeDir() error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := s.disk.mkdir(s.dir); err != nil {
 		return err
 	}
-	if err := os.Chmod(s.dir, 0o700); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(s.dir))
+	return s.disk.sync(filepath.Dir(s.dir))
 }
 
 // publish renames whatever is staged over the live files.
 func (s *Store) publish() error {
 	for _, name := range files {
-		if err := os.Rename(s.path(name)+stagedSuffix, s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.disk.rename(s.path(name)+stagedSuffix, s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	return syncDir(s.dir)
+	return s.disk.sync(s.dir)
 }
 
-// unstage forgets a save that failed. What it leaves behind the next save overwrites.
+// unstage removes staged files. What it cannot remove the next save overwrites.
 func (s *Store) unstage() {
 	for _, name := range files {
-		_ = os.Remove(s.path(name) + stagedSuffix)
+		_ = s.disk.remove(s.path(name) + stagedSuffix)
 	}
 }
 
@@ -214,28 +231,3 @@ func (s *Store) read(staged bool) (*Credentials, error) {
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
-
-// writeDurably creates or replaces a file that only its owner can read, and returns when it is on disk.
-func writeDurably(path string, content []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Chmod(0o600); err != nil {
-		return err
-	}
-	if _, err := f.Write(content); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// syncDir makes renames and creations in a directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
