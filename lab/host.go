@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -227,56 +228,79 @@ func (l *Lab) locked(ctx context.Context, host string, op func() error) error {
 	return op()
 }
 
-// boot starts the host's first process in new namespaces and plugs it in.
-func (l *Lab) boot(ctx context.Context, h hostRecord) (hostRecord, error) {
+// boot starts the host's first process in new namespaces and plugs it in. When it fails nothing runs.
+func (l *Lab) boot(ctx context.Context, h hostRecord) (_ hostRecord, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("not up after %s", bootTimeout))
 	defer cancel()
+	if err := l.fabric().check(); err != nil {
+		return h, fmt.Errorf("boot %s: %w", h.Name, err)
+	}
 	if err := l.furnish(h); err != nil {
 		return h, fmt.Errorf("boot %s: %w", h.Name, err)
 	}
 	if err := l.fabric().unplug(ctx, h.Name); err != nil { // a cable that a killed run left
 		return h, fmt.Errorf("boot %s: %w", h.Name, err)
 	}
-	log, err := os.OpenFile(l.path(h.Name, bootLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return h, fmt.Errorf("boot %s: %w", h.Name, err)
-	}
-	defer log.Close()
-	ready, signal, err := os.Pipe()
+	ready, err := l.firstProcess(&h)
 	if err != nil {
 		return h, fmt.Errorf("boot %s: %w", h.Name, err)
 	}
 	defer ready.Close()
-	cmd := exec.Command("/bin/sh", l.path(bootFile), h.Name, l.path(h.Name))
-	cmd.Dir = "/"
-	cmd.Env = l.environment()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{signal}
-	cmd.SysProcAttr = hostAttr()
-	err = cmd.Start()
-	signal.Close()
-	if err != nil {
-		return h, fmt.Errorf("boot %s: %w", h.Name, err)
-	}
-	l.reap(cmd)
-	if h.Init, err = identify(cmd.Process.Pid); err != nil {
-		return h, fmt.Errorf("boot %s: %w", h.Name, err)
-	}
-	h.Engine, h.Daemon, h.Cut = process{}, process{}, false
+	defer func() {
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bootTimeout)
+			defer cancel()
+			err = errors.Join(err, h.Init.kill(ctx))
+		}
+	}()
 	if err := l.updateHost(ctx, h.Name, func(stored *hostRecord) { *stored = h }); err != nil {
 		return h, err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = ready.SetReadDeadline(deadline)
 	}
-	word := make([]byte, 5)
-	if n, err := ready.Read(word); err != nil || string(word[:n]) != "ready" {
-		return h, fmt.Errorf("boot %s: %s", h.Name, tail(l.path(h.Name, bootLog), 5))
+	word := make([]byte, len("ready"))
+	if _, err := io.ReadFull(ready, word); err != nil {
+		return h, fmt.Errorf("boot %s: the end of %s:\n%s", h.Name, l.path(h.Name, bootLog), tail(l.path(h.Name, bootLog), 5))
 	}
 	if err := l.fabric().plug(ctx, h, h.Init); err != nil {
 		return h, fmt.Errorf("boot %s: %w", h.Name, err)
 	}
 	return h, nil
+}
+
+// firstProcess starts boot.sh in new namespaces and enters it into h. The pipe it returns says "ready" when the
+// host is furnished, and ends without it when that failed.
+func (l *Lab) firstProcess(h *hostRecord) (*os.File, error) {
+	log, err := os.OpenFile(l.path(h.Name, bootLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	ready, signal, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer signal.Close()
+	cmd := exec.Command("/bin/sh", l.path(bootFile), h.Name, l.path(h.Name))
+	cmd.Dir = "/"
+	cmd.Env = l.environment()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{signal}
+	cmd.SysProcAttr = hostAttr()
+	if err := cmd.Start(); err != nil {
+		ready.Close()
+		return nil, fmt.Errorf("new namespaces: %w", err)
+	}
+	// Identified before anyone waits for it: until then even a process that has ended keeps its pid.
+	h.Init, err = identify(cmd.Process.Pid)
+	h.Engine, h.Daemon, h.Cut = process{}, process{}, false
+	l.reap(cmd)
+	if err != nil {
+		ready.Close()
+		return nil, err
+	}
+	return ready, nil
 }
 
 // furnish lays out the host's disk: on the first boot all of it, later only what is missing.
@@ -377,6 +401,7 @@ func (l *Lab) spawn(ctx context.Context, h hostRecord, log string, argv []string
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = l.environment()
+	cmd.SysProcAttr = groupAttr()
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()

@@ -183,11 +183,13 @@ func reserve(ctx context.Context, opts Options, say teller) (*Lab, error) {
 		return nil, fmt.Errorf("lab %s: %w", opts.Name, err)
 	}
 
-	r := &record{Name: opts.Name, Created: time.Now(), BootID: bootID(), Subnet: subnet, Options: opts}
+	self, err := identify(os.Getpid())
+	if err != nil {
+		return nil, fmt.Errorf("lab %s: %w", opts.Name, err)
+	}
+	r := &record{Name: opts.Name, Created: time.Now(), BootID: bootID(), Subnet: subnet, Options: opts, Builder: self}
 	if opts.Ephemeral {
-		if r.Owner, err = identify(os.Getpid()); err != nil {
-			return nil, fmt.Errorf("lab %s: %w", opts.Name, err)
-		}
+		r.Owner = self
 	}
 	for n := 1; n <= opts.Nodes; n++ {
 		r.Hosts = append(r.Hosts, hostRecord{Name: hostName(n), Addr: hostAddr(subnet, n), Manager: n <= opts.Managers})
@@ -260,9 +262,11 @@ func (l *Lab) build(ctx context.Context, say teller) error {
 		return err
 	}
 	if l.opts.Cluster {
-		return l.form(ctx, hosts, say)
+		if err := l.form(ctx, hosts, say); err != nil {
+			return err
+		}
 	}
-	return nil
+	return l.update(ctx, func(r *record) error { r.Builder = process{}; return nil })
 }
 
 // wipe removes everything that belongs to the lab in dir, and dir last, so that a failure can be tried again.

@@ -1,11 +1,14 @@
 package lab_test
 
 import (
+	"bufio"
 	"bytes"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,11 +17,11 @@ import (
 	"github.com/miniswarm/miniswarm/lab"
 )
 
-// echo builds the test's only program; it is what containers run and what asks whether one host reaches another.
-func echo(t *testing.T) string {
+// program builds one of the programs below testdata.
+func program(t *testing.T, name string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "echo")
-	build := exec.Command("go", "build", "-o", path, "./testdata/echo")
+	path := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", "build", "-o", path, "./testdata/"+name)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
@@ -26,10 +29,10 @@ func echo(t *testing.T) string {
 	return path
 }
 
-// image puts the program into a scratch image on vm1 and has every host pull it.
-func image(t *testing.T, l *lab.Lab, program string) string {
+// image puts echo into a scratch image on vm1 and has every host pull it.
+func image(t *testing.T, l *lab.Lab, echo string) string {
 	t.Helper()
-	dir := filepath.Dir(program)
+	dir := filepath.Dir(echo)
 	dockerfile := "FROM scratch\nCOPY echo /echo\nENTRYPOINT [\"/echo\"]\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
 		t.Fatal(err)
@@ -54,13 +57,12 @@ func output(t *testing.T, l *lab.Lab, host string, argv ...string) string {
 }
 
 func TestHosts(t *testing.T) {
-	before := machine(t)
 	l := lab.ForTest(t, lab.Options{Nodes: 2, NoDaemon: true})
 	ctx := t.Context()
-	program := echo(t)
-	ref := image(t, l, program)
+	echo := program(t, "echo")
+	ref := image(t, l, echo)
 	reaches := func(from, to string) bool {
-		_, err := l.Output(ctx, from, program, "dial", to+":9000")
+		_, err := l.Output(ctx, from, echo, "dial", to+":9000")
 		return err == nil
 	}
 	hosts, err := l.Hosts()
@@ -104,10 +106,10 @@ func TestHosts(t *testing.T) {
 					t.Errorf("%s does not reach %s", h.Name, peer.Name)
 				}
 			}
-			if out, err := exec.Command(program, "dial", h.Addr.String()+":9000").CombinedOutput(); err != nil {
+			if out, err := exec.Command(echo, "dial", h.Addr.String()+":9000").CombinedOutput(); err != nil {
 				t.Errorf("the machine does not reach %s: %s", h.Name, out)
 			}
-			if _, err := l.Output(ctx, h.Name, program, "dial", ln.Addr().String()); err != nil {
+			if _, err := l.Output(ctx, h.Name, echo, "dial", ln.Addr().String()); err != nil {
 				t.Errorf("%s does not reach the machine: %v", h.Name, err)
 			}
 		}
@@ -146,8 +148,12 @@ func TestHosts(t *testing.T) {
 	})
 
 	t.Run("power failure and boot", func(t *testing.T) {
+		held := hold(t, l, "vm1", echo, "vm2:9000")
 		if err := l.Fail(ctx, "vm2"); err != nil {
 			t.Fatal(err)
+		}
+		if got := held(); got != "silent" {
+			t.Errorf("a peer of the failed host was told: %s", got)
 		}
 		h, _ := l.Host("vm2")
 		if h.On || h.Engine || h.PID != 0 {
@@ -203,12 +209,28 @@ func TestHosts(t *testing.T) {
 	if err := l.Down(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(l.Dir()); err == nil {
-		t.Errorf("%s is still there", l.Dir())
-	}
-	before.compare(t, l)
+	nothingLeft(t, l)
 	if err := l.Down(ctx); err != nil {
 		t.Errorf("second down: %v", err)
+	}
+}
+
+// hold opens a connection from a host and returns, once it stands, what waits for its fate.
+func hold(t *testing.T, l *lab.Lab, from, echo, addr string) (fate func() string) {
+	t.Helper()
+	r, w := io.Pipe()
+	go func() {
+		w.CloseWithError(l.Exec(t.Context(), from, []string{echo, "hold", addr}, lab.Stdio{Out: w}))
+	}()
+	lines := bufio.NewScanner(r)
+	if !lines.Scan() || lines.Text() != "connected" {
+		t.Fatalf("%s to %s: %q %v", from, addr, lines.Text(), lines.Err())
+	}
+	return func() string {
+		if !lines.Scan() {
+			t.Fatalf("%s to %s: %v", from, addr, lines.Err())
+		}
+		return lines.Text()
 	}
 }
 
@@ -223,41 +245,35 @@ func eventually(t *testing.T, ok func() bool) {
 	}
 }
 
-// kernel is what a lab could leave behind on the machine.
-type kernel struct{ spaces, links, mounts, groups string }
-
-func machine(t *testing.T) kernel {
+// nothingLeft looks for whatever of a lab could be left on the machine. It looks only for what carries the lab's
+// name: others may run labs at the same time.
+func nothingLeft(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	if os.Getenv(lab.TestVariable) != "1" {
-		return kernel{}
-	}
-	return kernel{
-		spaces: tool(t, "ip", "netns", "list"),
-		links:  tool(t, "ip", "-o", "link", "show", "type", "veth"),
-		mounts: tool(t, "cut", "-d ", "-f5", "/proc/self/mountinfo"),
-		groups: tool(t, "find", "/sys/fs/cgroup", "-path", "*miniswarm-lab*", "-type", "d"),
-	}
-}
-
-// compare looks only for what carries the lab's name: others may run labs at the same time.
-func (k kernel) compare(t *testing.T, l *lab.Lab) {
-	t.Helper()
-	after := machine(t)
-	for what, now := range map[string]string{"network namespaces": after.spaces, "mounts": after.mounts} {
-		if strings.Contains(now, l.Name()) {
+	for what, now := range map[string]string{
+		"directories":        tool(t, "ls", filepath.Dir(l.Dir())),
+		"network namespaces": tool(t, "ip", "netns", "list"),
+		"mounts":             tool(t, "cat", "/proc/self/mountinfo"),
+	} {
+		if regexp.MustCompile(`\b` + regexp.QuoteMeta(l.Name()) + `\b`).MatchString(now) {
 			t.Errorf("%s left:\n%s", what, now)
 		}
 	}
-	for _, dir := range []string{"/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline"} {
-		files, _ := filepath.Glob(dir)
+	if routes := tool(t, "ip", "-4", "route", "show", l.Subnet().String()); routes != "" {
+		t.Errorf("routes left: %s", routes)
+	}
+	for _, pattern := range []string{"/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline", "/proc/[0-9]*/mountinfo"} {
+		files, _ := filepath.Glob(pattern)
 		for _, f := range files {
-			if data, err := os.ReadFile(f); err == nil && bytes.Contains(data, []byte(l.Dir())) {
-				t.Errorf("process left: %s %s", f, data)
+			if data, err := os.ReadFile(f); err == nil && bytes.Contains(data, []byte(l.Dir()+"/")) {
+				t.Errorf("process left: %s", f)
 			}
 		}
 	}
-	if subnet := tool(t, "ip", "-4", "route", "show", l.Subnet().String()); subnet != "" {
-		t.Errorf("route left: %s", subnet)
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/miniswarm-lab/*")
+	for _, g := range groups {
+		if filepath.Base(g) == lab.ID(l) {
+			t.Errorf("control group left: %s", g)
+		}
 	}
 }
 

@@ -97,6 +97,14 @@ func (f fabric) unfilter(ctx context.Context) error {
 	return nil
 }
 
+// check reports whether the switch is there. It goes when the machine is switched off, and only then.
+func (f fabric) check() error {
+	if _, err := os.Stat(filepath.Join("/run/netns", f.space)); err != nil {
+		return errors.New("the lab's network went down with the machine; `miniswarm lab down` and `miniswarm lab up` build it anew")
+	}
+	return nil
+}
+
 // plug connects a host, whose first process is init, with the switch and configures its end of the cable.
 func (f fabric) plug(ctx context.Context, h hostRecord, init process) error {
 	add := fmt.Sprintf(`link add %s type veth peer name eth0 address %s netns %d

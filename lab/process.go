@@ -164,6 +164,7 @@ func run(ctx context.Context, input string, name string, args ...string) (string
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = baseEnv()
+	cmd.SysProcAttr = groupAttr() // Ctrl-C ends the operation through ctx, not its tools behind its back
 	cmd.Stdin = strings.NewReader(input)
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint

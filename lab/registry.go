@@ -48,8 +48,8 @@ http:
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start registry: %w", err)
 	}
-	l.reap(cmd)
 	p, err := identify(cmd.Process.Pid)
+	l.reap(cmd)
 	if err != nil {
 		return fmt.Errorf("start registry: %w", err)
 	}

@@ -42,7 +42,9 @@ type record struct {
 	BootID string
 	Subnet netip.Prefix
 	// Owner is the process an ephemeral lab belongs to; zero for a lab that stays.
-	Owner    process
+	Owner process
+	// Builder is the process whose Up has not returned yet.
+	Builder  process
 	Options  Options
 	Registry process
 	Hosts    []hostRecord
@@ -73,9 +75,9 @@ func (r *record) host(name string) (*hostRecord, error) {
 	return nil, fmt.Errorf("lab %s has no host %q (it has %s)", r.Name, name, strings.Join(known, ", "))
 }
 
-// up reports whether anything of the lab still runs.
+// up reports whether anything of the lab runs or is about to.
 func (r *record) up() bool {
-	if r.Registry.alive() {
+	if r.Registry.alive() || r.Builder.alive() {
 		return true
 	}
 	for _, h := range r.Hosts {
@@ -101,7 +103,7 @@ func readRecord(dir string) (*record, error) {
 			filepath.Base(dir), filepath.Join(dir, recordFile), err, filepath.Base(dir))
 	}
 	if r.BootID != bootID() {
-		r.Owner, r.Registry = staleProcess(r.Owner), process{}
+		r.Owner, r.Builder, r.Registry = staleProcess(r.Owner), process{}, process{}
 		for i := range r.Hosts {
 			h := &r.Hosts[i]
 			h.Init, h.Engine, h.Daemon, h.Cut = process{}, process{}, process{}, false

@@ -1,8 +1,10 @@
-// Command echo is the content of the test's containers: `echo listen ADDR` greets whoever connects until it is told
-// to end, `echo dial ADDR` waits at most a second for that greeting.
+// Command echo is the content of the test's containers: `echo listen ADDR` greets whoever connects and then listens
+// until they leave; `echo dial ADDR` waits at most a second for that greeting; `echo hold ADDR` then stays connected
+// and, two seconds later, says how the connection is: "silent", or in which way it ended.
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,16 +22,31 @@ func main() {
 }
 
 func run(verb, addr string) error {
-	if verb == "dial" {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
-		_, err = io.CopyN(io.Discard, c, 1)
+	if verb == "listen" {
+		return listen(addr)
+	}
+	c, err := net.DialTimeout("tcp", addr, time.Second)
+	if err != nil {
 		return err
 	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	greeting := make([]byte, 1)
+	if _, err := io.ReadFull(c, greeting); err != nil || verb == "dial" {
+		return err
+	}
+	fmt.Println("connected")
+	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+	_, err = c.Read(greeting)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		fmt.Println("silent")
+	} else {
+		fmt.Println(err)
+	}
+	return nil
+}
+
+func listen(addr string) error {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
@@ -45,7 +62,10 @@ func run(verb, addr string) error {
 		if err != nil {
 			return nil // closed: the end was asked for
 		}
-		_, _ = c.Write([]byte("!"))
-		c.Close()
+		go func() {
+			defer c.Close()
+			_, _ = c.Write([]byte("!"))
+			_, _ = io.Copy(io.Discard, c)
+		}()
 	}
 }
