@@ -42,8 +42,10 @@ func ParseCredentials(rootPEM, certPEM, keyPEM []byte) (*Credentials, error) {
 	if !key.PublicKey.Equal(leaf.PublicKey) {
 		return nil, fmt.Errorf("node key: it does not belong to the certificate of node %s", id.NodeID)
 	}
-	// Whether the certificate is valid now is another question than whether it is of this cluster.
-	if _, err := verifyChain(chain, root, leaf.NotAfter, x509.ExtKeyUsageClientAuth); err != nil {
+	// Whether it is valid now is another question than whether it is of this cluster. A complaint about the root's own
+	// validity comes after its signature was found good.
+	_, err = verifyChain(chain, root, leaf.NotAfter, x509.ExtKeyUsageClientAuth)
+	if _, ok := errors.AsType[*ClockError](err); err != nil && !ok {
 		return nil, fmt.Errorf("node certificate: the root CA certificate next to it did not sign it: %w", err)
 	}
 	c := &Credentials{Identity: id, Root: root, leaf: leaf, certPEM: certPEM, keyPEM: keyPEM}

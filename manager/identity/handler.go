@@ -75,7 +75,11 @@ func (h *handler) root(w http.ResponseWriter) {
 func (h *handler) issue(w http.ResponseWriter, r *http.Request) {
 	var req IssueRequest
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes)).Decode(&req); err != nil {
-		writeError(w, badRequest("certificate request: %s", err))
+		refusal := &StatusError{http.StatusBadRequest, "certificate request: " + err.Error()}
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			refusal.Status = http.StatusRequestEntityTooLarge
+		}
+		writeError(w, refusal)
 		return
 	}
 	peer, addr, err := h.onBehalfOf(r, &req)
