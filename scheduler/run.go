@@ -1,0 +1,278 @@
+package scheduler
+
+import (
+	"cmp"
+	"slices"
+)
+
+// candidate is a node that passes all filters, with what ranks it, as it changes while the group is placed.
+type candidate struct {
+	node *node
+	// failures counts only from failureLimit on, service are the active tasks of this service, total all active tasks.
+	failures, service, total int32
+	// room is how many further tasks the node takes; first is the filter that fails then.
+	room  int32
+	first Filter
+	// placed is how many tasks of the group the node got.
+	placed int32
+}
+
+// compare ranks two nodes; 0 means that Swarm would not care.
+func (c *candidate) compare(o *candidate) int {
+	if c.failures != o.failures {
+		return cmp.Compare(c.failures, o.failures)
+	}
+	if c.service != o.service {
+		return cmp.Compare(c.service, o.service)
+	}
+	return cmp.Compare(c.total, o.total)
+}
+
+// compareFully ranks two nodes and lets the id decide between equals.
+func (c *candidate) compareFully(o *candidate) int {
+	return cmp.Or(c.compare(o), cmp.Compare(c.node.id, o.node.id))
+}
+
+// run is the placement of one group on one leaf. It finds candidates from the best on, only as far as they are needed.
+type run struct {
+	p    *placement
+	leaf *leaf
+	// cands are the candidates in the order of the present visit; those up to seen are in use, the rest were used in
+	// an earlier visit and wait, best first, to be met again.
+	cands []candidate
+	again []candidate
+	// spent were used in an earlier visit and are full.
+	spent []candidate
+
+	// The sources of nodes not looked at yet, in this order: nodes without tasks of this service, nodes with some,
+	// nodes that failed too often. A node's place among them does not change while the group is placed.
+	walk    cursor
+	stage   int
+	own     ranking
+	failing ranking
+	// ahead is a candidate that was found but not used yet.
+	ahead    candidate
+	hasAhead bool
+	// ring holds the candidates that still take tasks in round robin.
+	ring []int32
+	// visits counts how often tasks were given to the leaf.
+	visits int
+}
+
+// ranking is a heap of candidates, best first, whose rooms have not been computed yet.
+type ranking []candidate
+
+func (h ranking) init() {
+	for i := len(h)/2 - 1; i >= 0; i-- {
+		h.down(i)
+	}
+}
+
+func (h ranking) down(i int) {
+	for {
+		best, l, r := i, 2*i+1, 2*i+2
+		if l < len(h) && h[l].compareFully(&h[best]) < 0 {
+			best = l
+		}
+		if r < len(h) && h[r].compareFully(&h[best]) < 0 {
+			best = r
+		}
+		if best == i {
+			return
+		}
+		h[i], h[best] = h[best], h[i]
+		i = best
+	}
+}
+
+func (h *ranking) pop() candidate {
+	old := *h
+	top := old[0]
+	old[0] = old[len(old)-1]
+	*h = old[:len(old)-1]
+	h.down(0)
+	return top
+}
+
+// The stages of a run's search.
+const (
+	stageFree = iota
+	stageOwn
+	stageFailing
+	stageEnd
+)
+
+// fresh finds the next candidate that has not been found before. It looks at up to limit nodes.
+func (r *run) fresh(limit int) (candidate, bool) {
+	for ; limit > 0; limit-- {
+		var c candidate
+		switch r.stage {
+		case stageFree:
+			nd := r.walk.next()
+			if nd == nil {
+				r.stage = stageOwn
+				r.own.init()
+				continue
+			}
+			if r.p.bad[nd.slot] > 0 || r.p.service.count(nd.slot) != 0 {
+				continue
+			}
+			c = candidate{node: nd, total: nd.active}
+		case stageOwn:
+			if len(r.own) == 0 {
+				r.stage = stageFailing
+				r.failing.init()
+				continue
+			}
+			c = r.own.pop()
+		case stageFailing:
+			if len(r.failing) == 0 {
+				r.stage = stageEnd
+				continue
+			}
+			c = r.failing.pop()
+		default:
+			return candidate{}, false
+		}
+		r.p.examined++
+		if c.room, c.first = r.p.room(c.node, c.service); c.room > 0 {
+			return c, true
+		}
+		r.p.rejected[c.first]++
+	}
+	return candidate{}, false
+}
+
+// peek gives the best node that is not in use in this visit, nil if there is none.
+func (r *run) peek() *candidate {
+	if !r.hasAhead {
+		r.ahead, r.hasAhead = r.fresh(unlimited)
+	}
+	switch {
+	case len(r.again) > 0 && (!r.hasAhead || r.again[0].compareFully(&r.ahead) < 0):
+		return &r.again[0]
+	case r.hasAhead:
+		return &r.ahead
+	}
+	return nil
+}
+
+// more puts the best node that is not in use into use. It reports whether there was one.
+func (r *run) more() bool {
+	c := r.peek()
+	if c == nil {
+		return false
+	}
+	r.cands = append(r.cands, *c)
+	if len(r.again) > 0 && c == &r.again[0] {
+		r.again = r.again[1:]
+	} else {
+		r.hasAhead = false
+	}
+	return true
+}
+
+// revisit ranks anew what was used before. Nodes that are full are left out, and counted.
+func (r *run) revisit() {
+	used := slices.Concat(r.cands, r.again)
+	r.cands, r.again, r.ring = nil, nil, nil
+	for i := range used {
+		if used[i].room > 0 {
+			r.again = append(r.again, used[i])
+			continue
+		}
+		r.p.fails[used[i].first]++
+		r.spent = append(r.spent, used[i])
+	}
+	slices.SortFunc(r.again, func(a, b candidate) int { return a.compareFully(&b) })
+	if r.peek() != nil {
+		r.p.fails = tally{}
+	}
+}
+
+// fill gives the leaf up to want tasks and returns how many it took.
+//
+// The best node gets tasks until the next one is strictly better, then that one, and so on. Once the last node has its
+// turn, the tasks go round robin over all nodes. Only neighbours are compared, so a large group on very uneven nodes
+// does not end level; Swarm does it so, and it never matters when starts are equal.
+func (r *run) fill(want int) int {
+	p := r.p
+	want = min(want, p.left)
+	if r.visits++; r.visits > 1 {
+		r.revisit()
+	}
+	if want <= 0 || !r.more() {
+		return 0
+	}
+	p.passed = true
+	done := 0
+	for i := 0; ; {
+		r.give(i)
+		if done++; done == want {
+			return done
+		}
+		if i+1 == len(r.cands) && !r.more() {
+			break
+		}
+		cur, next := &r.cands[i], &r.cands[i+1]
+		if next.compare(cur) < 0 || cur.room == 0 {
+			i++
+		}
+		p.fails = tally{}
+	}
+	for i := range r.cands {
+		r.ring = append(r.ring, int32(i))
+	}
+	for len(r.ring) > 0 {
+		kept := 0
+		for _, i := range r.ring {
+			c := &r.cands[i]
+			if c.room == 0 {
+				p.fails[c.first]++
+				continue
+			}
+			r.ring[kept] = i
+			kept++
+			p.fails = tally{}
+			r.give(int(i))
+			if done++; done == want {
+				return done
+			}
+		}
+		r.ring = r.ring[:kept]
+	}
+	return done
+}
+
+// best gives the best node of the leaf as things are, nil if none has room.
+func (r *run) best() *candidate {
+	best := r.peek()
+	for i := range r.cands {
+		if c := &r.cands[i]; c.room > 0 && (best == nil || c.compareFully(best) < 0) {
+			best = c
+		}
+	}
+	return best
+}
+
+// each calls f for all candidates that were found.
+func (r *run) each(f func(*candidate)) {
+	for _, cs := range [][]candidate{r.cands, r.again, r.spent} {
+		for i := range cs {
+			f(&cs[i])
+		}
+	}
+	if r.hasAhead {
+		f(&r.ahead)
+	}
+}
+
+// give places one task on a candidate.
+func (r *run) give(i int) {
+	c := &r.cands[i]
+	c.service++
+	c.total++
+	c.room--
+	c.placed++
+	r.p.place(c.node)
+}
