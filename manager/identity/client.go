@@ -67,8 +67,8 @@ func (c *Client) fetchRoot(ctx context.Context, addr string, token Token) (*Root
 		return nil, fmt.Errorf("%w: what it serves at %s is no certificate", ErrNotManager, RootPath)
 	}
 	if !token.matchesRoot(root.pem) {
-		return nil, fmt.Errorf("%w than the join token: its root CA has digest %s, the token is for %s; take the token from a manager of that cluster",
-			ErrOtherCluster, root.Digest(), token.RootDigest())
+		return nil, fmt.Errorf("%w than the join token: its root CA has digest %s, the token is for %s; "+
+			"take the token from a manager of that cluster", ErrOtherCluster, root.Digest(), token.RootDigest())
 	}
 	return root, nil
 }
@@ -76,7 +76,9 @@ func (c *Client) fetchRoot(ctx context.Context, addr string, token Token) (*Root
 // RequestCertificate asks the manager at addr, which must be certified by root, to admit a newcomer with token and to
 // certify the key of csrPEM. The certificate in the answer has been checked. To ask again with the same request is safe: see
 // [NodeIDFor].
-func (c *Client) RequestCertificate(ctx context.Context, addr string, root *Root, token Token, availability swarm.NodeAvailability, csrPEM []byte) (IssueResponse, error) {
+func (c *Client) RequestCertificate(ctx context.Context, addr string, root *Root, token Token,
+	availability swarm.NodeAvailability, csrPEM []byte,
+) (IssueResponse, error) {
 	var server Identity
 	conf := c.anonymousTLS()
 	conf.VerifyConnection = func(cs tls.ConnectionState) (err error) {
@@ -114,7 +116,9 @@ func (c *Client) RenewCertificate(ctx context.Context, addr string, store *Store
 
 // ForwardIssue passes a request that a follower received on to the leader at addr, whose node id may be given. The arguments
 // are those of [Issuer.Issue], store holds the follower's own credentials. Refusals come back as the leader's [*StatusError].
-func (c *Client) ForwardIssue(ctx context.Context, addr, leaderID string, store *Store, req IssueRequest, peer *Identity, from string) (IssueResponse, error) {
+func (c *Client) ForwardIssue(ctx context.Context, addr, leaderID string, store *Store,
+	req IssueRequest, peer *Identity, from string,
+) (IssueResponse, error) {
 	req.Forwarded = &Forwarded{Peer: peer, Addr: from}
 	answer, err := c.post(ctx, addr, ClientTLS(store, Manager, leaderID, "http/1.1"), req)
 	var resp IssueResponse
@@ -132,7 +136,9 @@ func (c *Client) ForwardIssue(ctx context.Context, addr, leaderID string, store 
 
 // issue sends req and checks the certificate that comes back. issuer's cluster must be named in it; it is a pointer because a
 // newcomer learns it only from the handshake.
-func (c *Client) issue(ctx context.Context, addr string, conf *tls.Config, req IssueRequest, root *Root, issuer *Identity) (IssueResponse, error) {
+func (c *Client) issue(ctx context.Context, addr string, conf *tls.Config,
+	req IssueRequest, root *Root, issuer *Identity,
+) (IssueResponse, error) {
 	answer, err := c.post(ctx, addr, conf, req)
 	if err != nil {
 		return IssueResponse{}, err

@@ -56,9 +56,11 @@ func (c *Client) explainDial(err error) error {
 	case errors.As(err, &dns):
 		return fmt.Errorf("%w: host name %q cannot be resolved: %w", ErrUnreachable, dns.Name, err)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w: connection refused: nothing listens there; check the address and port and that the manager is running", ErrUnreachable)
+		return fmt.Errorf("%w: connection refused: nothing listens there; check the address and port and that the manager is running",
+			ErrUnreachable)
 	case isTimeout(err):
-		return fmt.Errorf("%w: no answer within %s; check the address, and that no firewall drops the port", ErrUnreachable, c.cfg.DialTimeout)
+		return fmt.Errorf("%w: no answer within %s; check the address, and that no firewall drops the port",
+			ErrUnreachable, c.cfg.DialTimeout)
 	}
 	return fmt.Errorf("%w: %w", ErrUnreachable, err)
 }
@@ -70,14 +72,15 @@ func (c *Client) explainHandshake(err error) error {
 	case errors.As(err, &plain):
 		return fmt.Errorf("%w: it does not speak TLS; check the port (a manager's is 2377 unless it was changed)", ErrNotManager)
 	case isTimeout(err):
-		return fmt.Errorf("%w: it took the connection but no TLS answer came within %s; it is overloaded, or something else than a manager listens there",
-			ErrUnreachable, c.cfg.DialTimeout)
+		return fmt.Errorf("%w: it took the connection but no TLS answer came within %s; "+
+			"it is overloaded, or something else than a manager listens there", ErrUnreachable, c.cfg.DialTimeout)
 	case isAlert && alert == alertInternalError:
 		return fmt.Errorf("%w: it has no certificate of its own yet: %w", ErrUnreachable, err)
 	case isAlert:
 		return fmt.Errorf("%w: it refuses TLS as we speak it: %w", ErrNotManager, err)
 	case isClosed(err):
-		return fmt.Errorf("%w: it closed the connection during the TLS handshake; it is just starting, or something else than a manager listens there", ErrUnreachable)
+		return fmt.Errorf("%w: it closed the connection during the TLS handshake; "+
+			"it is just starting, or something else than a manager listens there", ErrUnreachable)
 	}
 	return err // the verdict of our own verification
 }

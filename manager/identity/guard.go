@@ -2,6 +2,7 @@ package identity
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -9,7 +10,8 @@ import (
 	"strings"
 )
 
-// Guard decides who may call a handler, by certificate.
+// Guard decides who may call a handler, by certificate. A connection keeps the role of the certificate it was made with: who
+// demotes a node must also close its connections.
 type Guard struct {
 	store   *Store
 	removed func(nodeID string) bool
@@ -30,7 +32,7 @@ type GuardConfig struct {
 // NewGuard returns a guard.
 func NewGuard(cfg GuardConfig) (*Guard, error) {
 	if cfg.Store == nil {
-		return nil, fmt.Errorf("guard: no credential store given")
+		return nil, errors.New("guard: no credential store given")
 	}
 	if cfg.Removed == nil {
 		cfg.Removed = func(string) bool { return false }
@@ -66,6 +68,9 @@ func (g *Guard) identify(r *http.Request) (Identity, error) {
 		return Identity{}, &StatusError{http.StatusServiceUnavailable, ErrNotJoined.Error()}
 	}
 	id, err := FromTLS(r.TLS)
+	if errors.Is(err, errNoCertificate) {
+		return Identity{}, forbidden("a node's certificate is required")
+	}
 	if err != nil {
 		return Identity{}, forbidden("%s", err)
 	}

@@ -36,7 +36,7 @@ type handler struct {
 }
 
 // NewHandler returns the handler for [RootPath] and [IssuePath], to be served through [ServerTLS] by managers. It needs no
-// client certificate; it checks one that is given.
+// client certificate; it checks one that is given. The http.Server around it sets the time limits.
 func NewHandler(cfg HandlerConfig) (http.Handler, error) {
 	if cfg.Issuer == nil || cfg.Guard == nil {
 		return nil, errors.New("certificate handler: issuer and guard must be given")
@@ -121,7 +121,8 @@ func (h *handler) onBehalfOf(r *http.Request, req *IssueRequest) (*Identity, str
 	case forwarded.Peer == nil:
 		return nil, "", ErrInvalidToken
 	case forwarded.Peer.ClusterID != id.ClusterID:
-		return nil, "", forbidden("node %s belongs to cluster %s, this is cluster %s", forwarded.Peer.NodeID, forwarded.Peer.ClusterID, id.ClusterID)
+		return nil, "", forbidden("node %s belongs to cluster %s, this is cluster %s",
+			forwarded.Peer.NodeID, forwarded.Peer.ClusterID, id.ClusterID)
 	case h.Guard.removed(forwarded.Peer.NodeID):
 		return nil, "", ErrRemoved
 	}

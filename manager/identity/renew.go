@@ -25,12 +25,12 @@ const (
 // RenewerConfig configures a Renewer.
 type RenewerConfig struct {
 	Store *Store
-	// Request has the key of a signing request certified for this node, by [Client.RenewCertificate] at any manager or, on the leader,
-	// directly. ctx limits it to a minute.
+	// Request has the key of a signing request certified for this node: by [Client.RenewCertificate] at any manager or,
+	// on the leader, directly. ctx limits it to a minute.
 	Request func(ctx context.Context, csrPEM []byte) (IssueResponse, error)
-	// Renewed is called after new credentials were saved, from within Run; nil is allowed. A role that differs from old's
-	// means that the node was promoted or demoted.
-	Renewed func(old, new Identity)
+	// Renewed is called after new credentials were saved, from within Run; nil is allowed. Roles that differ mean that the
+	// node was promoted or demoted.
+	Renewed func(before, after Identity)
 	Now     func() time.Time // nil: time.Now
 	// Random returns a number in [0, 1) that spreads the nodes' renewals over time; nil: math/rand/v2.
 	Random func() float64

@@ -101,7 +101,8 @@ func (s *Store) verifyServer(cs tls.ConnectionState, role Role, nodeID string) (
 	case id.Role != role:
 		return Identity{}, fmt.Errorf("the peer is node %s, a %s, where a %s is wanted", id.NodeID, id.Role, role)
 	case nodeID != "" && id.NodeID != nodeID:
-		return Identity{}, fmt.Errorf("the peer is node %s where node %s is wanted: its address may have been given to another node", id.NodeID, nodeID)
+		return Identity{}, fmt.Errorf("the peer is node %s where node %s is wanted: its address may have been given to another node",
+			id.NodeID, nodeID)
 	}
 	return id, nil
 }

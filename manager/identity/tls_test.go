@@ -57,7 +57,7 @@ func TestRequireRole(t *testing.T) {
 		{"manager on all nodes' path", "/any", ClientTLS(manager, Manager, ""), 200, "manager " + manager.Current().Identity.NodeID},
 		{"worker on managers' path", "/managers", ClientTLS(worker, Manager, ""), 403, "is a worker, and this is for managers only"},
 		{"manager on managers' path", "/managers", ClientTLS(manager, Manager, ""), 200, "manager"},
-		{"nobody on all nodes' path", "/any", &tls.Config{InsecureSkipVerify: true}, 403, "the peer presented no certificate"},
+		{"nobody on all nodes' path", "/any", &tls.Config{InsecureSkipVerify: true}, 403, "a node's certificate is required"},
 		{"removed node", "/any", ClientTLS(gone, Manager, ""), 403, ErrRemoved.Error()},
 		{"cousin", "/any", cousinConf, 403, "belongs to cluster othercluster, this is cluster " + testClusterID},
 		{"nobody at the CA", RootPath, &tls.Config{InsecureSkipVerify: true}, 200, "BEGIN CERTIFICATE"},

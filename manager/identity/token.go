@@ -73,10 +73,12 @@ func ParseToken(s string) (Token, error) {
 	}
 	parts := strings.Split(s, "-")
 	if parts[0] != tokenPrefix {
-		return Token{}, fmt.Errorf("%w: it does not begin with %s-; paste it as \"join-token\" prints it", ErrMalformedToken, tokenPrefix)
+		return Token{}, fmt.Errorf("%w: it does not begin with %s-; paste it as \"join-token\" prints it",
+			ErrMalformedToken, tokenPrefix)
 	}
 	if len(parts) > 1 && parts[1] != tokenVersion {
-		return Token{}, fmt.Errorf("%w: its version (second part) is %.10q, and only version %s is known", ErrMalformedToken, parts[1], tokenVersion)
+		return Token{}, fmt.Errorf("%w: its version (second part) is %.10q, and only version %s is known",
+			ErrMalformedToken, parts[1], tokenVersion)
 	}
 	switch {
 	case len(parts) == 1:
@@ -104,7 +106,8 @@ func ParseToken(s string) (Token, error) {
 func checkPart(name, text string, chars int) error {
 	for i, c := range text {
 		if (c < '0' || c > '9') && (c < 'a' || c > 'z') {
-			return fmt.Errorf("%w: its %s has %q as character %d, where only 0-9 and a-z may be", ErrMalformedToken, name, c, i+1)
+			return fmt.Errorf("%w: its %s has %q as character %d, where only 0-9 and a-z may be",
+				ErrMalformedToken, name, c, i+1)
 		}
 	}
 	switch {
