@@ -1,4 +1,9 @@
 package lab
 
-// ID gives the tests the name under which a lab's control groups go.
-func ID(l *Lab) string { return labID(l.dir) }
+import "net/netip"
+
+// Leftovers names what the lab in dir has on the machine: network namespace, link, control group.
+func Leftovers(dir string) (space, uplink, groups string) {
+	f := newFabric(dir, netip.Prefix{})
+	return f.space, f.uplink, labGroup(dir)
+}

@@ -48,7 +48,7 @@ func ForTest(t TB, opts Options) *Lab {
 	}
 	t.Logf("lab %s: %d hosts up after %.1f s", l.name, l.opts.Nodes, time.Since(start).Seconds())
 	t.Cleanup(func() {
-		if t.Failed() {
+		if _, err := os.Stat(l.dir); err == nil && t.Failed() {
 			t.Logf("%s", l.Logs(40))
 		}
 		// The test's own context has ended by now.

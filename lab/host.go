@@ -288,6 +288,7 @@ func (l *Lab) firstProcess(h *hostRecord) (*os.File, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{signal}
 	cmd.SysProcAttr = hostAttr()
+	keepDescriptors()
 	if err := cmd.Start(); err != nil {
 		ready.Close()
 		return nil, fmt.Errorf("new namespaces: %w", err)
@@ -329,8 +330,9 @@ func (l *Lab) furnish(h hostRecord) error {
 	for name, content := range map[string]string{
 		"hosts":    hosts.String(),
 		"hostname": h.Name + "\n",
-		// Where no name server listens the question is refused at once; a silent one would cost ten seconds.
-		"resolv.conf": fmt.Sprintf("nameserver %s\noptions timeout:1 attempts:1\n", l.fabric().machine()),
+		// No name server is there, and no firewall either, so a question is refused at once; silence would cost
+		// whoever asks for an unknown name ten seconds.
+		"resolv.conf": fmt.Sprintf("nameserver %s\noptions timeout:1 attempts:1\n", l.fabric().switchIP()),
 		"machine-id":  hex.EncodeToString(id) + "\n",
 	} {
 		path := filepath.Join(upper, name)
@@ -402,6 +404,7 @@ func (l *Lab) spawn(ctx context.Context, h hostRecord, log string, argv []string
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = l.environment()
 	cmd.SysProcAttr = groupAttr()
+	keepDescriptors()
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()

@@ -194,11 +194,16 @@ func reserve(ctx context.Context, opts Options, say teller) (*Lab, error) {
 	for n := 1; n <= opts.Nodes; n++ {
 		r.Hosts = append(r.Hosts, hostRecord{Name: hostName(n), Addr: hostAddr(subnet, n), Manager: n <= opts.Managers})
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	// The directory appears in one step, complete: a lab without lab.json would be nobody's to sweep.
+	staging := filepath.Join(opts.StateDir, ".new")
+	if err := errors.Join(
+		os.RemoveAll(staging),
+		os.Mkdir(staging, 0o755),
+		os.WriteFile(filepath.Join(staging, bootFile), bootScript, 0o755),
+		writeRecord(staging, r),
+		os.Rename(staging, dir),
+	); err != nil {
 		return nil, fmt.Errorf("lab %s: %w", opts.Name, err)
-	}
-	if err := errors.Join(writeRecord(dir, r), os.WriteFile(filepath.Join(dir, bootFile), bootScript, 0o755)); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return opened(dir, r), nil
 }
@@ -213,6 +218,12 @@ func sweep(ctx context.Context, root string, say teller) ([]netip.Prefix, error)
 		}
 		for _, e := range entries {
 			dir := filepath.Join(root, e.Name())
+			if e.IsDir() && strings.HasPrefix(e.Name(), ".") {
+				if err := os.RemoveAll(dir); err != nil { // one that was being made, or being deleted
+					return nil, fmt.Errorf("remains of a lab: %w", err)
+				}
+				continue
+			}
 			r, err := readRecord(dir)
 			if err != nil {
 				continue // not a lab, or one whose record is beyond reading: `lab down` is for that
@@ -292,7 +303,9 @@ func wipe(ctx context.Context, dir string) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("lab %s is not gone: %w", filepath.Base(dir), err)
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	// Gone in one step, too. Deleting images and layers takes longer, and a later sweep finishes it if need be.
+	rest := filepath.Join(filepath.Dir(dir), ".gone-"+filepath.Base(dir))
+	if err := errors.Join(os.RemoveAll(rest), os.Rename(dir, rest), os.RemoveAll(rest)); err != nil {
 		return fmt.Errorf("lab %s is not gone: %w", filepath.Base(dir), err)
 	}
 	return nil

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -209,7 +208,7 @@ func TestHosts(t *testing.T) {
 	if err := l.Down(ctx); err != nil {
 		t.Fatal(err)
 	}
-	nothingLeft(t, l)
+	nothingLeft(t, l.Dir())
 	if err := l.Down(ctx); err != nil {
 		t.Errorf("second down: %v", err)
 	}
@@ -245,34 +244,34 @@ func eventually(t *testing.T, ok func() bool) {
 	}
 }
 
-// nothingLeft looks for whatever of a lab could be left on the machine. It looks only for what carries the lab's
-// name: others may run labs at the same time.
-func nothingLeft(t *testing.T, l *lab.Lab) {
+// nothingLeft looks for whatever of the lab in dir could be left on the machine. It looks only for what carries the
+// lab's name: others may run labs at the same time.
+func nothingLeft(t *testing.T, dir string) {
 	t.Helper()
+	if _, err := os.Stat(dir); err == nil {
+		t.Errorf("%s is left", dir)
+	}
+	space, uplink, groups := lab.Leftovers(dir)
 	for what, now := range map[string]string{
-		"directories":        tool(t, "ls", filepath.Dir(l.Dir())),
-		"network namespaces": tool(t, "ip", "netns", "list"),
-		"mounts":             tool(t, "cat", "/proc/self/mountinfo"),
+		"network namespace": tool(t, "ip", "netns", "list"),
+		"mount":             tool(t, "cat", "/proc/self/mountinfo"),
+		"link":              tool(t, "ip", "-o", "link"),
 	} {
-		if regexp.MustCompile(`\b` + regexp.QuoteMeta(l.Name()) + `\b`).MatchString(now) {
+		if strings.Contains(now, space) || strings.Contains(now, uplink) || strings.Contains(now, dir+"/") {
 			t.Errorf("%s left:\n%s", what, now)
 		}
-	}
-	if routes := tool(t, "ip", "-4", "route", "show", l.Subnet().String()); routes != "" {
-		t.Errorf("routes left: %s", routes)
 	}
 	for _, pattern := range []string{"/proc/[0-9]*/environ", "/proc/[0-9]*/cmdline", "/proc/[0-9]*/mountinfo"} {
 		files, _ := filepath.Glob(pattern)
 		for _, f := range files {
-			if data, err := os.ReadFile(f); err == nil && bytes.Contains(data, []byte(l.Dir()+"/")) {
+			if data, err := os.ReadFile(f); err == nil && bytes.Contains(data, []byte(dir+"/")) {
 				t.Errorf("process left: %s", f)
 			}
 		}
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/miniswarm-lab/*")
-	for _, g := range groups {
-		if filepath.Base(g) == lab.ID(l) {
-			t.Errorf("control group left: %s", g)
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		if left, _ := filepath.Glob(root + groups); left != nil {
+			t.Errorf("control groups left: %s", left)
 		}
 	}
 }

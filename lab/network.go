@@ -79,18 +79,20 @@ link set br0 up
 	if _, err := run(ctx, script, "ip", "-batch", "-"); err != nil {
 		return fmt.Errorf("uplink of the machine: %w", err)
 	}
-	return f.unfilter(ctx)
+	return f.tune(ctx)
 }
 
-// unfilter keeps iptables away from frames that cross the switch. A new namespace starts with filtering on where
-// br_netfilter is in the kernel; it is loaded first, because loading it later would switch filtering on again.
-func (f fabric) unfilter(ctx context.Context) error {
+// tune sets what a new namespace gets wrong for a switch. Where br_netfilter is in the kernel, iptables would look
+// into frames that cross it; the module is loaded first, because loading it later would switch that on again. And
+// refusals ("nobody listens here") are to be sent each time, not once a second.
+func (f fabric) tune(ctx context.Context) error {
 	if _, err := os.Stat("/proc/sys/net/bridge"); err != nil {
 		// Without the module there is nothing to switch off, and the engines say so if they miss it.
 		_, _ = run(ctx, "", "modprobe", "-q", "br_netfilter")
 	}
-	_, err := run(ctx, "", "nsenter", "--net=/run/netns/"+f.space, "sh", "-c",
-		`for f in /proc/sys/net/bridge/bridge-nf-call-*; do if [ -e "$f" ]; then echo 0 >"$f"; fi; done`)
+	_, err := run(ctx, "", "nsenter", "--net=/run/netns/"+f.space, "sh", "-c", `
+		for f in /proc/sys/net/bridge/bridge-nf-call-*; do if [ -e "$f" ]; then echo 0 >"$f"; fi; done
+		echo 0 >/proc/sys/net/ipv4/icmp_ratelimit`)
 	if err != nil {
 		return fmt.Errorf("switch: %w", err)
 	}

@@ -45,6 +45,7 @@ http:
 	cmd.Env = l.environment()
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = detachedAttr()
+	keepDescriptors()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start registry: %w", err)
 	}

@@ -23,6 +23,10 @@ func detachedAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: t
 // groupAttr starts a process as the head of a group, so that killGroup reaches its children too.
 func groupAttr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
+// keepDescriptors keeps what this program has inherited, a shell's pipe say, from being inherited by a host, which
+// would hold it open for as long as it lives. What Go opens is closed on exec anyway.
+func keepDescriptors() { _ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) }
+
 func killGroup(pid int) error { return unix.Kill(-pid, unix.SIGKILL) }
 
 // signalProcess sends SIGKILL or SIGTERM to exactly this process: the descriptor pins it before its start time is

@@ -15,6 +15,7 @@ const linux = false
 func hostAttr() *syscall.SysProcAttr     { return nil }
 func detachedAttr() *syscall.SysProcAttr { return nil }
 func groupAttr() *syscall.SysProcAttr    { return nil }
+func keepDescriptors()                   {}
 func killGroup(int) error                { return errors.ErrUnsupported }
 func signalProcess(process, bool) error  { return errors.ErrUnsupported }
 func tryLock(*os.File) (bool, error)     { return false, errors.ErrUnsupported }
