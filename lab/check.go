@@ -46,7 +46,12 @@ func Check() error {
 		return fmt.Errorf("%w: %s not found; run scripts/setup.sh, or on Debian: apt-get install %s",
 			ErrUnsupported, strings.Join(missing, ", "), strings.Join(pkgs, " "))
 	}
-	return nil
+	for _, sign := range []string{"cgroup.controllers", "devices"} { // one hierarchy, or one for each controller
+		if _, err := os.Stat(filepath.Join(cgroupRoot, sign)); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: no control groups are mounted on %s, and engines need them; run scripts/setup.sh", ErrUnsupported, cgroupRoot)
 }
 
 // lookTool finds a program in the lab's own search path, whatever the caller's is.

@@ -31,7 +31,7 @@ func (l *Lab) form(ctx context.Context, hosts []Host, say teller) error {
 		if h.Manager {
 			role = "manager"
 		}
-		out, err := l.miniswarm(ctx, first.Name, "token", role, "-q")
+		out, err := l.miniswarm(ctx, first.Name, "token", "-q", role)
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -16,6 +18,7 @@ const TestVariable = "MINISWARM_LAB"
 type TB interface {
 	Helper()
 	Name() string
+	TempDir() string
 	Cleanup(func())
 	Context() context.Context
 	Failed() bool
@@ -59,6 +62,18 @@ func ForTest(t TB, opts Options) *Lab {
 		}
 	})
 	return l
+}
+
+// Miniswarm builds this module's command for a test and returns its path, for Options.MiniswarmBinary.
+func Miniswarm(t TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "miniswarm")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", path, "github.com/miniswarm/miniswarm/cmd/miniswarm")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build miniswarm: %v\n%s", err, out)
+	}
+	return path
 }
 
 // Logs returns the last lines of every log of the lab, each under its path.

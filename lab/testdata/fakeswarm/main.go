@@ -42,7 +42,7 @@ func run(args []string) error {
 		}
 		return ask(*host, "/init?addr="+*addr)
 	case "token":
-		return ask(*host, "/token?role="+args[0])
+		return ask(*host, "/token?role="+args[len(args)-1])
 	case "join":
 		token := fs.String("token", "", "")
 		if err := fs.Parse(args); err != nil {
