@@ -1,0 +1,123 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/miniswarm/miniswarm/ingress/plan"
+)
+
+// Networks is what the mesh asks of the container engine: networks of its bridge
+// driver, one for each overlay network the node takes part in. Calls come one at
+// a time and may be repeated.
+type Networks interface {
+	// List returns the networks Ensure made, also in a former process.
+	List(ctx context.Context) ([]BridgeNetwork, error)
+	// Ensure makes the network if it is not there. The bridge device must exist
+	// when it returns.
+	Ensure(ctx context.Context, n BridgeNetwork) error
+	// Remove removes the network. One that is not there is no error; one that
+	// still has containers is.
+	Remove(ctx context.Context, n BridgeNetwork) error
+}
+
+// BridgeNetwork is the engine's part of an overlay network on one node.
+type BridgeNetwork struct {
+	// ID and Name are those of the cluster's network.
+	ID, Name string
+	// Bridge is the name of the bridge device.
+	Bridge string
+	// Subnet is the same on all nodes, Gateway is this node's own address.
+	Subnet   netip.Prefix
+	Gateway  netip.Addr
+	MTU      int
+	Internal bool
+}
+
+// gatewayModeSince is the first version of the engine (28) that drops packets
+// arriving for a container's address from outside its bridge, and knows the
+// gateway mode that prevents it.
+const gatewayModeSince = 28
+
+// DriverOptions are the bridge driver's options for the network on an engine of
+// the given version, such as "28.5.2".
+func (n BridgeNetwork) DriverOptions(engineVersion string) map[string]string {
+	options := map[string]string{
+		"com.docker.network.bridge.name": n.Bridge,
+		"com.docker.network.driver.mtu":  strconv.Itoa(n.MTU),
+	}
+	var major int
+	if _, err := fmt.Sscanf(engineVersion, "%d.", &major); err == nil && major >= gatewayModeSince {
+		// Replicas are reached at their own address, through the bridge of their
+		// node. Our own rules let only connections of published ports through.
+		options["com.docker.network.bridge.gateway_mode_ipv4"] = "nat-unprotected"
+	}
+	return options
+}
+
+func bridgeOf(o plan.Overlay) BridgeNetwork {
+	return BridgeNetwork{ID: o.ID, Name: o.Name, Bridge: o.Bridge, Subnet: o.Subnet, Gateway: o.Gateway, MTU: o.MTU, Internal: o.Internal}
+}
+
+// readBridges asks the engine once, until somebody may have changed something.
+func (m *Mesh) readBridges(ctx context.Context) error {
+	if m.bridges != nil {
+		return nil
+	}
+	all, err := m.engine.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list the engine's networks: %w", err)
+	}
+	m.bridges = map[string]BridgeNetwork{}
+	for _, n := range all {
+		m.bridges[n.ID] = n
+	}
+	return nil
+}
+
+// ensureBridges makes the networks that are missing.
+func (m *Mesh) ensureBridges(ctx context.Context, want plan.State) error {
+	if err := m.readBridges(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for _, o := range want.Overlays {
+		n := bridgeOf(o)
+		if m.bridges[n.ID] == n {
+			continue
+		}
+		if err := m.engine.Ensure(ctx, n); err != nil {
+			errs = append(errs, fmt.Errorf("network %s (%s) in the engine: %w", n.Name, n.ID, err))
+			continue
+		}
+		m.bridges[n.ID] = n
+	}
+	return errors.Join(errs...)
+}
+
+// removeBridges removes the networks that are not wanted. One that still has
+// containers stays until the next time.
+func (m *Mesh) removeBridges(ctx context.Context, want plan.State) error {
+	if err := m.readBridges(ctx); err != nil {
+		return err
+	}
+	wanted := map[string]bool{}
+	for _, o := range want.Overlays {
+		wanted[o.ID] = true
+	}
+	var errs []error
+	for id, n := range m.bridges {
+		if wanted[id] {
+			continue
+		}
+		if err := m.engine.Remove(ctx, n); err != nil {
+			errs = append(errs, fmt.Errorf("remove network %s (%s) from the engine: %w", n.Name, id, err))
+			continue
+		}
+		delete(m.bridges, id)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,282 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/miniswarm/miniswarm/ingress/conntrack"
+	"github.com/miniswarm/miniswarm/ingress/nft"
+	"github.com/miniswarm/miniswarm/ingress/overlay"
+	"github.com/miniswarm/miniswarm/ingress/plan"
+	"github.com/miniswarm/miniswarm/ingress/ports"
+)
+
+// ErrTaken is returned by New when another process has the data plane of this
+// network namespace. The node works without: its control plane and containers do
+// not need one.
+var ErrTaken = errors.New("the data plane of this machine is taken by another miniswarm daemon: published ports and overlay networks are its alone")
+
+// lockName is the abstract socket address that stands for the data plane.
+const lockName = "miniswarm-dataplane"
+
+// Config is what a Mesh is made of.
+type Config struct {
+	// Logger is told about repairs and connections dropped; nil means silence.
+	Logger *slog.Logger
+	// StateDir keeps the values of kernel settings from before they were changed.
+	// It must exist. Empty means that Remove restores only what this process changed.
+	StateDir string
+	// Engine makes the networks that containers are attached to.
+	Engine Networks
+}
+
+// Mesh keeps the network of one node as the cluster wants it. See the package
+// comment for who may call what.
+type Mesh struct {
+	log    *slog.Logger
+	engine Networks
+	unlock func() error
+
+	mu       sync.Mutex // guards all below
+	kernel   *overlay.Kernel
+	table    *nft.Table
+	firewall firewall
+	reserved map[plan.PortKey]*ports.Reservation
+	bridges  map[string]BridgeNetwork // the engine's networks, by id; nil if not known
+	input    plan.Input
+	want     plan.State // what the last Apply asked for
+	have     plan.State // what the kernel holds apart from the table
+	known    bool       // whether have is true
+	applied  bool       // whether there was an Apply in this process
+}
+
+// New takes the data plane of the calling thread's network namespace. It changes
+// nothing yet. It returns ErrTaken if another process has it.
+func New(c Config) (*Mesh, error) {
+	if c.Engine == nil {
+		return nil, errors.New("ingress: no engine to make networks with")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	unlock, err := ports.Lock(context.Background(), lockName)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, ErrTaken
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take the data plane: %w", err)
+	}
+	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, reserved: map[plan.PortKey]*ports.Reservation{}}
+	if m.kernel, err = overlay.Open(c.StateDir); err == nil {
+		if m.table, err = nft.Open(); err != nil {
+			m.kernel.Close()
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	return m, nil
+}
+
+// Apply makes the node's network what in says. It takes the complete desired
+// state each time, does nothing for what is so already, and returns when the
+// kernel has the new rules. The error joins everything that could not be done; all
+// else is done, and the next Apply or Verify tries again. An *ports.InUseError in
+// it names a process of the node that holds a published port.
+func (m *Mesh) Apply(ctx context.Context, in plan.Input) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.input = in
+	_, err := m.reconcile(ctx)
+	return err
+}
+
+// Verify reads back what the kernel and the engine hold, and repairs what differs
+// from the last Apply. Repaired says that there was something. Before the first
+// Apply it does nothing.
+func (m *Mesh) Verify(ctx context.Context) (repaired bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.applied {
+		return false, nil
+	}
+	m.known, m.bridges, m.firewall.asserted = false, nil, false
+	repaired, err = m.reconcile(ctx)
+	if repaired {
+		m.log.Warn("data plane differed from what was applied and is repaired")
+	}
+	return repaired, errors.Join(err, m.hairpin())
+}
+
+// reconcile goes the steps of the package comment. It reads back first unless
+// the kernel's content is known.
+func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
+	in := m.input
+	var errs []error
+	in.Ports = m.reserve(in.Ports, &errs)
+	var prev *plan.State
+	if m.applied {
+		prev = &m.want
+	}
+	want, err := plan.Build(in, prev)
+	if err != nil {
+		errs = append(errs, err)
+		if len(want.Sysctls) == 0 {
+			return false, errors.Join(errs...) // nothing could be planned at all
+		}
+	}
+	if err := m.ensureBridges(ctx, want); err != nil {
+		errs = append(errs, err)
+	}
+	verify := !m.known
+	if verify {
+		if m.have, err = m.kernel.Read(ctx, want); err != nil {
+			return false, errors.Join(append(errs, err)...)
+		}
+	}
+	if err := m.firewall.assert(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	d := plan.Compare(m.have, withoutTable(want))
+	kernelErr := m.kernel.Add(ctx, d)
+	var tableErr error
+	tableChanged := false
+	if verify {
+		tableChanged, tableErr = m.table.Verify(ctx, want.Table)
+	} else {
+		tableErr = m.table.Apply(ctx, want.Table)
+	}
+	if tableErr == nil {
+		// Only now nothing leads to what is to be removed.
+		kernelErr = errors.Join(kernelErr, m.kernel.Delete(ctx, d), m.removeBridges(ctx, want))
+	}
+	errs = append(errs, kernelErr, tableErr, m.forget(ctx, want))
+	newBackends := prev == nil || !slices.Equal(prev.Backends, want.Backends)
+	m.want, m.have, m.applied = want, withoutTable(want), true
+	m.known = kernelErr == nil && tableErr == nil
+	if newBackends {
+		errs = append(errs, m.hairpin()) // a local one has a new port on the bridge
+	}
+	return tableChanged || !d.Empty(), errors.Join(errs...)
+}
+
+// withoutTable is the part that package overlay looks after.
+func withoutTable(s plan.State) plan.State {
+	s.Table = plan.Table{}
+	return s
+}
+
+// reserve holds exactly the ports that are published and can be had, and returns
+// those.
+func (m *Mesh) reserve(published []plan.PublishedPort, errs *[]error) []plan.PublishedPort {
+	var free []plan.PublishedPort
+	wanted := map[plan.PortKey]bool{}
+	for _, p := range published {
+		k := plan.PortKey{Protocol: p.Protocol, Port: p.Published}
+		if p.Published == 0 || wanted[k] {
+			free = append(free, p) // plan says what is wrong with it
+			continue
+		}
+		if m.reserved[k] == nil {
+			r, err := ports.Reserve(k)
+			if err != nil {
+				*errs = append(*errs, fmt.Errorf("service %s is not reachable through this node: %w", p.Name, err))
+				continue
+			}
+			m.reserved[k] = r
+		}
+		wanted[k] = true
+		free = append(free, p)
+	}
+	for k, r := range m.reserved {
+		if !wanted[k] {
+			*errs = append(*errs, r.Close())
+			delete(m.reserved, k)
+		}
+	}
+	return free
+}
+
+// forget drops connections whose backend is gone, and UDP flows from before their
+// port was served.
+func (m *Mesh) forget(ctx context.Context, want plan.State) error {
+	var errs []error
+	gone := !m.applied
+	for _, b := range m.want.Backends {
+		if _, ok := slices.BinarySearchFunc(want.Backends, b, netip.Addr.Compare); !ok {
+			gone = true
+		}
+	}
+	if gone {
+		n, err := conntrack.Retain(ctx, want.Backends)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if n > 0 {
+			m.log.Info("dropped connections to backends that are gone", "connections", n)
+		}
+	}
+	served := map[plan.PortKey]bool{}
+	for _, p := range m.want.Table.Ports {
+		served[p.PortKey] = len(p.Backends) > 0
+	}
+	var fresh []uint16
+	for _, p := range want.Table.Ports {
+		if p.Protocol == plan.UDP && len(p.Backends) > 0 && !served[p.PortKey] {
+			fresh = append(fresh, p.Port)
+		}
+	}
+	if len(fresh) > 0 {
+		if _, err := conntrack.ForgetUntranslated(ctx, fresh); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Mesh) hairpin() error {
+	var errs []error
+	for _, o := range m.want.Overlays {
+		if o.Ingress {
+			errs = append(errs, m.kernel.Hairpin(o.Bridge))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Remove takes everything away that any Mesh made in this network namespace. The
+// Mesh can be used again afterwards.
+func (m *Mesh) Remove(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	errs = append(errs, m.table.Remove(ctx), m.kernel.Remove(ctx), m.firewall.remove(ctx), conntrack.ForgetOurs(ctx), m.removeBridges(ctx, plan.State{}))
+	for _, k := range slices.Collect(maps.Keys(m.reserved)) {
+		errs = append(errs, m.reserved[k].Close())
+		delete(m.reserved, k)
+	}
+	m.input, m.want, m.have, m.known, m.applied, m.bridges = plan.Input{}, plan.State{}, plan.State{}, false, false, nil
+	return errors.Join(errs...)
+}
+
+// Close gives the data plane to whoever asks next, and leaves it at work.
+// Published ports stay translated but are no longer reserved. The Mesh must not be
+// used afterwards.
+func (m *Mesh) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	errs := []error{m.table.Close()}
+	m.kernel.Close()
+	for k, r := range m.reserved {
+		errs = append(errs, r.Close())
+		delete(m.reserved, k)
+	}
+	return errors.Join(append(errs, m.unlock())...)
+}

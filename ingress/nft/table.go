@@ -1,0 +1,505 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/miniswarm/miniswarm/ingress/plan"
+)
+
+// Table is the kernel's table of the network namespace it was opened in. It is
+// not safe for concurrent use, and only one Table may write in a namespace at a
+// time.
+type Table struct {
+	conn *nftables.Conn
+
+	// have is what the kernel holds, if known.
+	have  plan.Table
+	known bool
+	// generation is the number of the ruleset's last change by anybody for which
+	// have was seen to be true.
+	generation uint32
+}
+
+// Open connects to the kernel. It changes nothing.
+func Open() (*Table, error) {
+	t := &Table{}
+	if err := t.connect(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// A transaction is one message to the kernel, and is answered by one
+// acknowledgement for each of its parts, all before the first is read. The sizes are limits
+// for the largest of clusters, not allocations.
+const socketBuffer = 64 << 20
+
+func (t *Table) connect() error {
+	if t.conn != nil {
+		t.conn.CloseLasting()
+	}
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(
+		func(c *netlink.Conn) error { return c.SetWriteBuffer(socketBuffer) },
+		func(c *netlink.Conn) error { return c.SetReadBuffer(socketBuffer) },
+	))
+	if err != nil {
+		return fmt.Errorf("open nftables over netlink: %w", err)
+	}
+	t.conn, t.known = conn, false
+	return nil
+}
+
+// Close ends the connection and leaves the table as it is, at work.
+func (t *Table) Close() error { return t.conn.CloseLasting() }
+
+// Apply makes the table say what want says. What the kernel already holds is
+// left alone, also when this is the first call in a process that follows
+// another: connections are not disturbed. It fails as a whole.
+func (t *Table) Apply(ctx context.Context, want plan.Table) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !t.known {
+		_, err := t.Verify(ctx, want)
+		return err
+	}
+	d := plan.CompareTables(t.have, want)
+	if d.Empty() {
+		return nil
+	}
+	return t.commit(d, want)
+}
+
+// Verify reads the table back and repairs what differs from want. Repaired says
+// that there was something, which somebody else must have done unless this is
+// the first call. It is cheap while nobody changes any rule of the machine.
+func (t *Table) Verify(ctx context.Context, want plan.Table) (repaired bool, err error) {
+	before, err := t.currentGeneration()
+	if err != nil {
+		return false, err
+	}
+	if !t.known || t.generation != before {
+		t.known = false
+		have, intact, err := t.read(ctx, want.Ingress)
+		if err != nil {
+			return false, fmt.Errorf("read nftables table %s: %w", TableName, err)
+		}
+		if !intact {
+			return true, t.commit(plan.TableDiff{Rebuild: true}, want)
+		}
+		t.have, t.known = have, true
+		// What happened during the reading is seen next time.
+		t.generation = before
+	}
+	d := plan.CompareTables(t.have, want)
+	if d.Empty() {
+		return false, nil
+	}
+	return true, t.commit(d, want)
+}
+
+// Remove deletes the table. It is no error if there is none.
+func (t *Table) Remove(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t.known = false
+	// Adding first makes deleting something that is not there no error.
+	t.conn.AddTable(table)
+	t.conn.DelTable(table)
+	return t.flush("delete")
+}
+
+// commit sends one transaction and remembers what the kernel then holds.
+func (t *Table) commit(d plan.TableDiff, want plan.Table) error {
+	before, err := t.currentGeneration()
+	if err != nil {
+		return err
+	}
+	if d.Rebuild {
+		err = t.rebuild(want)
+	} else {
+		err = t.change(d)
+	}
+	if err != nil {
+		// What is gathered already must not go out with the next transaction.
+		return errors.Join(fmt.Errorf("nftables table %s: %w", TableName, err), t.connect())
+	}
+	if err := t.flush("change"); err != nil {
+		return err
+	}
+	after, err := t.currentGeneration()
+	if err != nil {
+		return err
+	}
+	t.have, t.known = clone(want), true
+	if after == before+1 && (d.Rebuild || before == t.generation) {
+		t.generation = after // nobody else was there in between
+	}
+	return nil
+}
+
+func clone(t plan.Table) plan.Table {
+	t.Guarded, t.Inside, t.Loops, t.Peers = slices.Clone(t.Guarded), slices.Clone(t.Inside), slices.Clone(t.Loops), slices.Clone(t.Peers)
+	t.Ports = slices.Clone(t.Ports)
+	for i := range t.Ports {
+		t.Ports[i].Backends = slices.Clone(t.Ports[i].Backends)
+	}
+	return t
+}
+
+func (t *Table) flush(verb string) error {
+	if err := t.conn.Flush(); err != nil {
+		// Answers to the rest of the transaction may still be on their way.
+		return errors.Join(fmt.Errorf("%s nftables table %s: %w", verb, TableName, explain(err)), t.connect())
+	}
+	return nil
+}
+
+func explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w (the data plane needs CAP_NET_ADMIN)", err)
+	case errors.Is(err, unix.EMSGSIZE), errors.Is(err, unix.ENOBUFS):
+		return fmt.Errorf("%w (the change is larger than the netlink socket's buffers)", err)
+	}
+	return err
+}
+
+// rebuild makes the table anew. In one transaction with the deletion no packet
+// meets an empty table, and connections keep their translation.
+func (t *Table) rebuild(want plan.Table) error {
+	t.conn.AddTable(table)
+	t.conn.DelTable(table)
+	t.conn.AddTable(table)
+	for _, s := range sharedSets() {
+		if err := t.conn.AddSet(s, nil); err != nil {
+			return fmt.Errorf("nftables set %s: %w", s.Name, err)
+		}
+	}
+	for _, c := range baseChains(want.Ingress) {
+		t.conn.AddChain(c.chain)
+		for _, r := range c.rules {
+			t.addRule(c.chain, r)
+		}
+	}
+	return t.change(plan.CompareTables(plan.Table{Ingress: want.Ingress}, want))
+}
+
+func (t *Table) addRule(c *nftables.Chain, r rule) {
+	t.conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: r.exprs,
+		UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment)})
+}
+
+func (t *Table) change(d plan.TableDiff) error {
+	var b batch
+	collect(&b, setGuarded, d.Guarded, one(guardedElement))
+	collect(&b, setInside, d.Inside, prefixElements)
+	collect(&b, setLoops, d.Loops, one(loopElement))
+	collect(&b, setPeers, d.Peers, one(peerElement))
+	for _, p := range d.Ports {
+		if err := t.changePort(&b, p); err != nil {
+			return fmt.Errorf("port %s: %w", p.PortKey, err)
+		}
+	}
+	return b.send(t.conn)
+}
+
+// changePort gathers the change of one published port. A port without backends
+// has no chain; it is only in the set of those that are refused.
+func (t *Table) changePort(b *batch, p plan.PortChange) error {
+	if p.New {
+		b.add(setPublished, portElement(p.PortKey))
+	}
+	if p.Gone {
+		b.del(setPublished, portElement(p.PortKey))
+	}
+	chain, slots := portChain(p.PortKey), portMap(p.PortKey)
+	if p.Before > 0 && p.After == 0 {
+		b.del(setDispatch, dispatchElement(p.PortKey))
+		b.last = append(b.last, func(c *nftables.Conn) {
+			c.FlushChain(chain)
+			c.DelChain(chain)
+			c.DelSet(slots)
+		})
+		return nil
+	}
+	var add, del []nftables.SetElement
+	for _, s := range p.Set {
+		if s.From.IsValid() {
+			del = append(del, slotElement(s.Index, s.From))
+		}
+		add = append(add, slotElement(s.Index, s.To))
+	}
+	for i, a := range p.Cut {
+		del = append(del, slotElement(p.After+i, a))
+	}
+	if p.Before == 0 && p.After > 0 {
+		t.conn.AddChain(chain)
+		if err := t.conn.AddSet(slots, nil); err != nil {
+			return err
+		}
+		b.add(setDispatch, dispatchElement(p.PortKey))
+	}
+	if err := deleteElements(t.conn, slots, del); err != nil {
+		return err
+	}
+	if err := addElements(t.conn, slots, add); err != nil {
+		return err
+	}
+	if p.Before != p.After {
+		t.conn.FlushChain(chain)
+		t.addRule(chain, portRule(p.PortKey, p.After))
+	}
+	return nil
+}
+
+// batch gathers the elements of the shared sets, which go in few messages.
+type batch struct {
+	names   []string
+	adds    map[string][]nftables.SetElement
+	deletes map[string][]nftables.SetElement
+	last    []func(*nftables.Conn)
+}
+
+func (b *batch) note(set string) {
+	if b.adds == nil {
+		b.adds, b.deletes = map[string][]nftables.SetElement{}, map[string][]nftables.SetElement{}
+	}
+	if !slices.Contains(b.names, set) {
+		b.names = append(b.names, set)
+	}
+}
+
+func (b *batch) add(set string, e ...nftables.SetElement) {
+	b.note(set)
+	b.adds[set] = append(b.adds[set], e...)
+}
+
+func (b *batch) del(set string, e ...nftables.SetElement) {
+	b.note(set)
+	b.deletes[set] = append(b.deletes[set], e...)
+}
+
+func collect[T comparable](b *batch, set string, c plan.Change[T], elements func(T) []nftables.SetElement) {
+	for _, v := range c.Del {
+		b.del(set, elements(v)...)
+	}
+	for _, v := range c.Add {
+		b.add(set, elements(v)...)
+	}
+}
+
+func one[T any](element func(T) nftables.SetElement) func(T) []nftables.SetElement {
+	return func(v T) []nftables.SetElement { return []nftables.SetElement{element(v)} }
+}
+
+// send puts deletions before additions, since a changed element is both, and
+// deletes chains when nothing leads to them any more.
+func (b *batch) send(c *nftables.Conn) error {
+	for _, name := range b.names {
+		if err := deleteElements(c, sharedSet(name), b.deletes[name]); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+		if err := addElements(c, sharedSet(name), b.adds[name]); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	for _, f := range b.last {
+		f(c)
+	}
+	return nil
+}
+
+// elementsPerMessage keeps a list of elements below the 64 KiB an attribute can hold.
+const elementsPerMessage = 500
+
+func addElements(c *nftables.Conn, s *nftables.Set, all []nftables.SetElement) error {
+	for part := range slices.Chunk(all, elementsPerMessage) {
+		if err := c.SetAddElements(s, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func deleteElements(c *nftables.Conn, s *nftables.Set, all []nftables.SetElement) error {
+	for part := range slices.Chunk(all, elementsPerMessage) {
+		if err := c.SetDeleteElements(s, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read fetches what the kernel holds. intact is false when there is no table or
+// its rules are not those we write.
+func (t *Table) read(ctx context.Context, ingress netip.Prefix) (_ plan.Table, intact bool, err error) {
+	have := plan.Table{Ingress: ingress}
+	if _, err := t.conn.ListTableOfFamily(TableName, table.Family); err != nil {
+		tables, listErr := t.conn.ListTablesOfFamily(table.Family)
+		if listErr != nil {
+			return have, false, listErr
+		}
+		if !slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == TableName }) {
+			return have, false, nil
+		}
+	}
+	sets, err := t.conn.GetSets(table)
+	if err != nil {
+		return have, false, err
+	}
+	exists := map[string]bool{}
+	for _, s := range sets {
+		exists[s.Name] = true
+	}
+	for _, s := range sharedSets() {
+		if !exists[s.Name] {
+			return have, false, nil
+		}
+	}
+	for _, c := range baseChains(ingress) {
+		if ok, err := t.sameRules(c.chain, c.rules); err != nil || !ok {
+			return have, false, err
+		}
+	}
+	if err := t.readShared(&have); err != nil {
+		return have, false, err
+	}
+	intact, err = t.readPorts(ctx, &have, exists)
+	have.Normalize()
+	return have, intact, err
+}
+
+func (t *Table) sameRules(c *nftables.Chain, want []rule) (bool, error) {
+	rules, err := t.conn.GetRules(table, c)
+	if err != nil || len(rules) != len(want) {
+		return false, err
+	}
+	for i, r := range rules {
+		comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		if comment != want[i].comment || len(r.Exprs) != len(want[i].exprs) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (t *Table) readShared(have *plan.Table) error {
+	return errors.Join(
+		readSet(t.conn, setPeers, &have.Peers, parsePeer),
+		readSet(t.conn, setLoops, &have.Loops, parseLoop),
+		readSet(t.conn, setGuarded, &have.Guarded, func(e nftables.SetElement) (string, error) { return parseDevice(e.Key), nil }),
+		func() error {
+			elements, err := t.conn.GetSetElements(sharedSet(setInside))
+			if err != nil {
+				return err
+			}
+			have.Inside, err = parsePrefixes(elements)
+			return err
+		}(),
+	)
+}
+
+func readSet[T any](c *nftables.Conn, set string, into *[]T, parse func(nftables.SetElement) (T, error)) error {
+	elements, err := c.GetSetElements(sharedSet(set))
+	if err != nil {
+		return fmt.Errorf("set %s: %w", set, err)
+	}
+	for _, e := range elements {
+		v, err := parse(e)
+		if err != nil {
+			return fmt.Errorf("set %s: %w", set, err)
+		}
+		*into = append(*into, v)
+	}
+	return nil
+}
+
+// readPorts reads each published port. A port whose parts contradict each other
+// makes the table not intact.
+func (t *Table) readPorts(ctx context.Context, have *plan.Table, exists map[string]bool) (intact bool, err error) {
+	var published, dispatched []plan.PortKey
+	if err := errors.Join(readSet(t.conn, setPublished, &published, parsePort), readSet(t.conn, setDispatch, &dispatched, parsePort)); err != nil {
+		return false, err
+	}
+	backends := map[plan.PortKey][]netip.AddrPort{}
+	for _, k := range dispatched {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		if !exists[portName(k)] {
+			return false, nil
+		}
+		slots, ok, err := t.readSlots(k)
+		if err != nil || !ok {
+			return false, err
+		}
+		backends[k] = slots
+	}
+	for _, k := range published {
+		have.Ports = append(have.Ports, plan.Port{PortKey: k, Backends: backends[k]})
+		delete(backends, k)
+	}
+	return len(backends) == 0 && len(exists) == len(sharedSets())+len(dispatched), nil
+}
+
+func (t *Table) readSlots(k plan.PortKey) (slots []netip.AddrPort, ok bool, err error) {
+	elements, err := t.conn.GetSetElements(portMap(k))
+	if err != nil {
+		return nil, false, fmt.Errorf("map of port %s: %w", k, err)
+	}
+	slots = make([]netip.AddrPort, len(elements))
+	for _, e := range elements {
+		i, a, err := parseSlot(e)
+		if err != nil {
+			return nil, false, fmt.Errorf("map of port %s: %w", k, err)
+		}
+		if i >= len(slots) {
+			return nil, false, nil
+		}
+		slots[i] = a
+	}
+	same, err := t.sameRules(portChain(k), []rule{portRule(k, len(slots))})
+	return slots, same && len(slots) > 0, err
+}
+
+// currentGeneration asks the kernel how often its ruleset, everybody's, was
+// changed.
+func (t *Table) currentGeneration() (uint32, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return 0, fmt.Errorf("ask nftables for its generation: %w", err)
+	}
+	defer c.Close()
+	reply, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("ask nftables for its generation: %w", err)
+	}
+	for _, m := range reply {
+		ad, err := netlink.NewAttributeDecoder(m.Data[4:])
+		if err != nil {
+			return 0, fmt.Errorf("ask nftables for its generation: %w", err)
+		}
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				b := ad.Bytes()
+				return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]), nil
+			}
+		}
+	}
+	return 0, errors.New("ask nftables for its generation: no number in the answer")
+}

@@ -1,0 +1,154 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/miniswarm/miniswarm/ingress/plan"
+)
+
+// Read tells what of ours the kernel holds: the parts of want that are as they
+// should be, and what is there beyond it. The nftables table is not read here.
+func (k *Kernel) Read(ctx context.Context, want plan.State) (plan.State, error) {
+	var have plan.State
+	var err error
+	if have.Overlays, err = k.readOverlays(want.Overlays); err != nil {
+		return have, fmt.Errorf("read devices: %w", err)
+	}
+	names, err := k.deviceNames()
+	if err != nil {
+		return have, fmt.Errorf("read devices: %w", err)
+	}
+	for _, step := range []struct {
+		what string
+		read func() error
+	}{
+		{"forwarding entries", func() error { return k.readForwards(names, &have) }},
+		{"neighbors", func() error { return k.readNeighbors(names, &have) }},
+		{"routes", func() error { return k.readRoutes(names, &have) }},
+		{"rules", func() error { return k.readRules(&have) }},
+	} {
+		if err := ctx.Err(); err != nil {
+			return have, err
+		}
+		if err := step.read(); err != nil {
+			return have, fmt.Errorf("read %s: %w", step.what, err)
+		}
+	}
+	for _, s := range want.Sysctls {
+		if k.settings.fits(s) {
+			have.Sysctls = append(have.Sysctls, s)
+		}
+	}
+	have.Sort()
+	return have, nil
+}
+
+func (k *Kernel) deviceNames() (map[int]string, error) {
+	links, err := k.nl.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	return names, nil
+}
+
+// interrupted dumps are incomplete; what is missing would be made again, which
+// does no harm.
+func interrupted(err error) error {
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil
+	}
+	return err
+}
+
+func (k *Kernel) readForwards(names map[int]string, have *plan.State) error {
+	entries, err := k.nl.NeighList(0, unix.AF_BRIDGE)
+	if interrupted(err) != nil {
+		return err
+	}
+	type key struct {
+		device string
+		mac    plan.MAC
+	}
+	known := map[key]bool{} // to the bridge
+	for _, e := range entries {
+		if ours(names[e.LinkIndex]) && len(e.HardwareAddr) == 6 && e.MasterIndex != 0 {
+			known[key{names[e.LinkIndex], plan.MAC(e.HardwareAddr)}] = true
+		}
+	}
+	for _, e := range entries {
+		peer, ok := netip.AddrFromSlice(e.IP)
+		if !ok || !ours(names[e.LinkIndex]) || len(e.HardwareAddr) != 6 || e.State&unix.NUD_PERMANENT == 0 {
+			continue
+		}
+		f := plan.Forward{Device: names[e.LinkIndex], MAC: plan.MAC(e.HardwareAddr), Peer: peer.Unmap()}
+		if f.MAC == (plan.MAC{}) || known[key{f.Device, f.MAC}] {
+			have.Forwards = append(have.Forwards, f)
+		}
+	}
+	return nil
+}
+
+func (k *Kernel) readNeighbors(names map[int]string, have *plan.State) error {
+	entries, err := k.nl.NeighList(0, unix.AF_INET)
+	if interrupted(err) != nil {
+		return err
+	}
+	for _, e := range entries {
+		addr, ok := netip.AddrFromSlice(e.IP)
+		name := names[e.LinkIndex]
+		if ok && len(name) > len(bridgePrefix) && name[:len(bridgePrefix)] == bridgePrefix &&
+			len(e.HardwareAddr) == 6 && e.State&unix.NUD_PERMANENT != 0 {
+			have.Neighbors = append(have.Neighbors, plan.Neighbor{Device: name, Addr: addr.Unmap(), MAC: plan.MAC(e.HardwareAddr)})
+		}
+	}
+	return nil
+}
+
+func (k *Kernel) readRoutes(names map[int]string, have *plan.State) error {
+	routes, err := k.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC},
+		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	if interrupted(err) != nil {
+		return err
+	}
+	for _, r := range routes {
+		via, ok := netip.AddrFromSlice(r.Gw)
+		if !ok {
+			continue
+		}
+		have.Routes = append(have.Routes, plan.Route{Table: uint32(r.Table), Dst: prefix(r.Dst), Via: via.Unmap(), Device: names[r.LinkIndex]})
+	}
+	return nil
+}
+
+func prefix(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits)
+}
+
+func (k *Kernel) readRules(have *plan.State) error {
+	rules, err := k.nl.RuleListFiltered(unix.AF_INET, &netlink.Rule{Priority: rulePriority}, netlink.RT_FILTER_PRIORITY)
+	if interrupted(err) != nil {
+		return err
+	}
+	for _, r := range rules {
+		if r.Protocol == routeProtocol && r.Mark&plan.MarkMask == plan.MarkOurs {
+			have.Rules = append(have.Rules, plan.Rule{Mark: r.Mark, Table: uint32(r.Table)})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,303 @@
+package plan
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Build computes the State that in asks for. prev is the State that was built
+// before, or nil; it only decides the order of backends within a port, so that one
+// backend that comes or goes changes one or two slots.
+//
+// The error joins what had to be left out and why; the State is everything else
+// and should be applied all the same.
+func Build(in Input, prev *State) (State, error) {
+	b := builder{in: in, port: in.VXLANPort}
+	if b.port == 0 {
+		b.port = DefaultVXLANPort
+	}
+	if !in.Self.Underlay.Is4() {
+		return State{}, fmt.Errorf("node %s: data path address %v: only IPv4 is supported", in.Self.ID, in.Self.Underlay)
+	}
+	b.in.Peers = slices.SortedFunc(slices.Values(in.Peers), func(x, y Node) int { return cmp.Compare(x.ID, y.ID) })
+	b.overlays()
+	b.peers()
+	b.published(prev)
+	b.sysctls()
+	b.out.Sort()
+	return b.out, errors.Join(b.errs...)
+}
+
+// builder gathers one State.
+type builder struct {
+	in      Input
+	port    uint16
+	out     State
+	ingress *Overlay
+	errs    []error
+}
+
+func (b *builder) leaveOut(format string, args ...any) {
+	b.errs = append(b.errs, fmt.Errorf(format, args...))
+}
+
+// overlays plans bridge and VXLAN device of each network and the entries that
+// lead to its other nodes.
+func (b *builder) overlays() {
+	nets := slices.SortedFunc(slices.Values(b.in.Networks), func(x, y Network) int { return cmp.Compare(x.ID, y.ID) })
+	inside := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	vni := map[uint32]string{}
+	for _, n := range nets {
+		gw, ok := b.in.Self.Gateways[n.ID]
+		if err := checkNetwork(n, gw, ok); err != nil {
+			b.leaveOut("network %s (%s) left out: %w", n.Name, n.ID, err)
+			continue
+		}
+		if other, taken := vni[n.VNI]; taken {
+			b.leaveOut("network %s (%s) left out: VNI %d is that of network %s", n.Name, n.ID, n.VNI, other)
+			continue
+		}
+		vni[n.VNI] = n.ID
+		o := Overlay{
+			ID: n.ID, Name: n.Name, Bridge: BridgeName(n.ID), Device: VXLANName(n.ID),
+			VNI: n.VNI, Local: b.in.Self.Underlay, Port: b.port, Subnet: n.Subnet.Masked(), Gateway: gw,
+			MAC: GatewayMAC(gw), MTU: cmp.Or(n.MTU, DefaultMTU), Internal: n.Internal, Ingress: n.Ingress,
+		}
+		if n.Ingress && b.ingress != nil {
+			b.leaveOut("network %s (%s) is not used for published ports: %s is the ingress network already", n.Name, n.ID, b.ingress.Name)
+			o.Ingress = false
+		}
+		b.out.Overlays = append(b.out.Overlays, o)
+		if o.Ingress {
+			b.ingress = &o
+		}
+		inside = append(inside, o.Subnet)
+		b.neighbours(o)
+	}
+	b.out.Table.Inside = disjoint(inside)
+}
+
+func checkNetwork(n Network, gw netip.Addr, ok bool) error {
+	switch {
+	case n.ID == "":
+		return errors.New("it has no id")
+	case n.VNI == 0 || n.VNI >= 1<<24:
+		return fmt.Errorf("VNI %d is outside 1..%d", n.VNI, 1<<24-1)
+	case !n.Subnet.Addr().Is4():
+		return fmt.Errorf("subnet %v: only IPv4 is supported", n.Subnet)
+	case !ok:
+		return errors.New("this node has no address in it")
+	case !n.Subnet.Contains(gw):
+		return fmt.Errorf("this node's address %v is outside subnet %v", gw, n.Subnet)
+	case n.Ingress && n.Subnet.Bits() < 10:
+		return fmt.Errorf("subnet %v of the ingress network is larger than a /10", n.Subnet)
+	}
+	return nil
+}
+
+// neighbours plans the ways from one overlay to the nodes that take part in it.
+// Dead peers keep theirs: being cut off from the manager is no reason to drop what
+// a peer sends, and the way costs nothing.
+func (b *builder) neighbours(o Overlay) {
+	for _, p := range b.in.Peers {
+		gw, ok := p.Gateways[o.ID]
+		if !ok || !o.Subnet.Contains(gw) || !p.Underlay.Is4() || p.Underlay == b.in.Self.Underlay {
+			continue // a daemon beside us on this machine has no data path of its own
+		}
+		mac := GatewayMAC(gw)
+		b.out.Forwards = append(b.out.Forwards,
+			Forward{Device: o.Device, Peer: p.Underlay},
+			Forward{Device: o.Device, MAC: mac, Peer: p.Underlay})
+		b.out.Neighbors = append(b.out.Neighbors, Neighbor{Device: o.Bridge, Addr: gw, MAC: mac})
+	}
+}
+
+// peers plans how each peer is recognised as an entry node and how replies find
+// back to it.
+func (b *builder) peers() {
+	if b.ingress == nil {
+		return
+	}
+	b.out.Table.Ingress = b.ingress.Subnet
+	b.out.Table.Guarded = append(b.out.Table.Guarded, b.ingress.Bridge)
+	for _, p := range b.in.Peers {
+		gw, ok := p.Gateways[b.ingress.ID]
+		if !ok || !b.ingress.Subnet.Contains(gw) {
+			continue
+		}
+		mark := MarkServing | hostBits(gw, b.ingress.Subnet)
+		b.wayBack(PeerMark{Device: b.ingress.Bridge, MAC: GatewayMAC(gw), Mark: mark}, gw)
+		if d := p.Direct; d != nil {
+			b.wayBack(PeerMark{Device: d.Device, MAC: d.MAC, Mark: mark | markDirect}, p.Underlay)
+			if !slices.Contains(b.out.Table.Guarded, d.Device) {
+				b.out.Table.Guarded = append(b.out.Table.Guarded, d.Device)
+			}
+		}
+	}
+}
+
+// wayBack plans the three parts of a reply's way: recognise the entry, route what
+// is so marked by a table, and the table's only route.
+func (b *builder) wayBack(m PeerMark, via netip.Addr) {
+	b.out.Table.Peers = append(b.out.Table.Peers, m)
+	b.out.Rules = append(b.out.Rules, Rule{Mark: m.Mark, Table: m.Mark})
+	b.out.Routes = append(b.out.Routes, Route{
+		Table: m.Mark, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: via, Device: m.Device,
+	})
+}
+
+// hostBits numbers a node by its address on the ingress network.
+func hostBits(a netip.Addr, in netip.Prefix) uint32 {
+	b := a.As4()
+	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+	return n & (1<<(32-in.Bits()) - 1) & markPeerMask
+}
+
+// published plans the ports and a host route to each backend on another node.
+func (b *builder) published(prev *State) {
+	owner := map[PortKey]string{}
+	peers := map[string]*Node{}
+	for i := range b.in.Peers {
+		peers[b.in.Peers[i].ID] = &b.in.Peers[i]
+	}
+	before := map[PortKey][]netip.AddrPort{}
+	if prev != nil {
+		for _, p := range prev.Table.Ports {
+			before[p.PortKey] = p.Backends
+		}
+	}
+	sorted := slices.SortedFunc(slices.Values(b.in.Ports), func(x, y PublishedPort) int {
+		return cmp.Or(cmp.Compare(x.ServiceID, y.ServiceID), cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.Published, y.Published))
+	})
+	far := map[netip.Addr]*Node{}
+	for _, p := range sorted {
+		key := PortKey{Protocol: p.Protocol, Port: p.Published}
+		switch {
+		case b.ingress == nil:
+			b.leaveOut("port %s of service %s left out: this node has no ingress network", key, p.Name)
+			continue
+		case p.Protocol != TCP && p.Protocol != UDP, p.Published == 0, p.Target == 0:
+			b.leaveOut("port %s to %d of service %s left out: not a port the mesh can publish", key, p.Target, p.Name)
+			continue
+		case owner[key] != "":
+			b.leaveOut("port %s of service %s left out: service %s publishes it already", key, p.Name, owner[key])
+			continue
+		}
+		owner[key] = cmp.Or(p.Name, p.ServiceID)
+		var serving []Backend
+		for _, e := range p.Backends {
+			if !b.ingress.Subnet.Contains(e.Addr) {
+				b.leaveOut("task %s of service %s left out: address %v is not on the ingress network %v", e.TaskID, p.Name, e.Addr, b.ingress.Subnet)
+				continue
+			}
+			peer, isPeer := peers[e.NodeID]
+			if e.NodeID != b.in.Self.ID && !isPeer {
+				continue // a node that has left the cluster serves no more
+			}
+			if isPeer {
+				if _, ok := peer.Gateways[b.ingress.ID]; !ok {
+					continue
+				}
+				far[e.Addr] = peer
+			}
+			if isPeer && !peer.Alive {
+				continue
+			}
+			b.out.Backends = append(b.out.Backends, e.Addr)
+			if !e.Draining {
+				serving = append(serving, e)
+			}
+		}
+		b.out.Table.Ports = append(b.out.Table.Ports, Port{PortKey: key, Backends: slots(b.in.Self.ID, serving, p.Target, before[key])})
+	}
+	for addr, peer := range far {
+		// Routes stay for draining backends, whose connections go on.
+		r := Route{Table: MainTable, Dst: netip.PrefixFrom(addr, 32), Via: peer.Gateways[b.ingress.ID], Device: b.ingress.Bridge}
+		if d := peer.Direct; d != nil && d.Proven {
+			r.Via, r.Device = peer.Underlay, d.Device
+		}
+		b.out.Routes = append(b.out.Routes, r)
+		b.out.Table.Loops = append(b.out.Table.Loops, Loop{Src: peer.Underlay, Dst: addr})
+	}
+}
+
+// slots orders backends. Those of before keep their slot as far as there are
+// enough; a gap is filled from behind or by a new one. New ones come in an order that
+// differs from node to node, so that nodes do not all send their first connection
+// to the same replica.
+func slots(self string, serving []Backend, target uint16, before []netip.AddrPort) []netip.AddrPort {
+	rank := map[netip.AddrPort]uint64{}
+	for _, e := range serving {
+		h := fnv.New64a()
+		h.Write([]byte(self + "/" + e.TaskID))
+		rank[netip.AddrPortFrom(e.Addr, target)] = h.Sum64()
+	}
+	out := make([]netip.AddrPort, len(rank))
+	var waiting []netip.AddrPort
+	for i, a := range before {
+		if _, ok := rank[a]; !ok {
+			continue
+		}
+		delete(rank, a)
+		if i < len(out) {
+			out[i] = a
+		} else {
+			waiting = append(waiting, a)
+		}
+	}
+	waiting = append(waiting, slices.SortedFunc(maps.Keys(rank), func(x, y netip.AddrPort) int {
+		return cmp.Or(cmp.Compare(rank[x], rank[y]), x.Compare(y))
+	})...)
+	for i := range out {
+		if !out[i].IsValid() {
+			out[i], waiting = waiting[0], waiting[1:]
+		}
+	}
+	return out
+}
+
+// sysctls plans the kernel settings the ways above need.
+func (b *builder) sysctls() {
+	set := func(key, value string) { b.out.Sysctls = append(b.out.Sysctls, Sysctl{Key: key, Value: value}) }
+	set("net/ipv4/ip_forward", "1")
+	if len(b.out.Overlays) > 0 {
+		// A device sends redirects if it or "all" says so. Devices of others keep
+		// what they say themselves.
+		set("net/ipv4/conf/all/send_redirects", "0")
+	}
+	for _, o := range b.out.Overlays {
+		dev := "net/ipv4/conf/" + o.Bridge + "/"
+		set(dev+"rp_filter", "0")      // sources from beyond the entry node arrive here
+		set(dev+"send_redirects", "0") // packets leave where they came from
+		if o.Ingress {
+			set(dev+"route_localnet", "1") // 127.0.0.1 of this node as a client
+		}
+	}
+	for _, dev := range b.out.Table.Guarded {
+		if b.ingress != nil && dev == b.ingress.Bridge {
+			continue
+		}
+		conf := "net/ipv4/conf/" + dev + "/"
+		set(conf+"rp_filter", "0")
+		set(conf+"send_redirects", "0")
+		set(conf+"route_localnet", "1")
+	}
+}
+
+// disjoint drops prefixes that lie within another one.
+func disjoint(ps []netip.Prefix) []netip.Prefix {
+	ps = slices.Clone(ps)
+	slices.SortFunc(ps, comparePrefix)
+	var out []netip.Prefix
+	for _, p := range ps {
+		if len(out) == 0 || !out[len(out)-1].Overlaps(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -1,0 +1,144 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Marks of connections (conntrack) and packets. See the package comment.
+const (
+	// MarkMask selects the byte that says whether a mark is ours.
+	MarkMask uint32 = 0xff000000
+	// MarkOurs is the value of that byte.
+	MarkOurs uint32 = 0x6d000000
+	// MarkSideMask also selects the bit that tells the entry node's marks from the
+	// serving node's.
+	MarkSideMask uint32 = 0xff800000
+	// MarkEntry marks a connection whose destination was translated here.
+	MarkEntry = MarkOurs
+	// MarkServing marks a connection that another node translated and sent here; the
+	// bits below say which.
+	MarkServing = MarkOurs | 0x00800000
+
+	markDirect   uint32 = 0x00400000
+	markPeerMask uint32 = 0x003fffff
+)
+
+// State is what the kernel of one node should look like, everything sorted. Two
+// States with the same content are equal under reflect.DeepEqual.
+type State struct {
+	Overlays  []Overlay
+	Forwards  []Forward
+	Neighbors []Neighbor
+	Routes    []Route
+	Rules     []Rule
+	Sysctls   []Sysctl
+	Table     Table
+	// Backends are the addresses connections may be on: those in use, and those
+	// draining. A connection to any other is to be forgotten.
+	Backends []netip.Addr
+}
+
+// Overlay is the bridge and the VXLAN device of one network. The bridge belongs
+// to the engine's network of the same subnet.
+type Overlay struct {
+	ID, Name       string
+	Bridge, Device string
+	VNI            uint32
+	Local          netip.Addr
+	Port           uint16
+	Subnet         netip.Prefix
+	Gateway        netip.Addr
+	MAC            MAC
+	MTU            int
+	Internal       bool
+	Ingress        bool
+}
+
+// Forward is an entry of a VXLAN device: frames to MAC go to the node at Peer.
+// The zero MAC is for all frames whose destination is not known.
+type Forward struct {
+	Device string
+	MAC    MAC
+	Peer   netip.Addr
+}
+
+// Neighbor is a permanent ARP entry: the gateway of a peer on a network.
+type Neighbor struct {
+	Device string
+	Addr   netip.Addr
+	MAC    MAC
+}
+
+// MainTable is the kernel's ordinary routing table.
+const MainTable uint32 = 254
+
+// Route sends Dst to Via over Device. Via need not be on the device's subnet.
+type Route struct {
+	Table  uint32
+	Dst    netip.Prefix
+	Via    netip.Addr
+	Device string
+}
+
+// Rule routes packets carrying Mark by Table.
+type Rule struct {
+	Mark, Table uint32
+}
+
+// Sysctl is one kernel setting.
+type Sysctl struct {
+	// Key is the path below /proc/sys.
+	Key   string
+	Value string
+}
+
+// Table is the content of our nftables table. The rules are the same for all
+// nodes; what varies are sets and maps.
+type Table struct {
+	// Ingress is the subnet of the ingress network; packets addressed straight to
+	// it come from peers.
+	Ingress netip.Prefix
+	// Guarded are the devices from which packets to loopback addresses are
+	// dropped, because route_localnet is on there.
+	Guarded []string
+	// Inside are the sources that are masqueraded; disjoint.
+	Inside []netip.Prefix
+	// Loops are pairs of a node's address and a backend on that same node, which
+	// are masqueraded as well.
+	Loops []Loop
+	// Peers recognises the entry node of a connection.
+	Peers []PeerMark
+	// Ports are the published ports, also those without a backend, which refuse.
+	Ports []Port
+}
+
+// Loop is a connection from a node through us to a backend on the same node.
+type Loop struct {
+	Src, Dst netip.Addr
+}
+
+// PeerMark gives connections that arrive from a peer the mark that leads their
+// replies back.
+type PeerMark struct {
+	Device string
+	MAC    MAC
+	Mark   uint32
+}
+
+// PortKey names a published port on a node.
+type PortKey struct {
+	Protocol Protocol
+	Port     uint16
+}
+
+// String is the notation of Docker: 80/tcp.
+func (k PortKey) String() string { return fmt.Sprintf("%d/%s", k.Port, k.Protocol) }
+
+// Port is a published port and where its connections go, one after the other.
+type Port struct {
+	PortKey
+	// Backends is in slot order: new connections take the slots in turn. Empty
+	// means that connections are refused.
+	Backends []netip.AddrPort
+}
