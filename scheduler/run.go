@@ -15,6 +15,8 @@ type candidate struct {
 	first Filter
 	// placed is how many tasks of the group the node got.
 	placed int32
+	// full says that the node was met again without room, which is counted once.
+	full bool
 }
 
 // compare ranks two nodes; 0 means that Swarm would not care.
@@ -215,13 +217,19 @@ func (r *run) fill(want int) int {
 			break
 		}
 		cur, next := &r.cands[i], &r.cands[i+1]
-		if next.compare(cur) < 0 || cur.room == 0 {
+		switch {
+		case next.compare(cur) < 0:
+			i++
+		case cur.room == 0:
+			cur.full = true
 			i++
 		}
 		p.fails = tally{}
 	}
 	for i := range r.cands {
-		r.ring = append(r.ring, int32(i))
+		if !r.cands[i].full {
+			r.ring = append(r.ring, int32(i))
+		}
 	}
 	for len(r.ring) > 0 {
 		kept := 0

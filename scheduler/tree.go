@@ -71,8 +71,11 @@ func boolInt(b bool) int {
 // spread gives a branch up to want tasks, which may be more than are left, and returns how many it took.
 //
 // Every branch is to end with the same number of the service's tasks. What a branch cannot take goes to the others in
-// a further round, and the odd tasks go one each to the branches whose best node ranks best. Swarm lets chance decide
-// the latter; for services of one replica that would be as good, a fixed order would not.
+// a further round, and the odd tasks go one each to the branches met first. Swarm leaves their order to chance. A fixed
+// order would pile services of one replica up in one branch, so here the branch with the best node comes first.
+//
+// The share is computed as if branches that have more than it could give some away; where they cannot, the branches
+// met first are filled up to it and the tasks may run out. That is how Swarm counts, and what its users see.
 func (p *placement) spread(b *branch, want int) int {
 	if b.leaf != nil {
 		return p.runOf(b.leaf).fill(want)
@@ -86,9 +89,7 @@ func (p *placement) spread(b *branch, want int) int {
 	for progress := true; took != want && usable > 0 && progress; {
 		share, odd := (tasks+want-took)/usable, (tasks+want-took)%usable
 		progress = false
-		if odd > 0 {
-			p.rankBranches(b.children, order)
-		}
+		p.rankBranches(b.children, order)
 		for _, i := range order {
 			c := b.children[i]
 			if full[i] || c.tasks > share || c.tasks == share && odd == 0 {
