@@ -68,9 +68,12 @@ type ToAgent struct {
 	LogCancel   *LogCancel     `json:",omitempty"`
 	Managers    []ManagerAddr  `json:",omitempty"`
 	Leave       *LeaveRequired `json:",omitempty"`
+	// Heartbeat answers a heartbeat at once. A leader that answers the first must answer all: an agent that then hears
+	// nothing for several periods takes it for dead or frozen and looks for another, before it is itself called DOWN.
+	Heartbeat *Heartbeat `json:",omitempty"`
 }
 
-// Hello opens a session.
+// Hello opens a session. It is sent again in the same session when the description has changed.
 type Hello struct {
 	Description swarm.NodeDescription
 	// DataAddr is the underlay address of this node for overlay traffic; empty: as seen by the manager.
@@ -192,7 +195,8 @@ type LogRequest struct {
 	Tail  string
 }
 
-// LogMessage is one line of a task's log.
+// LogMessage is one line of a task's log. Data is without the timestamp and ends with the line's newline, unless the
+// log ends or the line was cut for its length there.
 type LogMessage struct {
 	ID        string
 	Timestamp time.Time

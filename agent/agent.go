@@ -1,0 +1,307 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/agent/taskdb"
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+const (
+	minReconnect = 50 * time.Millisecond
+	maxReconnect = 2 * time.Second
+	// describeLimit is how long the first session waits for the engine to say what the node is like. A node whose engine
+	// is away is still a node.
+	describeLimit = 2 * time.Second
+	databaseName  = "tasks.db"
+)
+
+// Config is what an agent is made of.
+type Config struct {
+	// NodeID is this node's id. Required.
+	NodeID string
+	// StateDir is the directory for the task database; it must exist. Required.
+	StateDir string
+	// Engine is where containers run. Required.
+	Engine docker.Engine
+	// Dial opens a mutually authenticated connection to a manager's cluster port. Required.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Managers are the managers known when the agent starts; those it learns of are kept on disk and added.
+	Managers []protocol.ManagerAddr
+	// Mesh is the node's data plane; nil where another daemon has it. Such a node's containers get addresses from
+	// their engine, and published ports do not lead to them.
+	Mesh Mesh
+	// Networks makes the engine's networks. Give the one that the data plane uses, or nil for an own one.
+	Networks *docker.Networks
+	// DataAddr is the node's underlay address for overlay traffic; empty: as the managers see it.
+	DataAddr string
+	// Hostname describes the node until the engine has been reached.
+	Hostname string
+	// Version is miniswarm's version.
+	Version string
+	// TLSInfo completes the node's description; may be nil.
+	TLSInfo func() swarm.TLSInfo
+	// Heartbeat overrides the period that the leader asks for; 0 does not.
+	Heartbeat time.Duration
+	// Offline skips pulls of images that are on the node (DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1).
+	Offline bool
+	// OnNode is called with this node's object whenever the leader sends it, OnManagers with the managers. They must
+	// return quickly. Both may be nil.
+	OnNode     func(*cluster.Node)
+	OnManagers func([]protocol.ManagerAddr)
+	// Logger is told about events; nil means silence.
+	Logger *slog.Logger
+}
+
+// Agent is the worker of one node.
+type Agent struct {
+	cfg       Config
+	log       *slog.Logger
+	watcher   *docker.Watcher
+	worker    *worker
+	reporter  *reporter
+	recorder  *recorder
+	describer *describer
+	mesh      *meshKeeper
+	janitor   *janitor
+	networks  *docker.Networks
+
+	mu       sync.Mutex
+	running  bool                   // guarded by mu
+	session  *session               // guarded by mu; nil between sessions
+	managers []protocol.ManagerAddr // guarded by mu
+	leader   string                 // guarded by mu; address of the last leader
+}
+
+// New gives an agent. It starts nothing.
+func New(cfg Config) (*Agent, error) {
+	switch {
+	case cfg.NodeID == "":
+		return nil, errors.New("agent: no node id")
+	case cfg.StateDir == "":
+		return nil, errors.New("agent: no state directory")
+	case cfg.Engine == nil:
+		return nil, errors.New("agent: no engine")
+	case cfg.Dial == nil:
+		return nil, errors.New("agent: no way to reach managers")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	a := &Agent{cfg: cfg, log: cfg.Logger, managers: cfg.Managers, networks: cfg.Networks}
+	if a.networks == nil {
+		a.networks = docker.NewNetworks(cfg.Engine, cfg.NodeID)
+	}
+	a.watcher = docker.NewWatcher(cfg.Engine, cfg.NodeID, a.log)
+	a.reporter = newReporter()
+	a.recorder = newRecorder(a.log)
+	a.worker = newWorker(a.log, a.reporter, a.recorder)
+	a.describer = newDescriber(cfg.Engine, cfg.Hostname, cfg.TLSInfo, a.log, a.redescribe)
+	a.mesh = &meshKeeper{nodeID: cfg.NodeID, dataAddr: cfg.DataAddr, mesh: cfg.Mesh, place: a.worker.place, recorder: a.recorder,
+		log: a.log, wake: make(chan struct{}, 1)}
+	a.janitor = &janitor{nodeID: cfg.NodeID, engine: cfg.Engine, knows: a.worker.knows, log: a.log, wake: make(chan struct{}, 1)}
+	if cfg.Mesh == nil {
+		a.janitor.networks = a.networks
+	}
+	a.worker.tidy, a.worker.networksChanged = a.janitor.poke, a.mesh.poke
+	a.worker.runtime = &docker.Runtime{
+		Engine: cfg.Engine, Watcher: a.watcher, Images: docker.NewImages(cfg.Engine), Networks: a.networks,
+		Node: func() docker.Node {
+			return docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil}
+		},
+		Attachment: a.worker.attachment, Offline: cfg.Offline, Logger: a.log,
+	}
+	return a, nil
+}
+
+// Run works until ctx ends or the cluster lets the node go (*RemovedError). Containers go on running after it, and
+// the next Run takes them over. It may be called once.
+func (a *Agent) Run(ctx context.Context) error {
+	a.mu.Lock()
+	if a.running {
+		a.mu.Unlock()
+		return errors.New("agent: Run called twice")
+	}
+	a.running = true
+	a.mu.Unlock()
+
+	db, err := taskdb.Open(filepath.Join(a.cfg.StateDir, databaseName))
+	if db == nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	defer db.Close()
+	if err != nil {
+		a.log.Error("the task database was damaged", "err", err)
+	}
+	stored, err := db.Read()
+	if err != nil {
+		a.log.Error("parts of the task database could not be read", "err", err)
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	a.worker.ctx = ctx
+	a.addManagers(stored.Managers)
+	a.mesh.resume(stored.Mesh)
+	g.Go(func() error { return a.watcher.Run(ctx) })
+	g.Go(func() error { return a.describer.run(ctx) })
+	g.Go(func() error { return a.mesh.run(ctx) })
+	g.Go(func() error { return a.janitor.run(ctx) })
+	g.Go(func() error { return a.sessions(ctx) })
+	a.worker.resume(stored)
+	a.mesh.poke()
+
+	// The recorder ends last, so that what the others did last is on disk.
+	recording, stop := context.WithCancel(context.WithoutCancel(ctx))
+	recorded := make(chan struct{})
+	go func() {
+		defer close(recorded)
+		a.recorder.run(recording, db)
+	}()
+	err = g.Wait()
+	a.worker.wait()
+	stop()
+	<-recorded
+	return err
+}
+
+// sessions holds one session after the other.
+func (a *Agent) sessions(ctx context.Context) error {
+	a.describer.await(ctx, describeLimit)
+	pause := minReconnect
+	for {
+		err := a.oneSession(ctx, func() { pause = minReconnect })
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if _, ok := errors.AsType[*RemovedError](err); ok {
+			return err
+		}
+		a.log.Info("no session with a leader; containers go on", "err", err)
+		// Jitter keeps the agents of a large cluster from asking a new leader all at once.
+		if !pauseFor(ctx, pause/2+rand.N(pause/2)) {
+			return context.Cause(ctx)
+		}
+		pause = min(2*pause, maxReconnect)
+	}
+}
+
+func (a *Agent) oneSession(ctx context.Context, welcomed func()) error {
+	addrs := a.candidates()
+	if len(addrs) == 0 {
+		return errors.New("no manager is known")
+	}
+	conn, addr, err := connectAny(ctx, a.cfg.Dial, addrs)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return a.serve(ctx, conn, func() {
+		a.mu.Lock()
+		a.leader = addr
+		a.mu.Unlock()
+		a.log.Info("session with the leader", "leader", addr)
+		welcomed()
+	})
+}
+
+// candidates lists the managers to ask: the last leader first, the others in random order.
+func (a *Agent) candidates() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []string
+	for _, m := range a.managers {
+		if m.Addr != "" && m.Addr != a.leader && !slices.Contains(out, m.Addr) {
+			out = append(out, m.Addr)
+		}
+	}
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	if a.leader != "" {
+		out = slices.Insert(out, 0, a.leader)
+	}
+	return out
+}
+
+func (a *Agent) welcomed(w *protocol.Welcome) {
+	if w.Managers != nil {
+		a.setManagers(w.Managers)
+	}
+	if w.Node != nil && a.cfg.OnNode != nil {
+		a.cfg.OnNode(w.Node)
+	}
+}
+
+func (a *Agent) setManagers(list []protocol.ManagerAddr) {
+	a.mu.Lock()
+	a.managers = list
+	a.mu.Unlock()
+	a.recorder.putManagers(list)
+	if a.cfg.OnManagers != nil {
+		a.cfg.OnManagers(list)
+	}
+}
+
+func (a *Agent) addManagers(list []protocol.ManagerAddr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.managers = slices.Concat(a.managers, list)
+}
+
+func (a *Agent) setSession(s *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.session = s
+}
+
+// redescribe tells the leader that the node has changed.
+func (a *Agent) redescribe() {
+	a.mu.Lock()
+	s := a.session
+	a.mu.Unlock()
+	if s != nil {
+		_ = s.hello() // a session that has just ended says hello anew anyway
+	}
+}
+
+// Leave stops and removes all containers of this node, then its networks, and forgets everything. Run must have ended.
+// It needs the engine and waits for it as long as ctx allows; what could not be removed is in the error, and it may be
+// called again.
+func (a *Agent) Leave(ctx context.Context) error {
+	var err error
+	for {
+		err = a.clear(ctx)
+		if !errors.Is(err, docker.ErrUnavailable) || !pauseFor(ctx, maxRetry) {
+			break
+		}
+	}
+	if rmErr := os.Remove(filepath.Join(a.cfg.StateDir, databaseName)); rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
+		err = errors.Join(err, fmt.Errorf("forget the tasks of this node: %w", rmErr))
+	}
+	return err
+}
+
+func (a *Agent) clear(ctx context.Context) error {
+	list, err := a.cfg.Engine.List(ctx, docker.LabelNodeID, a.cfg.NodeID)
+	if err != nil {
+		return fmt.Errorf("list containers of this node: %w", err)
+	}
+	if err := dispose(ctx, a.cfg.Engine, list, a.log); err != nil {
+		return err
+	}
+	return a.networks.Keep(ctx, func(string) bool { return false })
+}

@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+const (
+	// stagger is how long an attempt to reach a manager goes on alone before the next one is asked too. A manager whose
+	// machine has died does not even refuse; the others must not wait for it.
+	stagger = 200 * time.Millisecond
+	// connectLimit bounds one attempt: connection, handshake, answer.
+	connectLimit = 3 * time.Second
+	// maxRefusal bounds how much of a refusal is read.
+	maxRefusal = 4 << 10
+)
+
+// stream is an upgraded connection.
+type stream struct {
+	net.Conn
+	r *bufio.Reader // has what was read beyond the answer's head
+}
+
+func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
+
+// notLeader is the answer of a manager that does not lead.
+type notLeader struct {
+	addr, leader string
+}
+
+func (e *notLeader) Error() string {
+	if e.leader == "" {
+		return fmt.Sprintf("manager %s knows no leader", e.addr)
+	}
+	return fmt.Sprintf("manager %s is not the leader; %s is", e.addr, e.leader)
+}
+
+// dialFunc opens a connection to a manager's cluster port.
+type dialFunc func(ctx context.Context, addr string) (net.Conn, error)
+
+// connectAny asks managers in the given order until one takes the session: each a little later than the one before, at once
+// when an earlier one has refused, and the leader that a follower names before all others.
+func connectAny(ctx context.Context, dial dialFunc, addrs []string) (s *stream, addr string, err error) {
+	type outcome struct {
+		addr string
+		s    *stream
+		err  error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	outcomes := make(chan outcome)
+	pending, asked := 0, map[string]bool{}
+	ask := func(addr string) {
+		if asked[addr] {
+			return
+		}
+		asked[addr] = true
+		pending++
+		go func() {
+			s, err := open(ctx, dial, addr)
+			outcomes <- outcome{addr, s, err}
+		}()
+	}
+	defer func() {
+		cancel()
+		for ; pending > 0; pending-- {
+			if o := <-outcomes; o.s != nil {
+				_ = o.s.Close()
+			}
+		}
+	}()
+	var errs []error
+	queue := addrs
+	for {
+		for pending == 0 && len(queue) > 0 {
+			ask(queue[0])
+			queue = queue[1:]
+		}
+		if pending == 0 {
+			return nil, "", errors.Join(errs...)
+		}
+		var later <-chan time.Time
+		if len(queue) > 0 {
+			later = time.After(stagger)
+		}
+		select {
+		case <-later:
+			ask(queue[0])
+			queue = queue[1:]
+		case o := <-outcomes:
+			pending--
+			if o.err == nil {
+				return o.s, o.addr, nil
+			}
+			errs = append(errs, o.err)
+			if nl, ok := errors.AsType[*notLeader](o.err); ok && nl.leader != "" {
+				ask(nl.leader)
+			} else if len(queue) > 0 {
+				ask(queue[0])
+				queue = queue[1:]
+			}
+		}
+	}
+}
+
+// open asks one manager for a session.
+func open(ctx context.Context, dial dialFunc, addr string) (*stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	conn, err := dial(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("reach manager %s: %w", addr, err)
+	}
+	unblock := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	s, err := upgrade(conn, addr)
+	if !unblock() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func upgrade(conn net.Conn, addr string) (*stream, error) {
+	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol.PathSession, addr, protocol.UpgradeStream)
+	if err != nil {
+		return nil, fmt.Errorf("ask manager %s for a session: %w", addr, err)
+	}
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask manager %s for a session: %w", addr, err)
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusSwitchingProtocols:
+		return &stream{conn, r}, nil
+	case http.StatusMisdirectedRequest:
+		return nil, &notLeader{addr: addr, leader: resp.Header.Get(protocol.HeaderLeader)}
+	}
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	return nil, fmt.Errorf("manager %s refuses a session: %s", addr, cmp.Or(strings.TrimSpace(string(text)), resp.Status))
+}

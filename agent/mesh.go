@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/ingress/plan"
+)
+
+// Mesh is the node's data plane; *ingress.Mesh is one. Calls come one at a time.
+type Mesh interface {
+	// Apply makes the node's network what in says; it is complete.
+	Apply(ctx context.Context, in plan.Input) error
+	// Verify reads back what is there and repairs what differs from the last Apply.
+	Verify(ctx context.Context) (repaired bool, err error)
+}
+
+const (
+	minMeshRetry = 200 * time.Millisecond
+	maxMeshRetry = 5 * time.Second
+	// verifyEvery is how often the data plane is read back: others may flush rules, delete devices, restart engines.
+	verifyEvery = 10 * time.Second
+)
+
+// meshKeeper merges what the leader says about routing into one table and applies it. Applying has a goroutine of its own and
+// waits for nothing but the kernel; what arrives meanwhile is applied together.
+type meshKeeper struct {
+	nodeID   string
+	dataAddr string // of the configuration; may be empty
+	mesh     Mesh   // nil: this node has no data plane
+	place    func() (*cluster.Node, []*cluster.Network)
+	recorder *recorder
+	log      *slog.Logger
+	wake     chan struct{} // capacity 1
+
+	mu       sync.Mutex
+	services map[string]protocol.MeshService // guarded by mu, like all below
+	peers    []protocol.Peer
+	known    bool // there is a table, from a leader or from disk
+	// seq is the number of the newest message, ack answers it; ack is nil if no answer is due. failed says that the
+	// answer so far was an error.
+	seq    uint64
+	ack    func(protocol.MeshAck)
+	failed bool
+}
+
+func (k *meshKeeper) poke() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// resume takes up the table of the agent's former life.
+func (k *meshKeeper) resume(m *protocol.Mesh) {
+	if m != nil {
+		k.take(m, nil)
+	}
+}
+
+// take merges a message. ack is called once it, or a later one, is applied.
+func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if m.Complete || k.services == nil {
+		k.services = map[string]protocol.MeshService{}
+	}
+	for _, s := range m.Services {
+		k.services[s.ServiceID] = s
+	}
+	for _, id := range m.RemoveServices {
+		delete(k.services, id)
+	}
+	if m.Peers != nil {
+		k.peers = m.Peers
+	}
+	k.known, k.seq, k.ack, k.failed = true, m.Seq, ack, false
+	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: k.servicesLocked(), Peers: k.peers})
+	k.poke()
+}
+
+func (k *meshKeeper) servicesLocked() []protocol.MeshService {
+	out := make([]protocol.MeshService, 0, len(k.services))
+	for _, id := range slices.Sorted(maps.Keys(k.services)) {
+		out = append(out, k.services[id])
+	}
+	return out
+}
+
+// run applies until ctx ends.
+func (k *meshKeeper) run(ctx context.Context) error {
+	verify := time.NewTicker(verifyEvery)
+	defer verify.Stop()
+	var again <-chan time.Time
+	pause := minMeshRetry
+	var said string
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-k.wake:
+			err = k.apply(ctx)
+		case <-again:
+			err = k.apply(ctx)
+		case <-verify.C:
+			if k.mesh == nil || again != nil {
+				continue
+			}
+			_, err = k.mesh.Verify(ctx)
+		}
+		if err == nil {
+			again, pause, said = nil, minMeshRetry, ""
+			continue
+		}
+		if err.Error() != said && ctx.Err() == nil {
+			said = err.Error()
+			k.log.Warn("the data plane is not as it should be; tried again", "err", err)
+		}
+		again = time.After(pause)
+		pause = min(2*pause, maxMeshRetry)
+	}
+}
+
+func (k *meshKeeper) apply(ctx context.Context) error {
+	k.mu.Lock()
+	known, seq, peers, services := k.known, k.seq, k.peers, k.servicesLocked()
+	k.mu.Unlock()
+	var err error
+	if known && k.mesh != nil {
+		node, networks := k.place()
+		in, inErr := meshInput(k.nodeID, k.dataAddr, node, networks, services, peers)
+		if in.Self.Underlay.IsValid() {
+			err = k.mesh.Apply(ctx, in)
+		}
+		err = errors.Join(inErr, err)
+	}
+	k.answer(seq, err)
+	return err
+}
+
+// answer tells the leader how table seq fared: an error once, success once.
+func (k *meshKeeper) answer(seq uint64, err error) {
+	k.mu.Lock()
+	ack := k.ack
+	a := protocol.MeshAck{Seq: seq}
+	switch {
+	case ack == nil, err != nil && k.failed:
+		k.mu.Unlock()
+		return
+	case err != nil:
+		a.Err, k.failed = err.Error(), true
+	case seq == k.seq:
+		k.ack = nil
+	}
+	k.mu.Unlock()
+	ack(a)
+}
+
+// meshInput brings what the leader says into the data plane's words. What cannot be understood is left out and named in
+// the error.
+func meshInput(nodeID, dataAddr string, node *cluster.Node, networks []*cluster.Network, services []protocol.MeshService, peers []protocol.Peer) (plan.Input, error) {
+	var errs []error
+	in := plan.Input{Self: plan.Node{ID: nodeID, Alive: true, Gateways: map[string]netip.Addr{}}}
+	in.Self.Underlay, _ = netip.ParseAddr(dataAddr)
+	subnets := map[string]netip.Prefix{}
+	if node != nil {
+		if !in.Self.Underlay.IsValid() {
+			in.Self.Underlay, _ = netip.ParseAddr(node.DataAddr)
+		}
+		for id, text := range node.Attachments {
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("this node's address in network %s: %w", id, err))
+				continue
+			}
+			in.Self.Gateways[id], subnets[id] = p.Addr(), p.Masked()
+		}
+	}
+	for _, n := range networks {
+		if subnet, ok := subnets[n.ID]; ok {
+			in.Networks = append(in.Networks, plan.Network{ID: n.ID, Name: n.Spec.Name, VNI: n.VNI, Subnet: subnet,
+				MTU: docker.NetworkMTU(n.Network), Internal: n.Spec.Internal, Ingress: n.Spec.Ingress})
+		}
+	}
+	for _, p := range peers {
+		addr, err := netip.ParseAddr(p.Addr)
+		if p.NodeID == nodeID {
+			if !in.Self.Underlay.IsValid() {
+				in.Self.Underlay = addr
+			}
+			continue
+		}
+		if err != nil {
+			continue // a node that has never had a session has no address yet
+		}
+		peer := plan.Node{ID: p.NodeID, Underlay: addr, Alive: !p.Down, Gateways: map[string]netip.Addr{}}
+		for id, text := range p.Attachments {
+			if prefix, err := netip.ParsePrefix(text); err == nil {
+				peer.Gateways[id] = prefix.Addr()
+			}
+		}
+		in.Peers = append(in.Peers, peer)
+	}
+	for _, s := range services {
+		var backends []plan.Backend
+		for _, b := range s.Backends {
+			addr, err := netip.ParseAddr(b.Addr)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("task %s of service %s: %w", b.TaskID, s.Name, err))
+				continue
+			}
+			backends = append(backends, plan.Backend{TaskID: b.TaskID, NodeID: b.NodeID, Addr: addr, Draining: b.Draining})
+		}
+		for _, p := range s.Ports {
+			if p.PublishMode == swarm.PortConfigPublishModeHost || p.PublishedPort == 0 {
+				continue
+			}
+			proto, err := plan.ParseProtocol(string(p.Protocol))
+			if err != nil {
+				errs = append(errs, fmt.Errorf("service %s: %w", s.Name, err))
+				continue
+			}
+			in.Ports = append(in.Ports, plan.PublishedPort{ServiceID: s.ServiceID, Name: s.Name, Protocol: proto,
+				Published: uint16(p.PublishedPort), Target: uint16(p.TargetPort), Backends: backends})
+		}
+	}
+	return in, errors.Join(errs...)
+}
