@@ -365,6 +365,20 @@ func TestConfigMistakes(t *testing.T) {
 	}
 }
 
+func TestLiveLine(t *testing.T) {
+	for want, l := range map[string]Live{
+		" 1m1s  load          users 2000     612.4 requests/s  failures 3 (0.5/s)  p50 12.3ms  p95 1.23s": {
+			Elapsed: 61200 * time.Millisecond, Phase: "load", Users: 2000, RequestsPerSecond: 612.44, Failures: 3, FailuresPerSecond: 0.5,
+			P50: 12345 * time.Microsecond, P95: 1234567 * time.Microsecond,
+		},
+		"   1s  dead          users 1          0.0 requests/s  failures 0 (0.0/s)  p50 -  p95 -": {Elapsed: time.Second, Phase: "dead", Users: 1},
+	} {
+		if got := l.String(); got != want {
+			t.Errorf("got  %q\nwant %q", got, want)
+		}
+	}
+}
+
 // However many replicas answer, the memory for their names is bounded, and no answer goes uncounted.
 func TestReplicasAreBounded(t *testing.T) {
 	tl := newTally("x", time.Time{})

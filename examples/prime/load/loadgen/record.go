@@ -188,18 +188,22 @@ func (r *recorder) result(end time.Time) Result {
 	return Result{Began: r.total.began, Phases: phases, Total: r.total.phase(end)}
 }
 
+// String is the line that is shown while a run goes on.
 func (l Live) String() string {
 	return fmt.Sprintf("%5s  %-12s  users %-5d  %7.1f requests/s  failures %d (%.1f/s)  p50 %s  p95 %s",
 		l.Elapsed.Round(time.Second), l.Phase, l.Users, l.RequestsPerSecond, l.Failures, l.FailuresPerSecond,
-		roundLatency(l.P50), roundLatency(l.P95))
+		showLatency(l.P50), showLatency(l.P95))
 }
 
-// roundLatency keeps about three digits, which is all that a reader takes in.
-func roundLatency(d time.Duration) time.Duration {
+// showLatency keeps about three digits, which is all that a reader takes in. Zero means that nothing was answered.
+func showLatency(d time.Duration) string {
+	if d == 0 {
+		return "-"
+	}
 	for unit := time.Second; unit > time.Microsecond; unit /= 10 {
 		if d >= unit {
-			return d.Round(unit / 100)
+			return d.Round(unit / 100).String()
 		}
 	}
-	return d
+	return d.String()
 }

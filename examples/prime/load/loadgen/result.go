@@ -17,9 +17,9 @@ type Live struct {
 	Users             int // spawned so far
 	RequestsPerSecond float64
 	FailuresPerSecond float64
-	Requests          int64 // since the beginning, answered or failed
-	Failures          int64 // since the beginning
-	P50, P95          time.Duration
+	Requests          int64         // since the beginning, answered or failed
+	Failures          int64         // since the beginning
+	P50, P95          time.Duration // zero when nothing was answered
 }
 
 // Result is the account of a run.
