@@ -1,0 +1,144 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/orchestrator"
+)
+
+const (
+	// maxChanges bounds one transaction. What a pass decides is ordered so that every prefix of it is safe, so a large
+	// plan is committed in pieces that neither delay other writers nor make one huge log entry.
+	maxChanges = 2000
+	// retryPause is the wait after a commit that failed for a reason other than a newer state.
+	retryPause = 100 * time.Millisecond
+)
+
+// errWatchEnded ends a loop whose events stopped, because it lagged or the store closed; a fresh loop starts anew.
+var errWatchEnded = errors.New("the watch on the store ended")
+
+// events is the gap-free stream of committed changes that a loop follows.
+type events interface {
+	// Events gives batches in order; it is closed at the end of the watch.
+	Events() <-chan []cluster.Event
+}
+
+// loop is the leader's one loop: snapshot and time in, changes out, commit, and again when something changed or the
+// time has come that the planner named. There is no debounce: everything that was committed meanwhile is taken in
+// together, so load makes the passes larger, not more frequent.
+type loop struct {
+	store     Store
+	planner   *orchestrator.Planner
+	watch     events
+	seen      uint64 // log index of the last event given to the planner
+	ids       cluster.IDs
+	logger    *slog.Logger
+	decisions *decisionLog
+	now       func() time.Time
+}
+
+func (l *loop) run(ctx context.Context, start *cluster.Snapshot) error {
+	l.planner.Reset(start)
+	l.seen = start.Index()
+	wake := time.NewTimer(0)
+	defer wake.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-wake.C:
+		case batch, ok := <-l.watch.Events():
+			if !ok {
+				return errWatchEnded
+			}
+			l.observe(batch)
+		}
+		next, err := l.pass(ctx)
+		if err != nil {
+			return err
+		}
+		wake.Reset(next)
+	}
+}
+
+// idle is the longest time between two passes; nothing depends on it, it bounds the damage of a forgotten wake-up.
+const idle = time.Minute
+
+// pass plans and commits once. It returns how long to sleep unless something changes.
+func (l *loop) pass(ctx context.Context) (time.Duration, error) {
+	snap, err := l.catchUp(ctx)
+	if err != nil {
+		return 0, err
+	}
+	now := l.now()
+	plan := l.planner.Next(snap, now, l.ids)
+	l.decisions.add(plan.Decisions)
+	for rest := plan.Changes; len(rest) > 0; {
+		n := min(len(rest), maxChanges)
+		if _, err := l.store.Propose(ctx, &cluster.Txn{Time: now, Changes: rest[:n]}); err != nil {
+			if ctx.Err() != nil {
+				return 0, context.Cause(ctx)
+			}
+			if cluster.Retryable(err) {
+				return 0, nil // the newer state is on its way to the planner; plan again with it
+			}
+			l.logger.Warn("a plan could not be committed; it is made anew", "changes", len(plan.Changes), "err", err)
+			return retryPause, nil
+		}
+		rest = rest[n:]
+	}
+	if plan.Wake.IsZero() {
+		return idle, nil
+	}
+	return min(max(plan.Wake.Sub(now), 0), idle), nil
+}
+
+// catchUp gives the newest snapshot once the planner has observed everything in it. Planning on a state that the
+// indexes lag behind could place the same replica twice.
+func (l *loop) catchUp(ctx context.Context) (*cluster.Snapshot, error) {
+	for {
+		select { // what is there already is cheap to take along
+		case batch, ok := <-l.watch.Events():
+			if !ok {
+				return nil, errWatchEnded
+			}
+			l.observe(batch)
+			continue
+		default:
+		}
+		snap := l.store.Snapshot()
+		if latestChange(snap) <= l.seen {
+			return snap, nil
+		}
+		for latestChange(snap) > l.seen {
+			select {
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			case batch, ok := <-l.watch.Events():
+				if !ok {
+					return nil, errWatchEnded
+				}
+				l.observe(batch)
+			}
+		}
+	}
+}
+
+func latestChange(snap *cluster.Snapshot) uint64 {
+	var last uint64
+	for _, k := range cluster.Kinds() {
+		last = max(last, snap.Modified(k))
+	}
+	return last
+}
+
+func (l *loop) observe(batch []cluster.Event) {
+	for _, ev := range batch {
+		l.planner.Observe(ev)
+		l.seen = max(l.seen, ev.Index)
+	}
+}

@@ -1,0 +1,234 @@
+package manager
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/dispatcher"
+	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/orchestrator"
+	"github.com/miniswarm/miniswarm/raftstore"
+)
+
+// Store is what a manager needs of its replica of the store; *raftstore.Store is one.
+type Store interface {
+	Snapshot() *cluster.Snapshot
+	Read(ctx context.Context) (*cluster.Snapshot, error)
+	Update(ctx context.Context, fn func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error)
+	Propose(ctx context.Context, txn *cluster.Txn) (uint64, error)
+	Watch(buffer int) *raftstore.Watch
+	Status() raftstore.Status
+	LeaderChanges() <-chan raftstore.Leadership
+	AddMember(ctx context.Context, m protocol.Member) (protocol.Member, error)
+	Handler() http.Handler
+}
+
+// Config is what a Manager works with.
+type Config struct {
+	NodeID string
+	// Addr is the host:port at which other machines reach this manager's cluster port.
+	Addr        string
+	Store       Store
+	Credentials *identity.Store
+	Logger      *slog.Logger
+	// Bootstrap gives the first objects of a new cluster; nil except on the manager that ran init.
+	Bootstrap func() *cluster.Txn
+	// EngineAPI serves the swarm part of the Engine API for requests that other managers forward.
+	EngineAPI http.Handler
+	// HeartbeatPeriod overrides the cluster's setting where positive, for tests.
+	HeartbeatPeriod time.Duration
+}
+
+// watchBuffer is how many batches of events a follower of the store may lag before its watch ends and it starts anew.
+const watchBuffer = 4096
+
+// Manager is one manager. Its methods may be called concurrently.
+type Manager struct {
+	cfg     Config
+	ids     cluster.IDs
+	client  *identity.Client
+	handler http.Handler
+
+	mu         sync.Mutex
+	dispatcher *dispatcher.Dispatcher // guarded by mu; nil while not leading
+	decisions  *decisionLog
+}
+
+// ErrNotLeader is returned by what only the leader can do.
+var ErrNotLeader = errors.New("this manager is not the leader")
+
+// New gives a manager that is idle until Run.
+func New(cfg Config) (*Manager, error) {
+	if cfg.NodeID == "" || cfg.Store == nil || cfg.Credentials == nil || cfg.Logger == nil {
+		return nil, errors.New("manager: node id, store, credentials and logger must be given")
+	}
+	m := &Manager{cfg: cfg, ids: cluster.RandomIDs(rand.Reader), client: identity.NewClient(identity.ClientConfig{}), decisions: newDecisionLog()}
+	h, err := m.newHandler()
+	if err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
+	m.handler = h
+	return m, nil
+}
+
+// Handler serves the cluster port; see the package comment for its paths.
+func (m *Manager) Handler() http.Handler { return m.handler }
+
+// Run follows the leadership of the store until ctx ends: whenever this manager leads, it runs a term.
+func (m *Manager) Run(ctx context.Context) error {
+	changes := m.cfg.Store.LeaderChanges()
+	var end context.CancelFunc
+	var over chan struct{}
+	stop := func() {
+		if end != nil {
+			end()
+			<-over
+			end = nil
+		}
+	}
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case l, ok := <-changes:
+			if !ok {
+				return nil
+			}
+			stop()
+			if !l.Leader {
+				continue
+			}
+			m.cfg.Logger.Info("leading", "node", m.cfg.NodeID, "term", l.Term)
+			term, cancel := context.WithCancel(ctx)
+			end, over = cancel, make(chan struct{})
+			go func(done chan struct{}) {
+				defer close(done)
+				m.term(term)
+				m.cfg.Logger.Info("no longer leading", "node", m.cfg.NodeID, "term", l.Term)
+			}(over)
+		}
+	}
+}
+
+// term runs the leader's parts until ctx ends, anew whenever one of them fails.
+func (m *Manager) term(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := m.lead(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		m.cfg.Logger.Warn("the leader's loops ended and start anew", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// lead runs the loop and the dispatcher until one of them ends.
+func (m *Manager) lead(ctx context.Context) error {
+	if err := m.found(ctx); err != nil {
+		return err
+	}
+	period := m.cfg.HeartbeatPeriod
+	if c := m.cfg.Store.Snapshot().Cluster(); period <= 0 && c != nil {
+		period = c.Spec.Dispatcher.HeartbeatPeriod
+	}
+	d := dispatcher.New(dispatcher.Config{Store: m.cfg.Store, Logger: m.cfg.Logger, IDs: m.ids, Managers: m.Managers, Period: period})
+	loopWatch, agentWatch := m.cfg.Store.Watch(watchBuffer), m.cfg.Store.Watch(watchBuffer)
+	defer loopWatch.Close()
+	defer agentWatch.Close()
+	l := &loop{store: m.cfg.Store, planner: orchestrator.New(orchestrator.Options{}), watch: loopWatch, ids: m.ids,
+		logger: m.cfg.Logger, decisions: m.decisions, now: time.Now}
+	m.setDispatcher(d)
+	defer m.setDispatcher(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.Run(ctx, agentWatch.Start, agentWatch.Events()) })
+	g.Go(func() error { return l.run(ctx, loopWatch.Start) })
+	return g.Wait()
+}
+
+// found creates the first objects of a new cluster.
+func (m *Manager) found(ctx context.Context) error {
+	if m.cfg.Bootstrap == nil || m.cfg.Store.Snapshot().Cluster() != nil {
+		return nil
+	}
+	_, err := m.cfg.Store.Update(ctx, func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		if snap.Cluster() != nil {
+			return &cluster.Txn{}, nil
+		}
+		txn := m.cfg.Bootstrap()
+		for i := range txn.Changes {
+			if n, ok := txn.Changes[i].Object.(*cluster.Node); ok && n.ID == m.cfg.NodeID {
+				first := *n
+				first.RaftID, first.ManagerAddr = m.cfg.Store.Status().RaftID, m.cfg.Addr
+				txn.Changes[i].Object = &first
+			}
+		}
+		return txn, nil
+	})
+	if err != nil {
+		return fmt.Errorf("create the first objects of the cluster: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) setDispatcher(d *dispatcher.Dispatcher) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dispatcher = d
+}
+
+// Dispatcher is the dispatcher of the present term, nil while this manager does not lead.
+func (m *Manager) Dispatcher() *dispatcher.Dispatcher {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dispatcher
+}
+
+// Managers tells the addresses of all managers, for agents and for followers that look for the leader.
+func (m *Manager) Managers() []protocol.ManagerAddr {
+	var out []protocol.ManagerAddr
+	for _, mem := range m.cfg.Store.Status().Members {
+		out = append(out, protocol.ManagerAddr{NodeID: mem.NodeID, Addr: mem.Addr})
+	}
+	return out
+}
+
+// Leader tells whether this manager leads, and else who does; addr is empty when there is no leader.
+func (m *Manager) Leader() (self bool, nodeID, addr string) {
+	st := m.cfg.Store.Status()
+	return st.IsLeader, st.LeaderNodeID, st.LeaderAddr
+}
+
+// TaskLogs reads one task's log from its node, through the dispatcher; see [dispatcher.Dispatcher.TaskLogs].
+func (m *Manager) TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+	d := m.Dispatcher()
+	if d == nil {
+		return ErrNotLeader
+	}
+	return d.TaskLogs(ctx, nodeID, req, each)
+}
+
+// Reachability says whether the raft group hears from a manager; only the leader hears from all.
+func (m *Manager) Reachability(nodeID string) swarm.Reachability {
+	st := m.cfg.Store.Status()
+	for _, mem := range st.Members {
+		if mem.NodeID == nodeID && st.Reachable[mem.RaftID] {
+			return swarm.ReachabilityReachable
+		}
+	}
+	return swarm.ReachabilityUnreachable
+}

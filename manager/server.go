@@ -1,0 +1,119 @@
+package manager
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/identity"
+)
+
+// newHandler builds the cluster port's handler.
+func (m *Manager) newHandler() (http.Handler, error) {
+	guard, err := identity.NewGuard(identity.GuardConfig{Store: m.cfg.Credentials, Logger: m.cfg.Logger, Removed: m.removed})
+	if err != nil {
+		return nil, err
+	}
+	ca, err := identity.NewHandler(identity.HandlerConfig{Issuer: &issuer{m: m}, Guard: guard, Logger: m.cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	any, managers := []identity.Role{identity.Worker, identity.Manager}, []identity.Role{identity.Manager}
+	mux := http.NewServeMux()
+	mux.Handle(protocol.PathCA+"/", ca)
+	mux.Handle("GET "+protocol.PathSession, guard.RequireRole(http.HandlerFunc(m.serveSession), any...))
+	mux.Handle("POST "+protocol.PathMembers, guard.RequireRole(http.HandlerFunc(m.serveJoin), managers...))
+	mux.Handle(protocol.PathRaft+"/", guard.RequireRole(m.cfg.Store.Handler(), managers...))
+	if m.cfg.EngineAPI != nil {
+		mux.Handle(protocol.PathEngine+"/", guard.RequireRole(http.StripPrefix(protocol.PathEngine, m.cfg.EngineAPI), managers...))
+	}
+	return mux, nil
+}
+
+// removed says whether a node was removed from the cluster and its certificate may still be valid.
+func (m *Manager) removed(nodeID string) bool {
+	c := m.cfg.Store.Snapshot().Cluster()
+	if c == nil {
+		return false
+	}
+	until, ok := c.Removed[nodeID]
+	return ok && time.Now().Before(until)
+}
+
+// redirect answers a request that only the leader can serve.
+func (m *Manager) redirect(w http.ResponseWriter) {
+	_, _, addr := m.Leader()
+	w.Header().Set(protocol.HeaderLeader, addr)
+	if addr == "" {
+		writeError(w, http.StatusServiceUnavailable, "the swarm has no leader at present")
+		return
+	}
+	writeError(w, http.StatusMisdirectedRequest, "this manager is not the leader; the leader is at "+addr)
+}
+
+func (m *Manager) serveSession(w http.ResponseWriter, r *http.Request) {
+	caller, _ := identity.FromContext(r.Context())
+	d := m.Dispatcher()
+	if d == nil {
+		m.redirect(w)
+		return
+	}
+	if r.Header.Get("Upgrade") != protocol.UpgradeStream {
+		w.Header().Set("Upgrade", protocol.UpgradeStream)
+		writeError(w, http.StatusUpgradeRequired, "a session is opened by an upgrade to "+protocol.UpgradeStream)
+		return
+	}
+	remote, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		remote = r.RemoteAddr
+	}
+	d.ServeSession(w, r, caller.NodeID, remote)
+}
+
+// serveJoin adds the calling manager to the raft group. Asking again with another address moves the member there.
+func (m *Manager) serveJoin(w http.ResponseWriter, r *http.Request) {
+	if self, _, _ := m.Leader(); !self {
+		m.redirect(w)
+		return
+	}
+	caller, _ := identity.FromContext(r.Context())
+	var req protocol.JoinRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&req); err != nil {
+		writeError(w, http.StatusBadRequest, "join request of node "+caller.NodeID+": "+err.Error())
+		return
+	}
+	if _, _, err := net.SplitHostPort(req.Addr); err != nil {
+		writeError(w, http.StatusBadRequest, "join request of node "+caller.NodeID+": address "+req.Addr+" is not host:port")
+		return
+	}
+	if m.cfg.Store.Snapshot().Node(caller.NodeID) == nil {
+		writeError(w, http.StatusNotFound, "node "+caller.NodeID+" is not part of this swarm")
+		return
+	}
+	member, err := m.cfg.Store.AddMember(r.Context(), protocol.Member{NodeID: caller.NodeID, Addr: req.Addr})
+	if err != nil {
+		writeError(w, http.StatusServiceUnavailable, "add manager "+caller.NodeID+": "+err.Error())
+		return
+	}
+	_, err = m.cfg.Store.Propose(r.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{
+		cluster.PatchNode(caller.NodeID, cluster.NodePatch{Role: swarm.NodeRoleManager, RaftID: member.RaftID, ManagerAddr: req.Addr})}})
+	if err != nil {
+		writeError(w, http.StatusServiceUnavailable, "record manager "+caller.NodeID+": "+err.Error())
+		return
+	}
+	m.cfg.Logger.Info("manager joined", "node", caller.NodeID, "addr", req.Addr)
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(protocol.JoinResponse{RaftID: member.RaftID, Members: m.cfg.Store.Status().Members})
+}
+
+// writeError answers with Docker's form of an error.
+func writeError(w http.ResponseWriter, status int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": message})
+}
