@@ -104,7 +104,7 @@ func TestClientsLoseNothing(t *testing.T) {
 	if result.Total.Failures != 0 {
 		t.Errorf("%d requests were lost", result.Total.Failures)
 	}
-	if len(result.Phases) != 2 || result.Phases[0].Answered < 100 || result.Phases[1].Answered < 100 {
+	if len(result.Phases) != 2 || result.Phases[0].Answered < 100 || result.Phases[1].Answered < 50 {
 		t.Errorf("too few answers to prove anything: %+v", result.Phases)
 	}
 	if stats.Backends[0].State != "down" {
