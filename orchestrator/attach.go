@@ -1,0 +1,105 @@
+package orchestrator
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// attach has a node's part in networks looked at in this pass: it takes part in ingress always, and in every other
+// network while a task on it has an address there (swarm-semantics.md, 5.5). Its address in a network is that of the
+// bridge which its containers use as their gateway.
+func (x *pass) attach(n *node) map[string]string {
+	have, ok := x.attached[n]
+	if !ok {
+		if n.obj == nil {
+			return nil
+		}
+		have = maps.Clone(n.obj.Attachments)
+		if have == nil {
+			have = make(map[string]string)
+		}
+		x.attached[n] = have
+		if ingress := x.networks[x.ingress]; ingress != nil && !ingress.local && !x.attachTo(n, ingress) {
+			x.starved(n, ingress)
+		}
+	}
+	return have
+}
+
+// attachTo makes the node take part in a network, unless that has no address left for it.
+func (x *pass) attachTo(n *node, net *network) bool {
+	have := x.attach(n)
+	if addr := have[net.obj.ID]; addr != "" {
+		if _, _, ours := net.find(addr); ours {
+			return true
+		}
+	}
+	addr := x.bookAddress(net)
+	if addr == "" {
+		return false
+	}
+	have[net.obj.ID] = addr
+	return true
+}
+
+// starved notes that a node has no address on ingress, which is tried again when one comes free.
+func (x *pass) starved(n *node, net *network) {
+	if _, known := x.hungry[n]; known {
+		return
+	}
+	x.hungry[n] = struct{}{}
+	x.decide(Decision{Kind: Allocation, Reason: fmt.Sprintf("node %s: %s on network %s", hostname(n), errNoAddress, net.obj.Spec.Name)})
+}
+
+// attachNodes writes the attachments that have changed, and drops those that nothing needs any more.
+func (x *pass) attachNodes() {
+	nodes := slices.SortedFunc(maps.Keys(x.attached), func(a, b *node) int { return cmp.Compare(a.id, b.id) })
+	needed := x.neededAttachments()
+	for _, n := range nodes {
+		have := x.attached[n]
+		maps.DeleteFunc(have, func(id, _ string) bool {
+			net := x.networks[id]
+			return net == nil || id != x.ingress && n.uses[id] == 0 && !needed[use{n.id, id}]
+		})
+		if have[x.ingress] != "" {
+			delete(x.hungry, n)
+		}
+		if maps.Equal(have, n.obj.Attachments) {
+			continue
+		}
+		x.nodeChanges = append(x.nodeChanges, cluster.PatchNode(n.id, cluster.NodePatch{Attachments: have}))
+		x.changedNodes[n.id] |= nodeAttachments // until the store has it
+	}
+}
+
+// use is one network that one node has to take part in.
+type use struct{ node, network string }
+
+// neededAttachments has the uses that this pass adds.
+func (x *pass) neededAttachments() map[use]bool {
+	needed := make(map[use]bool)
+	add := func(t *cluster.Task) {
+		for _, a := range t.NetworksAttachments {
+			if len(a.Addresses) > 0 {
+				needed[use{t.NodeID, a.Network.ID}] = true
+			}
+		}
+	}
+	for _, t := range x.created {
+		if t.Status.State == swarm.TaskStateAssigned {
+			add(t)
+		}
+	}
+	for _, p := range x.patched {
+		if p.diff.NetworksAttachments != nil {
+			add(p.task)
+		}
+	}
+	return needed
+}

@@ -1,0 +1,130 @@
+package orchestrator
+
+import (
+	"maps"
+	"reflect"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// node is what the planner keeps about one machine between passes.
+type node struct {
+	id string
+	// num is the node's slot number in global services. It is used again only when nothing of the node is left.
+	num int
+	// obj is the node as stored, nil once it was removed and while only its tasks are known.
+	obj *cluster.Node
+	// tasks is the number of stored tasks that name the node.
+	tasks int
+	// uses counts the tasks that hold an address of each network on the node.
+	uses map[string]int
+}
+
+// lost says that the node's tasks must run elsewhere and that nobody can be asked to stop them: it is down, or gone.
+// A node that is unknown or disconnected keeps its tasks (swarm-semantics.md, 4.3).
+func (n *node) lost() bool {
+	return n == nil || n.obj == nil || n.obj.Status.State == swarm.NodeStateDown
+}
+
+// valid says that tasks may stay on the node.
+func (n *node) valid() bool {
+	return !n.lost() && n.obj.Spec.Availability != swarm.NodeAvailabilityDrain
+}
+
+func (n *node) paused() bool { return n.obj.Spec.Availability == swarm.NodeAvailabilityPause }
+
+// nodeEvent says what of a node changed since the last pass.
+type nodeEvent uint8
+
+const (
+	nodeAvailability nodeEvent = 1 << iota // its state or availability, or that it exists
+	nodeNature                             // what constraints and resources are judged by
+	nodeAttachments                        // the networks it takes part in, or should
+)
+
+// changeOf compares two versions of a node.
+func changeOf(old, new *cluster.Node) nodeEvent {
+	if old == nil || new == nil {
+		return nodeAvailability | nodeNature | nodeAttachments
+	}
+	var ev nodeEvent
+	if old.Status.State != new.Status.State || old.Spec.Availability != new.Spec.Availability {
+		ev |= nodeAvailability
+	}
+	// The engine's description is read again and again; it is compared only where it was stored anew.
+	if old.Role != new.Role || old.Status.Addr != new.Status.Addr || !maps.Equal(old.Spec.Labels, new.Spec.Labels) ||
+		!reflect.DeepEqual(old.Description, new.Description) {
+		ev |= nodeNature
+	}
+	if !maps.Equal(old.Attachments, new.Attachments) {
+		ev |= nodeAttachments
+	}
+	return ev
+}
+
+// node gives the entry of a node id, made if needed.
+func (p *Planner) node(id string) *node {
+	n := p.nodes[id]
+	if n == nil {
+		n = &node{id: id, uses: make(map[string]int)}
+		if k := len(p.freeNumbers); k > 0 {
+			n.num, p.freeNumbers = p.freeNumbers[k-1], p.freeNumbers[:k-1]
+			p.byNumber[n.num] = n
+		} else {
+			n.num = len(p.byNumber)
+			p.byNumber = append(p.byNumber, n)
+		}
+		p.nodes[id] = n
+	}
+	return n
+}
+
+// dropNode forgets a node of which nothing is left in the store.
+func (p *Planner) dropNode(n *node) {
+	for _, s := range p.services {
+		if s.mode == global {
+			s.forgetSlot(n.num)
+			delete(s.dirty, n.num)
+			p.timers.set(timerKey{s.id, n.num}, noTime)
+		}
+	}
+	delete(p.nodes, n.id)
+	delete(p.hungry, n)
+	p.byNumber[n.num] = nil
+	p.freeNumbers = append(p.freeNumbers, n.num)
+}
+
+// observeNode takes in one change of a node.
+func (p *Planner) observeNode(old, new *cluster.Node) {
+	if new == nil {
+		p.accounts.RemoveNode(old.ID)
+		p.node(old.ID).obj = nil
+		p.changedNodes[old.ID] |= changeOf(old, nil)
+		p.holdAttachments(old, false)
+		return
+	}
+	p.accounts.SetNode(new)
+	n := p.node(new.ID)
+	n.obj = new
+	ev := changeOf(old, new)
+	if ev&nodeAttachments != 0 {
+		p.holdAttachments(new, true)
+		if old != nil {
+			p.holdAttachments(old, false)
+		}
+	}
+	if ev != 0 {
+		p.changedNodes[new.ID] |= ev
+	}
+	if ev&(nodeAvailability|nodeNature) != 0 {
+		p.roomier = true
+	}
+}
+
+func (p *Planner) holdAttachments(n *cluster.Node, hold bool) {
+	for network, cidr := range n.Attachments {
+		p.holdAddress(network, cidr, hold)
+	}
+}

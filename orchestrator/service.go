@@ -1,0 +1,235 @@
+package orchestrator
+
+import (
+	"cmp"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// service is what the planner keeps about one service between passes. It mirrors the store: everything in it can be
+// computed from the service's tasks, and is corrected slot by slot as their changes are observed.
+type service struct {
+	id string
+	// obj is the service as stored, nil once it was removed and while only its tasks are known.
+	obj  *cluster.Service
+	mode mode
+	// tasks is the number of stored tasks.
+	tasks int
+	// versions has the spec versions of the stored tasks.
+	versions map[uint64]specVersion
+	// verdicts compare the versions that have been met with the present spec.
+	verdicts map[uint64]verdict
+
+	// The slots by number. A replicated service's are 1, 2, 3 ...; those of a global service are the nodes, by the
+	// number the planner gave them.
+	known    bits // has any task
+	occupied bits // counts as present: has a wanted task, or its last task must not be restarted
+	plain    bits // one wanted task of the present spec with nothing pending about it: its progress is of no interest
+	outdated bits // its task has an older spec and waits for its turn to be updated
+	// busy has the slots that occupy a worker of the update: with the time when their new task ended its start, zero
+	// while it is starting.
+	busy map[int]time.Time
+	// settled is the latest time at which a new task of this update ended its start.
+	settled time.Time
+	// started is the UpdateStatus.StartedAt that busy and settled belong to.
+	started time.Time
+
+	// dirty has the slots to look at again, unless all have to be.
+	dirty map[int]struct{}
+	all   bool
+	// pending has the wanted tasks that have no place yet.
+	pending map[string]struct{}
+	// reallocate is set when the endpoint has to be looked at again; unallocated says why ports or virtual IPs could
+	// not be had, "" when they are complete.
+	reallocate  bool
+	unallocated string
+}
+
+type mode uint8
+
+const (
+	replicated mode = iota
+	global
+	job // its tasks are supervised by another step
+)
+
+func modeOf(s *cluster.Service) mode {
+	switch m := s.Spec.Mode; {
+	case m.Global != nil:
+		return global
+	case m.ReplicatedJob != nil, m.GlobalJob != nil:
+		return job
+	}
+	return replicated
+}
+
+// specVersion counts the tasks made from one version of the spec; sample is one of them, for its template.
+type specVersion struct {
+	tasks  int
+	sample *cluster.Task
+}
+
+func newService(id string) *service {
+	return &service{id: id, versions: make(map[uint64]specVersion), dirty: make(map[int]struct{}),
+		pending: make(map[string]struct{}), busy: make(map[int]time.Time)}
+}
+
+// byAge orders services from the oldest to the youngest: who came first has the port.
+func byAge(a, b *service) int {
+	if a.obj != nil && b.obj != nil {
+		if c := a.obj.CreatedAt.Compare(b.obj.CreatedAt); c != 0 {
+			return c
+		}
+		// Services of one transaction have the same time; no later write changes that order.
+	}
+	return cmp.Compare(a.id, b.id)
+}
+
+// forgetSlot clears everything known about a slot.
+func (s *service) forgetSlot(num int) {
+	s.known.put(num, false)
+	s.occupied.put(num, false)
+	s.plain.put(num, false)
+	s.outdated.put(num, false)
+	delete(s.busy, num)
+}
+
+// replicas is the wanted number of tasks of a replicated service.
+func (s *service) replicas() int {
+	if r := s.obj.Spec.Mode.Replicated; r != nil && r.Replicas != nil {
+		return int(*r.Replicas)
+	}
+	return 1
+}
+
+// updateState is the state of the update, "" when there is none.
+func (s *service) updateState() swarm.UpdateState {
+	if s.obj.UpdateStatus == nil {
+		return ""
+	}
+	return s.obj.UpdateStatus.State
+}
+
+// updating says whether an update or a rollback is under way.
+func (s *service) updating() bool {
+	st := s.updateState()
+	return st == swarm.UpdateStateUpdating || st == swarm.UpdateStateRollbackStarted
+}
+
+// rollingBack is the phase in which slots that gave up are filled again (swarm-semantics.md, 2.4).
+func (s *service) rollingBack() bool { return s.updateState() == swarm.UpdateStateRollbackStarted }
+
+// verdict says how the spec a task was made from differs from the service's present one, as far as a task can tell.
+// The zero verdict is: not at all.
+type verdict struct {
+	// different: the task has to be replaced.
+	different bool
+	// placement: only where it may run differs, so that a task on a node that fits may stay.
+	placement bool
+	// credentials: only those for the registry differ, which a task that has its image does not need.
+	credentials bool
+}
+
+// compare judges any task made from one version of the spec (swarm-semantics.md, 4.8, "dirty").
+func compare(t *cluster.Task, s *cluster.Service) verdict {
+	if t.SpecVersion == s.SpecVersion {
+		return verdict{}
+	}
+	var was swarm.EndpointSpec
+	if t.Endpoint != nil {
+		was = t.Endpoint.Spec
+	}
+	if !sameEndpoint(was, s.Spec.EndpointSpec) {
+		return verdict{different: true}
+	}
+	v := verdict{credentials: t.RegistryAuth != s.RegistryAuth}
+	if reflect.DeepEqual(t.Spec, s.Spec.TaskTemplate) {
+		return v
+	}
+	a, b := t.Spec, s.Spec.TaskTemplate
+	a.Placement, b.Placement = nil, nil
+	if !reflect.DeepEqual(a, b) {
+		return verdict{different: true}
+	}
+	v.placement = true
+	return v
+}
+
+// sameEndpoint compares what was asked for; to say nothing is to ask for virtual IPs and no ports.
+func sameEndpoint(a swarm.EndpointSpec, spec *swarm.EndpointSpec) bool {
+	var b swarm.EndpointSpec
+	if spec != nil {
+		b = *spec
+	}
+	return cmp.Or(a.Mode, swarm.ResolutionModeVIP) == cmp.Or(b.Mode, swarm.ResolutionModeVIP) && slices.Equal(a.Ports, b.Ports)
+}
+
+// verdictOf is compare, remembered.
+func (s *service) verdictOf(t *cluster.Task) verdict {
+	if t.SpecVersion == s.obj.SpecVersion {
+		return verdict{}
+	}
+	v, ok := s.verdicts[t.SpecVersion.Index]
+	if !ok {
+		v = compare(t, s.obj)
+		s.verdicts[t.SpecVersion.Index] = v
+	}
+	return v
+}
+
+// setObject takes over the service as stored now and says whether every slot has to be judged again. A change of the
+// number of replicas alone does not, which is why scaling costs what is added and not what is there.
+func (s *service) setObject(obj *cluster.Service) (rejudge bool) {
+	was := s.obj
+	s.obj, s.mode = obj, modeOf(obj)
+	if was == nil {
+		s.verdicts = make(map[uint64]verdict)
+		return true
+	}
+	if (was.UpdateStatus != nil && was.UpdateStatus.State == swarm.UpdateStateRollbackStarted) != s.rollingBack() {
+		rejudge = true
+	}
+	if was.SpecVersion == obj.SpecVersion {
+		return rejudge
+	}
+	for _, v := range s.verdicts {
+		rejudge = rejudge || v != verdict{}
+	}
+	s.verdicts = make(map[uint64]verdict)
+	for index, v := range s.versions {
+		now := compare(v.sample, obj)
+		s.verdicts[index] = now
+		rejudge = rejudge || now != verdict{}
+	}
+	// Which nodes belong to a global service depends on its constraints.
+	return rejudge || s.mode == global
+}
+
+// addTask counts a stored task in (1) or out (-1).
+func (s *service) addTask(t *cluster.Task, delta int) {
+	s.tasks += delta
+	v := s.versions[t.SpecVersion.Index]
+	v.tasks += delta
+	if v.sample == nil {
+		v.sample = t
+	}
+	if v.tasks == 0 {
+		delete(s.versions, t.SpecVersion.Index)
+		delete(s.verdicts, t.SpecVersion.Index)
+		return
+	}
+	s.versions[t.SpecVersion.Index] = v
+}
+
+// networks gives the service's attachments: the template's, or the legacy ones where it has none.
+func networks(template *swarm.TaskSpec, legacy []swarm.NetworkAttachmentConfig) []swarm.NetworkAttachmentConfig {
+	if len(template.Networks) > 0 {
+		return template.Networks
+	}
+	return legacy
+}

@@ -1,0 +1,260 @@
+package orchestrator
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+const defaultMonitor = 5 * time.Second
+
+// updateConfig is how the service wants to be updated, or rolled back while that is under way.
+func updateConfig(s *service) swarm.UpdateConfig {
+	c := s.obj.Spec.UpdateConfig
+	if s.rollingBack() {
+		c = s.obj.Spec.RollbackConfig
+	}
+	if c == nil {
+		return swarm.UpdateConfig{Parallelism: 1, Monitor: defaultMonitor}
+	}
+	set := *c
+	set.Monitor = cmp.Or(set.Monitor, defaultMonitor)
+	return set
+}
+
+// outdated says whether a task has to make way for one of the service's present spec (swarm-semantics.md, 4.8).
+func (x *pass) outdated(s *service, t *cluster.Task) bool {
+	v := s.verdictOf(t)
+	switch {
+	case v == verdict{}:
+		return false
+	case v.different:
+		return true
+	case v.credentials && !(t.Wanted() && hasImage(t)):
+		return true
+	}
+	return v.placement && (x.nodes[t.NodeID].lost() || !x.meetsConstraints(s.obj, x.nodes[t.NodeID]))
+}
+
+func hasImage(t *cluster.Task) bool {
+	return !cluster.Before(t.Status.State, swarm.TaskStateReady) && !cluster.Terminal(t.Status.State)
+}
+
+// converge ends, in a slot with several wanted tasks, those that the update has replaced: at once where tasks are
+// stopped first, and when the new one runs where it is started first.
+func (x *pass) converge(sl *slot) {
+	var keep *cluster.Task
+	wanted := 0
+	for _, t := range sl.tasks {
+		if !t.Wanted() {
+			continue
+		}
+		wanted++
+		if x.outdated(sl.service, t) {
+			continue
+		}
+		// The most advanced stays; of equals the older.
+		if keep == nil || !cluster.Before(t.Status.State, keep.Status.State) {
+			keep = t
+		}
+	}
+	if keep == nil || wanted < 2 {
+		return
+	}
+	startFirst := updateConfig(sl.service).Order == swarm.UpdateOrderStartFirst
+	for i, t := range sl.tasks {
+		if t == keep || !t.Wanted() {
+			continue
+		}
+		if startFirst && keep.Status.State != swarm.TaskStateRunning && x.outdated(sl.service, t) {
+			continue
+		}
+		sl.tasks[i] = x.shutdown(t)
+		x.because(Update, sl.service, t.ID, fmt.Sprintf("slot %s: its successor has taken over", slotName(sl)))
+	}
+}
+
+func slotName(sl *slot) string {
+	if sl.node != nil {
+		return sl.node.id
+	}
+	return fmt.Sprint(sl.num)
+}
+
+// noteUpdate notes whether the slot occupies a worker of the update under way, which is read from its tasks alone: the
+// update creates tasks that replace one and, unlike restarts, are not held back until a time.
+func (x *pass) noteUpdate(sl *slot) (busy bool) {
+	s := sl.service
+	if !s.updating() {
+		return false
+	}
+	started := noTime
+	if at := s.obj.UpdateStatus.StartedAt; at != nil {
+		started = *at
+	}
+	if !s.started.Equal(started) {
+		s.started, s.settled = started, noTime
+	}
+	for _, t := range sl.tasks {
+		if t.Replaces == "" || restarted(t) || t.SpecVersion != s.obj.SpecVersion {
+			continue
+		}
+		if !t.CreatedAt.IsZero() && t.CreatedAt.Before(started) {
+			continue
+		}
+		if cluster.Before(t.Status.State, swarm.TaskStateRunning) {
+			if t.Wanted() {
+				s.busy[sl.num] = noTime
+				return true
+			}
+			continue
+		}
+		end := endedAt(t)
+		if end.After(s.settled) {
+			s.settled = end
+		}
+		if end.After(s.busy[sl.num]) {
+			s.busy[sl.num] = end
+			busy = true
+		}
+	}
+	return busy
+}
+
+// advanceUpdate starts, continues and completes the update of a service's tasks to its present spec. Each of
+// Parallelism workers replaces the task of one slot, waits until the new one runs or has failed, and then for Delay.
+// Nothing of this is kept but in the tasks and the service's UpdateStatus, so a new leader goes on where the old one
+// ended.
+func (x *pass) advanceUpdate(s *service) {
+	x.timers.set(timerKey{s.id, wholeService}, noTime)
+	switch s.updateState() {
+	case swarm.UpdateStatePaused, swarm.UpdateStateRollbackPaused:
+		return // until somebody updates or rolls back the service again
+	}
+	config := updateConfig(s)
+	if s.outdated.len() == 0 && len(s.busy) == 0 && !s.updating() {
+		return
+	}
+	var next time.Time
+	working := 0
+	for _, since := range s.busy {
+		if since.IsZero() {
+			working++
+		} else if end := since.Add(config.Delay); x.now.Before(end) {
+			working++
+			if next.IsZero() || end.Before(next) {
+				next = end
+			}
+		}
+	}
+	if s.outdated.len() == 0 && working == 0 {
+		monitor := config.Monitor
+		if config.Delay >= monitor {
+			monitor = config.Delay + time.Second
+		}
+		if end := s.settled.Add(config.Delay + monitor); !s.settled.IsZero() && x.now.Before(end) {
+			x.timers.set(timerKey{s.id, wholeService}, end)
+			return
+		}
+		x.completeUpdate(s)
+		return
+	}
+	x.timers.set(timerKey{s.id, wholeService}, next)
+	if s.outdated.len() == 0 {
+		return
+	}
+	if !s.updating() {
+		at := x.now
+		x.edit(s).UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: &at, Message: "update in progress"}
+	}
+	workers := int(config.Parallelism)
+	if workers == 0 {
+		workers = s.outdated.len() + working
+	}
+	for _, num := range x.nextOutdated(s, workers-working) {
+		x.updateSlot(s, num, config)
+	}
+}
+
+// nextOutdated gives the first n slots that wait for their update.
+func (x *pass) nextOutdated(s *service, n int) []int {
+	var nums []int
+	for num := s.outdated.next(0); num >= 0 && (s.mode == global || len(nums) < n); num = s.outdated.next(num + 1) {
+		nums = append(nums, num)
+	}
+	if s.mode == global {
+		x.sortSlots(s, nums)
+	}
+	return nums[:max(0, min(n, len(nums)))]
+}
+
+// updateSlot replaces the task of one slot by one of the present spec.
+func (x *pass) updateSlot(s *service, num int, config swarm.UpdateConfig) {
+	var tasks []*cluster.Task
+	for _, t := range x.tasksOf(s, num, nil) {
+		if t = x.view(t); t != nil && t.DesiredState != swarm.TaskStateRemove {
+			tasks = append(tasks, t)
+		}
+	}
+	if len(tasks) == 0 {
+		return // nothing is stored yet
+	}
+	newestFirst(tasks)
+	stays := (*cluster.Task)(nil)
+	if config.Order == swarm.UpdateOrderStartFirst {
+		for _, t := range tasks {
+			if t.Wanted() && (stays == nil || cluster.Before(stays.Status.State, t.Status.State)) {
+				stays = t
+			}
+		}
+	}
+	t := x.newTask(s, num)
+	t.Replaces = tasks[0].ID
+	x.because(Update, s, t.ID, fmt.Sprintf("%s: the task's spec is not the service's any more", cmp.Or(config.Order, swarm.UpdateOrderStopFirst)))
+	for _, old := range tasks {
+		switch {
+		case old == stays:
+			t.Replaces = old.ID
+		case old.Wanted():
+			old = x.shutdown(old)
+			if stays == nil && x.mayRun(old) {
+				t.Replaces, t.DesiredState = old.ID, swarm.TaskStateReady
+			}
+		case stays == nil && t.DesiredState != swarm.TaskStateReady && x.mayRun(old):
+			t.Replaces, t.DesiredState = old.ID, swarm.TaskStateReady
+		}
+	}
+	s.outdated.put(num, false)
+	s.plain.put(num, false)
+	s.busy[num] = noTime
+	s.dirty[num] = struct{}{}
+	if t.DesiredState == swarm.TaskStateReady {
+		x.timers.set(timerKey{s.id, num}, x.now.Add(x.stopTimeout))
+	}
+}
+
+// completeUpdate ends an update of which nothing is left to do.
+func (x *pass) completeUpdate(s *service) {
+	status := *s.obj.UpdateStatus
+	at := x.now
+	status.CompletedAt = &at
+	status.State, status.Message = swarm.UpdateStateCompleted, "update completed"
+	if s.rollingBack() {
+		status.State, status.Message = swarm.UpdateStateRollbackCompleted, "rollback completed"
+	}
+	x.edit(s).UpdateStatus = &status
+	x.decide(Decision{Kind: Update, ServiceID: s.id, Reason: status.Message})
+}
+
+// sortTasks orders tasks that wait for a place: by version, then as their slots are numbered.
+func sortTasks(tasks []*cluster.Task) {
+	slices.SortFunc(tasks, func(a, b *cluster.Task) int {
+		return cmp.Or(cmp.Compare(a.SpecVersion.Index, b.SpecVersion.Index), cmp.Compare(a.Slot, b.Slot),
+			a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+}
