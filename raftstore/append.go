@@ -1,0 +1,140 @@
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// runAppends writes what raft hands out to the log, in order. Everything that has come together while the disk was busy
+// is written with one sync. Answers leave only after that. Any error ends the store: after a failed sync nobody can
+// say what the disk holds, and trying again would pretend otherwise.
+func (s *Store) runAppends() {
+	for {
+		select {
+		case <-s.appends.wake:
+		case <-s.failed:
+			return
+		case <-s.loopDone:
+		}
+		batch := s.appends.take()
+		if err := s.append(batch); err != nil {
+			s.fail(err)
+			return
+		}
+		select {
+		case <-s.loopDone:
+			if s.appends.len() == 0 {
+				return
+			}
+			s.appends.notify()
+		default:
+		}
+	}
+}
+
+func (s *Store) append(batch []*raftpb.Message) error {
+	for len(batch) > 0 {
+		// A snapshot takes the place of everything before it and is installed by itself.
+		n := 1
+		if batch[0].Snapshot == nil {
+			for n < len(batch) && batch[n].Snapshot == nil {
+				n++
+			}
+		} else if err := s.install(batch[0].Snapshot); err != nil {
+			return err
+		}
+		if err := s.write(batch[:n]); err != nil {
+			return err
+		}
+		batch = batch[n:]
+	}
+	return nil
+}
+
+// write saves the entries and the latest hard state of some appends and then delivers their responses.
+func (s *Store) write(batch []*raftpb.Message) error {
+	var state *raftpb.HardState
+	var entries []*raftpb.Entry
+	var writes int
+	for _, m := range batch {
+		if m.Term != nil {
+			state = &raftpb.HardState{Term: proto.Uint64(m.GetTerm()), Vote: proto.Uint64(m.GetVote()), Commit: proto.Uint64(m.GetCommit())}
+		}
+		if len(m.Entries) > 0 {
+			writes++
+			entries = append(entries, m.Entries...)
+		}
+	}
+	if err := s.disk.save(state, entries); err != nil {
+		return err
+	}
+	var toSelf, toPeers []*raftpb.Message
+	for _, m := range batch {
+		if err := s.storage.Append(m.Entries); err != nil {
+			return fmt.Errorf("raft storage: %w", err)
+		}
+		for _, r := range m.Responses {
+			if r.GetTo() == s.self {
+				toSelf = append(toSelf, r)
+			} else {
+				toPeers = appendResponse(toPeers, r)
+			}
+		}
+	}
+	if state != nil {
+		if err := s.storage.SetHardState(state); err != nil {
+			return fmt.Errorf("raft storage: %w", err)
+		}
+	}
+	if len(toPeers) > 0 {
+		s.cfg.Transport.Send(toPeers)
+	}
+	if len(toSelf) > 0 || writes > 0 {
+		s.inbox.put(func(in *inboxItems) {
+			in.local = append(in.local, toSelf...)
+			in.appended += writes
+		})
+	}
+	return nil
+}
+
+// appendResponse adds r, in place of the previous response where that says less: an acknowledgement covers all entries
+// up to its index.
+func appendResponse(out []*raftpb.Message, r *raftpb.Message) []*raftpb.Message {
+	if n := len(out); n > 0 && acknowledges(r) && acknowledges(out[n-1]) &&
+		r.GetTo() == out[n-1].GetTo() && r.GetTerm() == out[n-1].GetTerm() && r.GetIndex() >= out[n-1].GetIndex() {
+		out[n-1] = r
+		return out
+	}
+	return append(out, r)
+}
+
+func acknowledges(m *raftpb.Message) bool {
+	return m.GetType() == raftpb.MsgAppResp && !m.GetReject()
+}
+
+// install puts a snapshot that came from the leader in the place of log and tables. Its file is on disk already.
+func (s *Store) install(snap *raftpb.Snapshot) error {
+	s.snapMu.Lock()
+	defer s.snapMu.Unlock()
+	meta := snap.GetMetadata()
+	if err := s.disk.record(meta); err != nil {
+		return err
+	}
+	if err := s.storage.ApplySnapshot(snap); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) {
+		return fmt.Errorf("raft storage: %w", err)
+	}
+	// The tables follow before raft hears that the snapshot is in place: it counts as applied then.
+	restored := make(chan struct{})
+	s.applies.push(applyWork{restore: meta, restored: restored})
+	select {
+	case <-restored:
+	case <-s.failed:
+		return s.failure
+	}
+	return nil
+}

@@ -1,0 +1,339 @@
+package raftstore
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.etcd.io/etcd/client/pkg/v3/fileutil"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// disk is one member's directory: wal/ with etcd's write-ahead log and snap/ with snapshots. The data of entries is
+// sealed; terms, votes and indices are not.
+//
+// A snapshot counts from the moment the log has a record of it: the file is made durable first. Whatever is older than
+// the newest snapshot that counts is deleted afterwards.
+type disk struct {
+	dir  string
+	seal *sealer
+	log  *slog.Logger
+	wal  *wal.WAL
+	id   diskID
+}
+
+// diskID is written at the head of each segment of the log.
+type diskID struct {
+	Format    int
+	RaftID    uint64
+	NodeID    string
+	ClusterID string `json:",omitempty"`
+}
+
+const diskFormat = 1
+
+// loaded is what a directory held.
+type loaded struct {
+	state   *raftpb.HardState
+	entries []*raftpb.Entry
+	// snapshot is the newest one, its index 0 if there is none yet.
+	snapshot *walpb.Snapshot
+}
+
+func walDir(dir string) string  { return filepath.Join(dir, "wal") }
+func snapDir(dir string) string { return filepath.Join(dir, "snap") }
+
+// Exists says whether dir holds a store.
+func Exists(dir string) bool { return wal.Exist(walDir(dir)) }
+
+// createDisk makes an empty store in dir.
+func createDisk(dir string, id diskID, seal *sealer, log *slog.Logger) (*disk, error) {
+	id.Format = diskFormat
+	if err := os.MkdirAll(snapDir(dir), 0o700); err != nil {
+		return nil, fmt.Errorf("create store: %w", err)
+	}
+	meta, err := json.Marshal(id)
+	if err != nil {
+		return nil, fmt.Errorf("create store: %w", err)
+	}
+	w, err := wal.Create(walLogger(log), walDir(dir), meta)
+	if err != nil {
+		return nil, fmt.Errorf("create write-ahead log %s: %w", walDir(dir), err)
+	}
+	return &disk{dir: dir, seal: seal, log: log, wal: w, id: id}, nil
+}
+
+// openDisk opens the store in dir and reads the log from the newest snapshot on.
+func openDisk(dir string, seal *sealer, log *slog.Logger) (*disk, *loaded, error) {
+	d := &disk{dir: dir, seal: seal, log: log}
+	if err := removeTemporary(snapDir(dir)); err != nil {
+		return nil, nil, err
+	}
+	l, err := d.replay()
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		// The last write was torn by a crash; it was never acknowledged to anyone.
+		log.Warn("write-ahead log ends in the middle of a record, cutting it off", "dir", walDir(dir), "err", err)
+		if !wal.Repair(walLogger(log), walDir(dir)) {
+			return nil, nil, fmt.Errorf("repair write-ahead log: %w", d.locate(err))
+		}
+		l, err = d.replay()
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("open write-ahead log: %w", d.locate(err))
+	}
+	if err := d.check(l); err != nil {
+		return nil, nil, errors.Join(err, d.wal.Close())
+	}
+	return d, l, nil
+}
+
+// replay reads the log and leaves d.wal ready to append.
+func (d *disk) replay() (*loaded, error) {
+	snaps, err := wal.ValidSnapshotEntries(walLogger(d.log), walDir(d.dir))
+	if err != nil {
+		return nil, err
+	}
+	l := &loaded{snapshot: &walpb.Snapshot{}}
+	if len(snaps) > 0 {
+		l.snapshot = slices.MaxFunc(snaps, func(a, b *walpb.Snapshot) int { return cmp.Compare(a.GetIndex(), b.GetIndex()) })
+	}
+	w, err := wal.Open(walLogger(d.log), walDir(d.dir), l.snapshot)
+	if err != nil {
+		return nil, err
+	}
+	var meta []byte
+	meta, l.state, l.entries, err = w.ReadAll()
+	if err != nil {
+		// Closing may fail for the same reason; the first error says more.
+		_ = w.Close()
+		return nil, err
+	}
+	if err := json.Unmarshal(meta, &d.id); err != nil {
+		return nil, errors.Join(fmt.Errorf("description of the member: %w", err), w.Close())
+	}
+	d.wal = w
+	return l, nil
+}
+
+// check refuses a log that cannot be used and opens its entries.
+func (d *disk) check(l *loaded) error {
+	if d.id.Format != diskFormat {
+		return fmt.Errorf("%s has format %d, this miniswarm reads format %d: upgrade it", walDir(d.dir), d.id.Format, diskFormat)
+	}
+	last := l.snapshot.GetIndex()
+	for _, e := range l.entries {
+		last = e.GetIndex()
+		if len(e.Data) == 0 {
+			continue
+		}
+		plain, err := d.seal.open(e.Data, place(sealEntry, e.GetTerm(), e.GetIndex()))
+		if err != nil {
+			return fmt.Errorf("write-ahead log %s: entry %d of term %d: %w", walDir(d.dir), e.GetIndex(), e.GetTerm(), err)
+		}
+		e.Data = plain
+	}
+	if commit := l.state.GetCommit(); commit > last {
+		return fmt.Errorf("write-ahead log %s ends at index %d, but %d was committed: it is damaged; remove this manager and join it again", walDir(d.dir), last, commit)
+	}
+	return nil
+}
+
+// locate finds the file and offset of the first record that cannot be read and puts them before err.
+func (d *disk) locate(err error) error {
+	names, lerr := filepath.Glob(filepath.Join(walDir(d.dir), "*.wal"))
+	if lerr != nil || len(names) == 0 {
+		return fmt.Errorf("%s: %w", walDir(d.dir), err)
+	}
+	for _, name := range names {
+		if at, bad := firstBadRecord(name); bad != nil {
+			return fmt.Errorf("%s: record at offset %d: %w; restore the file or remove this manager and join it again", name, at, err)
+		}
+	}
+	return fmt.Errorf("%s: %w", walDir(d.dir), err)
+}
+
+func firstBadRecord(name string) (int64, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	dec := wal.NewDecoder(fileutil.NewFileReader(f))
+	rec := &walpb.Record{}
+	for {
+		switch err := dec.Decode(rec); {
+		case errors.Is(err, io.EOF):
+			return 0, nil
+		case err != nil:
+			return dec.LastOffset(), err
+		case rec.GetType() == wal.CrcType:
+			dec.UpdateCRC(rec.GetCrc())
+		}
+	}
+}
+
+// save makes state and entries durable, in that the call returns after the disk has them. Entries that were saved with
+// the same index before are replaced. After an error the store must not be used any more: what reached the disk is
+// not known.
+func (d *disk) save(state *raftpb.HardState, entries []*raftpb.Entry) error {
+	sealed := make([]*raftpb.Entry, len(entries))
+	for i, e := range entries {
+		sealed[i] = e
+		if len(e.Data) > 0 {
+			sealed[i] = &raftpb.Entry{Term: e.Term, Index: e.Index, Type: e.Type, Data: d.seal.seal(e.Data, place(sealEntry, e.GetTerm(), e.GetIndex()))}
+		}
+	}
+	if err := d.wal.Save(state, sealed); err != nil {
+		return fmt.Errorf("write-ahead log %s: %w", walDir(d.dir), err)
+	}
+	return nil
+}
+
+// record notes in the log that the snapshot's file is on disk.
+func (d *disk) record(meta *raftpb.SnapshotMetadata) error {
+	s := &walpb.Snapshot{Index: proto.Uint64(meta.GetIndex()), Term: proto.Uint64(meta.GetTerm()), ConfState: meta.GetConfState()}
+	if err := d.wal.SaveSnapshot(s); err != nil {
+		return fmt.Errorf("write-ahead log %s: %w", walDir(d.dir), err)
+	}
+	return nil
+}
+
+// purge deletes the snapshots older than the one at index and the segments of the log that only hold entries up to it.
+func (d *disk) purge(index uint64) error {
+	names, err := fileutil.ReadDir(snapDir(d.dir))
+	if err != nil {
+		return fmt.Errorf("delete old snapshots: %w", err)
+	}
+	for _, name := range names {
+		if _, i, ok := parseSnapshotName(name); ok && i < index {
+			if err := os.Remove(filepath.Join(snapDir(d.dir), name)); err != nil {
+				return fmt.Errorf("delete old snapshots: %w", err)
+			}
+		}
+	}
+	if err := d.wal.ReleaseLockTo(index); err != nil {
+		return fmt.Errorf("delete old segments: %w", err)
+	}
+	if names, err = fileutil.ReadDir(walDir(d.dir), fileutil.WithExt(".wal")); err != nil {
+		return fmt.Errorf("delete old segments: %w", err)
+	}
+	// A segment's name tells its first index. The last segment that begins at or before the snapshot is where
+	// reading starts.
+	first := 0
+	for i, name := range names {
+		var seq, begin uint64
+		if _, err := fmt.Sscanf(name, "%016x-%016x.wal", &seq, &begin); err == nil && begin <= index {
+			first = i
+		}
+	}
+	for _, name := range names[:first] {
+		if err := os.Remove(filepath.Join(walDir(d.dir), name)); err != nil {
+			return fmt.Errorf("delete old segments: %w", err)
+		}
+	}
+	return nil
+}
+
+// size is the number of bytes that the directory takes.
+func (d *disk) size() int64 {
+	total := int64(0)
+	for _, dir := range []string{walDir(d.dir), snapDir(d.dir)} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil {
+				total += info.Size()
+			}
+		}
+	}
+	return total
+}
+
+func (d *disk) close() error {
+	if err := d.wal.Close(); err != nil {
+		return fmt.Errorf("close write-ahead log %s: %w", walDir(d.dir), err)
+	}
+	return nil
+}
+
+// removeTemporary deletes what an interrupted snapshot left.
+func removeTemporary(dir string) error {
+	names, err := fileutil.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("open snapshots: %w", err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, ".tmp") {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				return fmt.Errorf("remove unfinished snapshot: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// bootstrap writes the first snapshot of a new cluster, whose only member is this one, and the log's record of it. All
+// that joins later begins with a snapshot, which carries the members and their addresses.
+func (d *disk) bootstrap(meta snapshotMeta, conf *raftpb.ConfState) error {
+	f, err := createSnapshotFile(snapDir(d.dir), meta.Term, meta.Index, d.seal)
+	if err != nil {
+		return err
+	}
+	if err := encodeSnapshot(meta, cluster.NewState().Snapshot(), f.put); err != nil {
+		return errors.Join(err, f.abort())
+	}
+	if err := f.commit(); err != nil {
+		return err
+	}
+	if err := d.record(&raftpb.SnapshotMetadata{ConfState: conf, Index: proto.Uint64(meta.Index), Term: proto.Uint64(meta.Term)}); err != nil {
+		return err
+	}
+	return d.save(&raftpb.HardState{Term: proto.Uint64(meta.Term), Vote: proto.Uint64(0), Commit: proto.Uint64(meta.Index)}, nil)
+}
+
+// storage fills raft's memory with what was loaded.
+func (l *loaded) storage(conf *raftpb.ConfState) (*raft.MemoryStorage, error) {
+	ms := raft.NewMemoryStorage()
+	if l.snapshot.GetIndex() > 0 {
+		s := &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{ConfState: conf, Index: proto.Uint64(l.snapshot.GetIndex()), Term: proto.Uint64(l.snapshot.GetTerm())}}
+		if err := ms.ApplySnapshot(s); err != nil {
+			return nil, err
+		}
+	}
+	if !raft.IsEmptyHardState(l.state) {
+		if err := ms.SetHardState(l.state); err != nil {
+			return nil, err
+		}
+	}
+	return ms, ms.Append(l.entries)
+}
+
+// confState gives raft's view of members.
+func confState(meta snapshotMeta) *raftpb.ConfState {
+	cs := raftpb.EnsureConfState(nil)
+	for _, m := range meta.Members {
+		if m.Learner {
+			cs.Learners = append(cs.Learners, m.RaftID)
+		} else {
+			cs.Voters = append(cs.Voters, m.RaftID)
+		}
+	}
+	slices.Sort(cs.Voters)
+	slices.Sort(cs.Learners)
+	return cs
+}

@@ -1,0 +1,13 @@
+package raftstore
+
+// LeaderChanges subscribes to leadership until the store stops, which closes the channel. The present state is there at once. The
+// channel holds one value, the latest: a reader that was away for two changes sees the second only, and tells by the term that
+// it missed one.
+func (s *Store) LeaderChanges() <-chan Leadership { return s.view.leaderChanges() }
+
+// Leadership is the present state.
+func (s *Store) Leadership() Leadership {
+	s.view.mu.Lock()
+	defer s.view.mu.Unlock()
+	return s.view.leadership
+}

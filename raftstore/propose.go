@@ -1,0 +1,210 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// proposal is a transaction on its way through the log. The proposing member keeps the transaction itself, so that it
+// need not decode what it has just encoded.
+type proposal struct {
+	seq  uint64
+	txn  *cluster.Txn
+	data []byte
+	done chan proposalResult // capacity 1; gets one value, from whoever takes the proposal out of the books
+}
+
+type proposalResult struct {
+	index uint64
+	// before is the index of the transaction applied before this one.
+	before uint64
+	err    error
+}
+
+func (p *proposal) end(r proposalResult) { p.done <- r }
+
+// pendingProposals are those in the log whose result is not known.
+type pendingProposals struct {
+	mu sync.Mutex
+	m  map[uint64]*proposal
+}
+
+func (b *pendingProposals) add(ps []*proposal) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.m == nil {
+		b.m = map[uint64]*proposal{}
+	}
+	for _, p := range ps {
+		b.m[p.seq] = p
+	}
+}
+
+// take takes the proposal out of the books; nil if it is not in them.
+func (b *pendingProposals) take(seq uint64) *proposal {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.m[seq]
+	delete(b.m, seq)
+	return p
+}
+
+func (b *pendingProposals) failAll(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.m {
+		p.end(proposalResult{err: err})
+	}
+	clear(b.m)
+}
+
+// Update lets build make a transaction from the latest state, and stores it. It works on the leader only; elsewhere it
+// gives an [*ErrNotLeader]. When another write came between, which the transaction's versions and guards tell
+// ([cluster.Retryable]), build is called again with the newer state, as long as ctx permits; build must not change anything
+// but its result. An error of build's own ends the update. A nil or empty transaction commits nothing.
+//
+// The result is the log index of the transaction, or of the state that needed none. Snapshots taken after Update returns
+// have it. An error that is not a [*cluster.TxnError], [*ErrNotLeader], [ErrTooLarge] or build's own leaves open whether the
+// transaction was or will be applied.
+func (s *Store) Update(ctx context.Context, build func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error) {
+	for {
+		snap, err := s.leaderSnapshot(ctx)
+		if err != nil {
+			return 0, err
+		}
+		txn, err := build(snap)
+		if err != nil {
+			return 0, err
+		}
+		if txn == nil || len(txn.Changes) == 0 {
+			return snap.Index(), nil
+		}
+		r := s.propose(ctx, txn)
+		// A conflict with the very state that build saw would repeat itself for ever.
+		if r.err == nil || !cluster.Retryable(r.err) || r.before == snap.Index() || ctx.Err() != nil {
+			return r.index, r.err
+		}
+	}
+}
+
+// Propose stores a transaction, with the same errors as [Store.Update] and without a second try. The transaction belongs to the store
+// from now on and must not be changed. One without a time gets the present time.
+func (s *Store) Propose(ctx context.Context, txn *cluster.Txn) (uint64, error) {
+	if txn == nil || len(txn.Changes) == 0 {
+		return s.Snapshot().Index(), nil
+	}
+	r := s.propose(ctx, txn)
+	return r.index, r.err
+}
+
+// leaderSnapshot is the state to build on: that of a leader that has applied everything from before its term.
+func (s *Store) leaderSnapshot(ctx context.Context) (*cluster.Snapshot, error) {
+	v := s.view
+	v.mu.Lock()
+	ready, snap, stopped := v.leadership.Leader, v.snap, v.stopped
+	v.mu.Unlock()
+	if stopped != nil {
+		return nil, stopped
+	}
+	if ready {
+		return snap, nil
+	}
+	if err := v.notLeader(); err != nil {
+		return nil, err
+	}
+	changes := s.LeaderChanges()
+	for {
+		select {
+		case l, ok := <-changes:
+			if !ok {
+				return nil, ErrStopped
+			}
+			if l.Leader {
+				return s.Snapshot(), nil
+			}
+			if err := v.notLeader(); err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for leadership: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func (s *Store) propose(ctx context.Context, txn *cluster.Txn) proposalResult {
+	if err := s.view.notLeader(); err != nil {
+		return proposalResult{err: err}
+	}
+	if txn.Time.IsZero() {
+		stamped := *txn
+		stamped.Time = s.cfg.Now()
+		txn = &stamped
+	}
+	p := &proposal{seq: s.seq.Add(1), txn: txn, done: make(chan proposalResult, 1)}
+	var err error
+	if p.data, err = encodeEntry(proposalID{s.boot, p.seq}, txn); err != nil {
+		return proposalResult{err: fmt.Errorf("store change: %w", err)}
+	}
+	if len(p.data) > MaxTxnBytes {
+		return proposalResult{err: fmt.Errorf("store %d changes of %d bytes, the limit is %d: %w", len(txn.Changes), len(p.data), MaxTxnBytes, ErrTooLarge)}
+	}
+	size := int64(len(p.data))
+	if err := s.room.Acquire(ctx, size); err != nil {
+		return proposalResult{err: fmt.Errorf("store change: the log is busy: %w", context.Cause(ctx))}
+	}
+	defer s.room.Release(size)
+	if !s.inbox.put(func(in *inboxItems) { in.proposals = append(in.proposals, p) }) {
+		return proposalResult{err: ErrStopped}
+	}
+	select {
+	case r := <-p.done:
+		return r
+	case <-ctx.Done():
+		return proposalResult{err: fmt.Errorf("store change, which may still happen: %w", context.Cause(ctx))}
+	case <-s.done:
+		select {
+		case r := <-p.done:
+			return r
+		default:
+			return proposalResult{err: ErrStopped}
+		}
+	}
+}
+
+// propose hands proposals to raft, all in one message so that they share messages and writes.
+func (l *loop) propose(ps []*proposal) {
+	if l.stopping > 0 {
+		l.reject(ps)
+		return
+	}
+	entries := make([]*raftpb.Entry, len(ps))
+	for i, p := range ps {
+		entries[i] = &raftpb.Entry{Data: p.data}
+		p.data = nil
+	}
+	l.s.pending.add(ps)
+	err := l.node.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: &l.s.self, Entries: entries})
+	if err == nil {
+		return
+	}
+	// Dropped: this member does not lead, or is handing leadership over. Nothing was added to the log.
+	for _, p := range ps {
+		l.s.pending.take(p.seq)
+	}
+	l.reject(ps)
+}
+
+func (l *loop) reject(ps []*proposal) {
+	err := l.s.view.notLeader()
+	if err == nil {
+		err = &ErrNotLeader{} // on its way to another member, not known to have arrived
+	}
+	for _, p := range ps {
+		p.end(proposalResult{err: err})
+	}
+}

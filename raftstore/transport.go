@@ -1,0 +1,51 @@
+package raftstore
+
+import (
+	"context"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+// Transport carries messages to other members. Raft expects nothing of it: messages may be lost, late, doubled or out of
+// order. It should be quick to notice a peer that comes back.
+//
+// Send and SetMembers are called from one goroutine each, from when Run was called on, and must not block.
+type Transport interface {
+	// Run works until ctx is done and returns when everything it started has ended.
+	Run(ctx context.Context, local Local) error
+	// SetMembers says who the members are; the local one is among them. Peers that are not in it are forgotten.
+	SetMembers(members []protocol.Member)
+	// Send queues messages for their receivers or drops them. A snapshot message (MsgSnap) announces that the receiver
+	// needs the file of that snapshot, which travels by itself; its fate is reported to SnapshotSent in any case.
+	Send(msgs []*raftpb.Message)
+}
+
+// Local is the member that a transport works for: a [Store]. Its methods do not block, but for ReceiveSnapshot, and may
+// be called concurrently.
+type Local interface {
+	// Member is the local member as it knows itself.
+	Member() protocol.Member
+	// Receive takes a message from a peer. ErrRemoved says that the peer is not part of the group any more; tell it.
+	Receive(m *raftpb.Message) error
+	// Unreachable reports that messages to a peer are being lost.
+	Unreachable(raftID uint64)
+	// Removed reports that a peer says this member is not part of the group any more.
+	Removed()
+	// OpenSnapshot gives the chunks of the stored snapshot with that index until io.EOF.
+	OpenSnapshot(index uint64) (SnapshotSource, error)
+	// SnapshotSent reports how sending a snapshot to a peer ended.
+	SnapshotSent(raftID uint64, err error)
+	// ReceiveSnapshot stores the snapshot that a peer's message m announced; next gives its chunks until io.EOF. The
+	// message is received when that has succeeded.
+	ReceiveSnapshot(m *raftpb.Message, next func() ([]byte, error)) error
+}
+
+// SnapshotSource is a snapshot being read.
+type SnapshotSource interface {
+	// Next gives the next chunk, io.EOF after the last.
+	Next() ([]byte, error)
+	// Close releases the file.
+	Close() error
+}

@@ -1,0 +1,63 @@
+package raftstore
+
+import "github.com/miniswarm/miniswarm/cluster"
+
+// Watch is a view of the tables at one moment and everything that changed since, without gap.
+type Watch struct {
+	// Start is the state before the first event.
+	Start *cluster.Snapshot
+
+	view   *view
+	events chan []cluster.Event
+	err    error // guarded by view.mu; set before events is closed
+}
+
+// Watch begins a watch. Events come in batches, one for each group of transactions that became visible together; up to
+// buffer batches (at least one) wait for the reader. A reader that falls further behind finds the channel closed and
+// [Watch.Err] to be [ErrLagged], as does one whose manager had to load a snapshot from the leader. Batches are shared between watches
+// and must not be modified.
+func (s *Store) Watch(buffer int) *Watch {
+	v := s.view
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	w := &Watch{Start: v.snap, view: v, events: make(chan []cluster.Event, max(buffer, 1))}
+	v.watches[w] = struct{}{}
+	if v.stopped != nil {
+		v.endLocked(w, v.stopped)
+	}
+	return w
+}
+
+// Events gives the batches in order. It is closed when the watch has ended; see [Watch.Err].
+func (w *Watch) Events() <-chan []cluster.Event { return w.events }
+
+// Err says why the watch has ended: ErrLagged, ErrStopped, or nil if it was closed or has not ended.
+func (w *Watch) Err() error {
+	w.view.mu.Lock()
+	defer w.view.mu.Unlock()
+	return w.err
+}
+
+// Close ends the watch. It may be called more than once, and must be called at least once by who began it.
+func (w *Watch) Close() {
+	w.view.mu.Lock()
+	defer w.view.mu.Unlock()
+	w.view.endLocked(w, nil)
+}
+
+func (v *view) feedLocked(w *Watch, events []cluster.Event) {
+	select {
+	case w.events <- events:
+	default:
+		v.endLocked(w, ErrLagged)
+	}
+}
+
+func (v *view) endLocked(w *Watch, err error) {
+	if _, on := v.watches[w]; !on {
+		return
+	}
+	delete(v.watches, w)
+	w.err = err
+	close(w.events)
+}
