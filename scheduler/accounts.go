@@ -44,6 +44,13 @@ type Accounts struct {
 	clock uint64 // counts uses of views, to drop the one not used for longest
 
 	journal []booking
+	runs    []*run // not in use
+
+	// pending remembers groups that fit nowhere; changes is a ring of the slots of nodes that changed since anything
+	// is remembered, changed their number.
+	pending map[pendingKey]*pending
+	changes []int32
+	changed uint64
 
 	lastConstraints []string
 	lastParsed      []Constraint
@@ -73,6 +80,10 @@ type versionedService struct {
 	version uint64
 }
 
+func versionOf(t *cluster.Task) versionedService {
+	return versionedService{t.ServiceID, t.SpecVersion.Index}
+}
+
 // hostPort is a port published on the node itself. The address is not part of it, as in Swarm.
 type hostPort struct {
 	protocol swarm.PortConfigProtocol
@@ -90,6 +101,7 @@ func New() *Accounts {
 		services: make(map[string]*service),
 		failures: make(map[versionedService]map[int32][]time.Time),
 		views:    make(map[string]*view),
+		pending:  make(map[pendingKey]*pending),
 	}
 }
 
@@ -149,6 +161,7 @@ func (a *Accounts) SetNode(n *cluster.Node) {
 	nd.ready = n.Status.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive
 	nd.cpu, nd.mem = n.Description.Resources.NanoCPUs, n.Description.Resources.MemoryBytes
 	nd.setGenericCapacity(n.Description.Resources.GenericResources)
+	a.touch(nd)
 	if old == nil {
 		a.orderStale = true
 		for _, v := range a.views {
@@ -170,6 +183,7 @@ func (a *Accounts) RemoveNode(id string) {
 	}
 	nd.obj, nd.ready, nd.cpu, nd.mem = nil, false, 0, 0
 	nd.setGenericCapacity(nil)
+	a.touch(nd)
 	a.orderStale = true
 	for _, v := range a.views {
 		v.stale = true
@@ -182,13 +196,28 @@ func (a *Accounts) RemoveNode(id string) {
 	a.release(nd)
 }
 
-// placed says whether the task holds resources of its node.
+// placed says whether the task holds resources of its node: it was given to it and has not been seen to end.
 func placed(t *cluster.Task) bool {
 	if t == nil || t.NodeID == "" {
 		return false
 	}
-	r := cluster.Rank(t.Status.State)
-	return r >= cluster.Rank(swarm.TaskStateAssigned) && r <= cluster.Rank(swarm.TaskStateRunning)
+	// cluster.Rank would say the same; this is asked for every change of every task.
+	switch t.Status.State {
+	case swarm.TaskStateAssigned, swarm.TaskStateAccepted, swarm.TaskStatePreparing, swarm.TaskStateReady,
+		swarm.TaskStateStarting, swarm.TaskStateRunning:
+		return true
+	}
+	return false
+}
+
+// wanted says whether the task counts as active where it is placed, as cluster.Task.Wanted.
+func wanted(t *cluster.Task) bool {
+	switch t.DesiredState {
+	case swarm.TaskStateShutdown, swarm.TaskStateFailed, swarm.TaskStateRejected, swarm.TaskStateRemove,
+		swarm.TaskStateOrphaned:
+		return false
+	}
+	return true
 }
 
 // SetTask observes a change of a task: old is nil for one that was created (or is seen for the first time), new for
@@ -201,7 +230,7 @@ func (a *Accounts) SetTask(old, new *cluster.Task) {
 	was, is := placed(old), placed(new)
 	switch {
 	case was && is && sameClaims(old, new):
-		if o, n := old.Wanted(), new.Wanted(); o != n {
+		if o, n := wanted(old), wanted(new); o != n {
 			delta := int32(1)
 			if o {
 				delta = -1
@@ -237,6 +266,7 @@ func failed(t *cluster.Task) bool {
 func (a *Accounts) addTask(t *cluster.Task, sign int32) {
 	nd := a.account(t.NodeID)
 	nd.tasks += sign
+	a.touch(nd)
 	if r := reservations(t); r != nil {
 		nd.usedCPU += int64(sign) * r.NanoCPUs
 		nd.usedMem += int64(sign) * r.MemoryBytes
@@ -249,7 +279,7 @@ func (a *Accounts) addTask(t *cluster.Task, sign int32) {
 			}
 		}
 	}
-	if t.Wanted() {
+	if wanted(t) {
 		a.addActive(nd, t.ServiceID, sign)
 	}
 	if sign < 0 {
@@ -268,6 +298,7 @@ func (a *Accounts) addActive(nd *node, serviceID string, delta int32) {
 	if s.nodes == 0 {
 		delete(a.services, serviceID)
 	}
+	a.touch(nd)
 	from := nd.active
 	nd.active += delta
 	for _, v := range a.views {
@@ -327,7 +358,7 @@ func (a *Accounts) recordFailure(t *cluster.Task) {
 	if at.Sub(a.swept) >= failureWindow {
 		a.sweepFailures(at)
 	}
-	key := versionedService{t.ServiceID, t.SpecVersion.Index}
+	key := versionOf(t)
 	byNode := a.failures[key]
 	if byNode == nil {
 		byNode = make(map[int32][]time.Time)

@@ -115,19 +115,18 @@ func choiceOf(c *candidate) Choice {
 	return ch
 }
 
-// decision makes the small form.
-func (p *placement) decision(g Group, now time.Time) Decision {
-	d := Decision{
-		ServiceID: g.Task.ServiceID, Service: g.Task.ServiceAnnotations.Name, TaskID: g.Task.ID,
-		Index: p.a.index, Time: now, Wanted: g.N, Placed: len(p.placements), Nodes: len(p.a.sorted()),
+// decide writes the small form.
+func (p *placement) decide(d *Decision, g Group, now time.Time) {
+	d.ServiceID, d.Service, d.TaskID = g.Task.ServiceID, g.Task.ServiceAnnotations.Name, g.Task.ID
+	d.Index, d.Time, d.Wanted, d.Placed, d.Nodes = p.a.index, now, g.N, len(p.placements), len(p.a.sorted())
+	if !p.passed {
+		d.Examined = d.Nodes
+		d.Rejected = p.rejected.list()
+		return
 	}
 	// In a tree the nodes looked at are enough; searching on in every branch would cost more than it tells.
-	if p.view.root.leaf != nil && len(p.runs) == 1 && p.left == 0 {
-		for r := p.runs[0]; !r.hasAhead && r.stage != stageEnd; {
-			if r.ahead, r.hasAhead = r.fresh(lookAhead); !r.hasAhead {
-				break
-			}
-		}
+	if r := p.runs[0]; len(p.runs) == 1 && p.view.root.leaf != nil && !r.hasAhead {
+		r.ahead, r.hasAhead = r.search.next(lookAhead)
 	}
 	var won, next [maxWinners]*candidate
 	winners, runners := won[:0], next[:0]
@@ -141,25 +140,39 @@ func (p *placement) decision(g Group, now time.Time) Decision {
 			}
 		})
 	}
-	if len(winners) > 0 {
-		d.Winners = make([]Choice, len(winners))
-		for i, c := range winners {
-			d.Winners[i] = choiceOf(c)
-		}
+	choices := make([]Choice, len(winners)+len(runners))
+	for i, c := range winners {
+		choices[i] = choiceOf(c)
 	}
-	if len(runners) > 0 {
-		d.RunnersUp = make([]Choice, len(runners))
-		for i, c := range runners {
-			d.RunnersUp[i] = choiceOf(c)
-		}
+	for i, c := range runners {
+		choices[len(winners)+i] = choiceOf(c)
 	}
+	d.Winners, d.RunnersUp = choices[:len(winners):len(winners)], choices[len(winners):]
 	d.Examined = p.examined
+	for f := range p.rejected {
+		p.rejected[f] += p.view.failing[f]
+	}
+	d.Rejected = p.rejected.list()
+}
+
+// list gives the counts that are not 0.
+func (c *tally) list() []Rejection {
+	n := 0
 	for f := filterNone + 1; f < filterCount; f++ {
-		if n := p.view.failing[f] + p.rejected[f]; n > 0 {
-			d.Rejected = append(d.Rejected, Rejection{f, n})
+		if c[f] > 0 {
+			n++
 		}
 	}
-	return d
+	if n == 0 {
+		return nil
+	}
+	list := make([]Rejection, 0, n)
+	for f := filterNone + 1; f < filterCount; f++ {
+		if c[f] > 0 {
+			list = append(list, Rejection{f, c[f]})
+		}
+	}
+	return list
 }
 
 // keepBest inserts c into the k best, by how they ranked before anything was placed.
@@ -179,12 +192,11 @@ func keepBest(best []*candidate, c *candidate, k int) []*candidate {
 
 // before ranks two candidates by what they were before the group was placed.
 func before(x, y *candidate) int {
-	return cmp.Or(
-		cmp.Compare(x.failures, y.failures),
-		cmp.Compare(x.service-x.placed, y.service-y.placed),
-		cmp.Compare(x.total-x.placed, y.total-y.placed),
-		cmp.Compare(x.node.id, y.node.id),
-	)
+	if r := cmp.Or(int(x.failures-y.failures), int(x.service-x.placed-y.service+y.placed),
+		int(x.total-x.placed-y.total+y.placed)); r != 0 {
+		return r
+	}
+	return cmp.Compare(x.node.id, y.node.id)
 }
 
 // Explain computes the full decision for one task from the books of the moment: what every filter says of every node,
@@ -210,7 +222,7 @@ func (a *Accounts) Explain(t *cluster.Task, now time.Time) Decision {
 	dem := a.demandOf(&bare)
 	d.Spread = dem.view.rules.spread
 	d.Examined = len(a.sorted())
-	bad := a.failures[versionedService{t.ServiceID, t.SpecVersion.Index}]
+	bad := a.failures[versionOf(t)]
 	fit := make([]candidate, 0, len(a.sorted()))
 	count := tally{}
 	rows := make(map[string]*NodeVerdict, len(a.sorted()))
@@ -238,12 +250,7 @@ func (a *Accounts) Explain(t *cluster.Task, now time.Time) Decision {
 		}
 		rows[nd.id] = row
 	}
-	d.Rejected = nil
-	for f := filterNone + 1; f < filterCount; f++ {
-		if count[f] > 0 {
-			d.Rejected = append(d.Rejected, Rejection{f, count[f]})
-		}
-	}
+	d.Rejected = count.list()
 	slices.SortFunc(fit, func(x, y candidate) int { return x.compareFully(&y) })
 	for i := range fit {
 		row := rows[fit[i].node.id]

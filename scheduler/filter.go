@@ -119,10 +119,18 @@ type demand struct {
 	bad       bool // the request for generic resources can be satisfied nowhere
 	ports     []hostPort
 	max       int64 // 0: no limit
+	// holder is who host ports are booked for.
+	holder portHolder
+	// key is by what the group is remembered while it fits nowhere.
+	key pendingKey
 }
 
-func (a *Accounts) demandOf(t *cluster.Task) demand {
-	d := demand{serviceID: t.ServiceID, service: a.services[t.ServiceID], view: a.viewOf(t)}
+func (a *Accounts) demandOf(t *cluster.Task) *demand {
+	d := &demand{
+		serviceID: t.ServiceID, service: a.services[t.ServiceID], view: a.viewOf(t),
+		holder: portHolder{service: t.ServiceAnnotations.Name},
+	}
+	d.key = pendingKey{versionOf(t), d.view.key}
 	if r := reservations(t); r != nil && (r.NanoCPUs != 0 || r.MemoryBytes != 0 || len(r.GenericResources) > 0) {
 		d.resources, d.cpu, d.mem = true, r.NanoCPUs, r.MemoryBytes
 		d.generic, d.bad = genericRequests(r.GenericResources)
@@ -138,6 +146,12 @@ func (a *Accounts) demandOf(t *cluster.Task) demand {
 		d.max = int64(min(p.MaxReplicas, math.MaxInt32))
 	}
 	return d
+}
+
+// equal says whether both ask the same of a node.
+func (d *demand) equal(o *demand) bool {
+	return d.cpu == o.cpu && d.mem == o.mem && d.resources == o.resources && d.bad == o.bad && d.max == o.max &&
+		slices.Equal(d.generic, o.generic) && slices.Equal(d.ports, o.ports)
 }
 
 // unlimited stands for any number of tasks.

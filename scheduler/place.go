@@ -37,20 +37,17 @@ type Result struct {
 // noSuitableNode is how Swarm begins to explain that tasks fit nowhere.
 const noSuitableNode = "no suitable node"
 
-// booking is one provisional entry in the accounts: n tasks on a node.
+// booking is one provisional entry in the accounts: n tasks on a node, or generic resources claimed there.
 type booking struct {
-	node      *node
-	serviceID string
-	n         int32
-	cpu, mem  int64 // of all n
-	ports     []hostPort
-	holder    portHolder
-	claims    []swarm.GenericResource
+	node   *node
+	of     *demand
+	n      int32
+	claims []swarm.GenericResource
 }
 
 // placement is the state of placing one group.
 type placement struct {
-	demand
+	*demand
 	a *Accounts
 	// bad holds the failures of this service and version per slot where they reach the limit.
 	bad map[int32]int32
@@ -67,24 +64,24 @@ type placement struct {
 	// examined and rejected count what the search looked at.
 	examined int
 	rejected tally
-
-	holder portHolder
 }
 
 // Place finds nodes for up to g.N tasks and books them. The same books give the same answer.
 func (a *Accounts) Place(g Group, now time.Time) Result {
 	p := placement{a: a, demand: a.demandOf(g.Task), left: max(g.N, 0)}
-	p.bad = a.badNodes(g.Task, now)
-	p.holder = portHolder{service: g.Task.ServiceAnnotations.Name}
-	p.start()
-	if g.N > 0 {
+	if p.left > 0 && !a.stillPending(p.demand, &p.rejected) {
+		p.bad = a.badNodes(g.Task, now)
+		p.start()
 		p.spread(&p.view.root, p.left)
+		if !p.passed {
+			a.remember(p.demand, &p.rejected)
+		}
 	}
 	res := Result{Placements: p.placements}
 	if p.left > 0 {
 		res.Explanation = p.explanation()
 	}
-	res.Decision = p.decision(g, now)
+	p.decide(&res.Decision, g, now)
 	res.Decision.Explanation = res.Explanation
 	p.finish()
 	return res
@@ -93,7 +90,7 @@ func (a *Accounts) Place(g Group, now time.Time) Result {
 // badNodes gives the nodes where tasks of this service and version failed too often lately.
 func (a *Accounts) badNodes(t *cluster.Task, now time.Time) map[int32]int32 {
 	var bad map[int32]int32
-	for slot, at := range a.failures[versionedService{t.ServiceID, t.SpecVersion.Index}] {
+	for slot, at := range a.failures[versionOf(t)] {
 		if n := recentFailures(at, now); n >= failureLimit {
 			if bad == nil {
 				bad = make(map[int32]int32)
@@ -104,44 +101,71 @@ func (a *Accounts) badNodes(t *cluster.Task, now time.Time) map[int32]int32 {
 	return bad
 }
 
-// start opens the runs of the leaves that hold tasks of the service or bad nodes, and counts tasks per branch.
+// start counts the service's tasks per branch, and opens the runs of the leaves where some nodes come later in the
+// search than walking would find them.
 func (p *placement) start() {
-	p.view.root.reset()
-	place := func(slot int32) *position {
-		if int(slot) >= len(p.view.where) {
-			return &position{}
-		}
-		return &p.view.where[slot]
+	root := &p.view.root
+	dense := p.service != nil && p.service.many != nil
+	if root.leaf == nil || !dense {
+		root.reset()
+		p.service.each(func(slot, count int32) {
+			at := p.view.position(slot)
+			if at.leaf == nil {
+				return // a node that was removed
+			}
+			at.leaf.tasks += int(count)
+			if !dense && at.fails == filterNone && p.bad[slot] == 0 {
+				nd := p.a.slots[slot]
+				s := &p.runOf(at.leaf).search
+				s.own = append(s.own, candidate{node: nd, service: count, total: nd.active})
+			}
+		})
+		root.sum()
 	}
-	p.service.each(func(slot, count int32) {
-		at := place(slot)
-		if at.leaf == nil {
-			return // no object: a node that was removed
-		}
-		at.leaf.tasks += int(count)
-		if at.fails == filterNone && p.bad[slot] == 0 {
-			nd := p.a.slots[slot]
-			r := p.runOf(at.leaf)
-			r.own = append(r.own, candidate{node: nd, service: count, total: nd.active})
-		}
-	})
 	for slot, n := range p.bad {
-		if at := place(slot); at.member() {
+		if at := p.view.position(slot); at.member() {
 			nd := p.a.slots[slot]
-			r := p.runOf(at.leaf)
-			r.failing = append(r.failing, candidate{node: nd, failures: n, service: p.service.count(slot), total: nd.active})
+			s := &p.runOf(at.leaf).search
+			s.failing = append(s.failing, candidate{node: nd, failures: n, service: p.service.count(slot), total: nd.active})
 		}
 	}
-	p.view.root.sum()
 }
 
 // runOf gives the run of a leaf, opening it if needed.
 func (p *placement) runOf(l *leaf) *run {
 	if l.run == nil {
-		l.run = &run{p: p, leaf: l, walk: cursor{leaf: l}}
+		l.run = p.a.takeRun()
+		l.run.p, l.run.leaf = p, l
+		l.run.search.p, l.run.search.leaf = p, l
 		p.runs = append(p.runs, l.run)
 	}
 	return l.run
+}
+
+// takeRun gives a run whose slices can be used again.
+func (a *Accounts) takeRun() *run {
+	if k := len(a.runs); k > 0 {
+		r := a.runs[k-1]
+		a.runs = a.runs[:k-1]
+		return r
+	}
+	return &run{}
+}
+
+// maxSpareRuns and maxSpareCandidates bound what is kept for the next group.
+const (
+	maxSpareRuns       = 64
+	maxSpareCandidates = 1 << 14
+)
+
+// putRun takes back a run.
+func (a *Accounts) putRun(r *run) {
+	if len(a.runs) >= maxSpareRuns || cap(r.cands) > maxSpareCandidates || cap(r.search.own) > maxSpareCandidates {
+		return
+	}
+	clear(r.cands)
+	*r = run{cands: r.cands[:0], ring: r.ring[:0], search: search{rounds: r.search.rounds[:0]}}
+	a.runs = append(a.runs, r)
 }
 
 // place notes that the next task goes to the node.
@@ -150,7 +174,7 @@ func (p *placement) place(nd *node) {
 	if len(p.generic) > 0 {
 		pl.GenericResources = nd.choose(p.generic)
 		nd.claim(pl.GenericResources, 1)
-		p.a.journal = append(p.a.journal, booking{node: nd, claims: pl.GenericResources})
+		p.a.journal = append(p.a.journal, booking{node: nd, of: p.demand, claims: pl.GenericResources})
 	}
 	if p.placements == nil {
 		p.placements = make([]Placement, 0, p.left)
@@ -161,41 +185,30 @@ func (p *placement) place(nd *node) {
 
 // book enters in the accounts what a candidate was given.
 func (p *placement) book(c *candidate) {
-	if c.placed == 0 {
-		return
+	if c.placed > 0 {
+		p.a.journal = append(p.a.journal, booking{node: c.node, of: p.demand, n: c.placed})
+		p.a.enter(c.node, p.demand, c.placed)
 	}
-	n := int64(c.placed)
-	b := booking{node: c.node, serviceID: p.serviceID, n: c.placed, cpu: n * p.cpu, mem: n * p.mem, ports: p.ports, holder: p.holder}
-	p.a.enter(&b, 1)
-	p.a.journal = append(p.a.journal, b)
-	c.placed = 0
 }
 
 // finish books everything and closes the runs.
 func (p *placement) finish() {
 	for _, r := range p.runs {
-		r.leaf.run = nil
-	}
-	for _, r := range p.runs {
 		r.each(p.book)
+		r.leaf.run = nil
+		p.a.putRun(r)
 	}
 }
 
-// enter adds a booking to the accounts (sign 1) or takes it off (sign -1).
-func (a *Accounts) enter(b *booking, sign int32) {
-	nd := b.node
-	nd.usedCPU += int64(sign) * b.cpu
-	nd.usedMem += int64(sign) * b.mem
-	for _, p := range b.ports {
-		nd.holdPort(p, b.holder, sign)
+// enter adds n tasks, or takes off -n, without the generic resources.
+func (a *Accounts) enter(nd *node, d *demand, n int32) {
+	nd.usedCPU += int64(n) * d.cpu
+	nd.usedMem += int64(n) * d.mem
+	for _, p := range d.ports {
+		nd.holdPort(p, d.holder, n)
 	}
-	if sign < 0 {
-		nd.claim(b.claims, -1)
-	}
-	if b.n != 0 {
-		nd.tasks += sign * b.n
-		a.addActive(nd, b.serviceID, sign*b.n)
-	}
+	nd.tasks += n
+	a.addActive(nd, d.serviceID, n)
 }
 
 // Rollback takes back everything that Place and Check have booked since the last Rollback. A pass that computes
@@ -205,7 +218,12 @@ func (a *Accounts) Rollback() { a.rollbackTo(0) }
 func (a *Accounts) rollbackTo(mark int) {
 	for i := len(a.journal) - 1; i >= mark; i-- {
 		b := &a.journal[i]
-		a.enter(b, -1)
+		b.node.claim(b.claims, -1)
+		if b.n != 0 {
+			a.enter(b.node, b.of, -b.n)
+		} else {
+			a.touch(b.node)
+		}
 		a.release(b.node)
 	}
 	clear(a.journal[mark:])
@@ -217,13 +235,9 @@ func (a *Accounts) Booked() int { return len(a.journal) }
 
 // explanation says why the tasks that are left fit nowhere.
 func (p *placement) explanation() string {
-	count := p.fails
+	count := &p.fails
 	if !p.passed {
-		count = tally{}
-		for _, nd := range p.a.sorted() {
-			count[p.failing(nd)]++
-		}
-		count[filterNone] = 0
+		count = &p.rejected
 	}
 	if words := count.String(); words != "" {
 		return noSuitableNode + " (" + words + ")"
@@ -239,10 +253,11 @@ func (a *Accounts) Check(t *cluster.Task, nodeID string, _ time.Time) (Placement
 		return Placement{}, FilterReady.words(1)
 	}
 	d := a.demandOf(t)
+	d.holder.task = t.ID
 	if f := d.failing(nd); f != filterNone {
 		return Placement{}, f.words(1)
 	}
-	p := placement{a: a, demand: d, left: 1, holder: portHolder{service: t.ServiceAnnotations.Name, task: t.ID}}
+	p := placement{a: a, demand: d, left: 1}
 	p.place(nd)
 	p.book(&candidate{node: nd, placed: 1})
 	return p.placements[0], ""

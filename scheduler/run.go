@@ -32,123 +32,38 @@ func (c *candidate) compare(o *candidate) int {
 
 // compareFully ranks two nodes and lets the id decide between equals.
 func (c *candidate) compareFully(o *candidate) int {
-	return cmp.Or(c.compare(o), cmp.Compare(c.node.id, o.node.id))
+	if r := c.compare(o); r != 0 {
+		return r
+	}
+	return cmp.Compare(c.node.id, o.node.id)
 }
 
 // run is the placement of one group on one leaf. It finds candidates from the best on, only as far as they are needed.
 type run struct {
 	p    *placement
 	leaf *leaf
-	// cands are the candidates in the order of the present visit; those up to seen are in use, the rest were used in
-	// an earlier visit and wait, best first, to be met again.
-	cands []candidate
-	again []candidate
-	// spent were used in an earlier visit and are full.
-	spent []candidate
-
-	// The sources of nodes not looked at yet, in this order: nodes without tasks of this service, nodes with some,
-	// nodes that failed too often. A node's place among them does not change while the group is placed.
-	walk    cursor
-	stage   int
-	own     ranking
-	failing ranking
+	// cands are the candidates in use in the present visit, in the order they came into use. again are those that were
+	// in use in an earlier visit and wait, best first, to be met again; spent are those among them that are full.
+	cands, again, spent []candidate
 	// ahead is a candidate that was found but not used yet.
-	ahead    candidate
-	hasAhead bool
+	ahead     candidate
+	hasAhead  bool
+	search    search
+	searching bool
 	// ring holds the candidates that still take tasks in round robin.
 	ring []int32
 	// visits counts how often tasks were given to the leaf.
 	visits int
 }
 
-// ranking is a heap of candidates, best first, whose rooms have not been computed yet.
-type ranking []candidate
-
-func (h ranking) init() {
-	for i := len(h)/2 - 1; i >= 0; i-- {
-		h.down(i)
-	}
-}
-
-func (h ranking) down(i int) {
-	for {
-		best, l, r := i, 2*i+1, 2*i+2
-		if l < len(h) && h[l].compareFully(&h[best]) < 0 {
-			best = l
-		}
-		if r < len(h) && h[r].compareFully(&h[best]) < 0 {
-			best = r
-		}
-		if best == i {
-			return
-		}
-		h[i], h[best] = h[best], h[i]
-		i = best
-	}
-}
-
-func (h *ranking) pop() candidate {
-	old := *h
-	top := old[0]
-	old[0] = old[len(old)-1]
-	*h = old[:len(old)-1]
-	h.down(0)
-	return top
-}
-
-// The stages of a run's search.
-const (
-	stageFree = iota
-	stageOwn
-	stageFailing
-	stageEnd
-)
-
-// fresh finds the next candidate that has not been found before. It looks at up to limit nodes.
-func (r *run) fresh(limit int) (candidate, bool) {
-	for ; limit > 0; limit-- {
-		var c candidate
-		switch r.stage {
-		case stageFree:
-			nd := r.walk.next()
-			if nd == nil {
-				r.stage = stageOwn
-				r.own.init()
-				continue
-			}
-			if r.p.bad[nd.slot] > 0 || r.p.service.count(nd.slot) != 0 {
-				continue
-			}
-			c = candidate{node: nd, total: nd.active}
-		case stageOwn:
-			if len(r.own) == 0 {
-				r.stage = stageFailing
-				r.failing.init()
-				continue
-			}
-			c = r.own.pop()
-		case stageFailing:
-			if len(r.failing) == 0 {
-				r.stage = stageEnd
-				continue
-			}
-			c = r.failing.pop()
-		default:
-			return candidate{}, false
-		}
-		r.p.examined++
-		if c.room, c.first = r.p.room(c.node, c.service); c.room > 0 {
-			return c, true
-		}
-		r.p.rejected[c.first]++
-	}
-	return candidate{}, false
-}
-
 // peek gives the best node that is not in use in this visit, nil if there is none.
 func (r *run) peek() *candidate {
+	if !r.searching {
+		r.searching = true
+		r.search.start()
+	}
 	if !r.hasAhead {
-		r.ahead, r.hasAhead = r.fresh(unlimited)
+		r.ahead, r.hasAhead = r.search.next(unlimited)
 	}
 	switch {
 	case len(r.again) > 0 && (!r.hasAhead || r.again[0].compareFully(&r.ahead) < 0):
@@ -177,7 +92,7 @@ func (r *run) more() bool {
 // revisit ranks anew what was used before. Nodes that are full are left out, and counted.
 func (r *run) revisit() {
 	used := slices.Concat(r.cands, r.again)
-	r.cands, r.again, r.ring = nil, nil, nil
+	r.cands, r.again, r.ring = r.cands[:0], nil, r.ring[:0]
 	for i := range used {
 		if used[i].room > 0 {
 			r.again = append(r.again, used[i])

@@ -41,6 +41,14 @@ type position struct {
 // member says whether the node is found by walking the leaf.
 func (p *position) member() bool { return p.leaf != nil && p.fails == filterNone }
 
+// position gives where the node of that slot is, nowhere for one that is not known.
+func (v *view) position(slot int32) *position {
+	if int(slot) >= len(v.where) {
+		return &position{}
+	}
+	return &v.where[slot]
+}
+
 // branch is one value of a spread preference, or at the root all nodes.
 type branch struct {
 	value    string
