@@ -62,9 +62,7 @@ type Engine struct {
 	pulls      map[string]int         // guarded by mu
 	hang       chan struct{}          // guarded by mu; calls wait for it to be closed, nil: they do not
 	next       int                    // guarded by mu
-
-	// SystemInfo is what Info answers.
-	SystemInfo system.Info
+	info       system.Info            // guarded by mu
 }
 
 type netw struct {
@@ -85,12 +83,19 @@ func New() *Engine {
 	return &Engine{
 		gone: make(chan struct{}), images: map[string]string{}, programs: map[string]Program{}, registry: map[string]Registry{},
 		containers: map[string]*instance{}, networks: map[string]*netw{}, listeners: map[*listener]struct{}{}, pulls: map[string]int{},
-		SystemInfo: system.Info{
+		info: system.Info{
 			Name: "vm1", NCPU: 2, MemTotal: 2 << 30, OSType: "linux", Architecture: "x86_64", ServerVersion: "20.10.24", Labels: []string{"disk=ssd"},
 			Plugins:          system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host"}, Log: []string{"json-file"}},
 			GenericResources: []swarm.GenericResource{{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "SSD", Value: 2}}},
 		},
 	}
+}
+
+// SetInfo changes what Info answers.
+func (e *Engine) SetInfo(change func(*system.Info)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change(&e.info)
 }
 
 // SetImage makes an image present on the node.
@@ -207,7 +212,7 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 		return system.Info{}, err
 	}
 	defer e.mu.Unlock()
-	return e.SystemInfo, nil
+	return e.info, nil
 }
 
 // Alive implements docker.Engine.

@@ -1,0 +1,449 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/api/types/system"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/agent/docker/fake"
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+const (
+	ready    = swarm.TaskStateReady
+	running  = swarm.TaskStateRunning
+	shutdown = swarm.TaskStateShutdown
+)
+
+func TestATaskFromAssignmentToRemoval(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", ready))
+		m.wantTasks("t1 ready prepared")
+		w.wantEngine("container web.1.t1 web:1 created")
+
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t1", running)}})
+		m.wantTasks("t1 running started")
+		w.wantEngine("container web.1.t1 web:1 running")
+		if cs := m.heard().state["t1"].ContainerStatus; cs == nil || cs.ContainerID == "" || cs.PID == 0 {
+			t.Errorf("container status %+v", cs)
+		}
+
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t1", ready)}}) // desired never goes back
+		m.wantTasks("t1 running started")
+
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t1", shutdown)}})
+		m.wantTasks("t1 shutdown shutdown")
+		w.wantEngine("container web.1.t1 web:1 exited (0)")
+
+		m.assign(protocol.Assignments{RemoveTasks: []string{"t1"}})
+		w.wantEngine("")
+	})
+}
+
+func TestFailures(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		program fake.Program
+		image   string
+		want    string
+	}{
+		{"no image", fake.Program{}, "other:1", "t1 rejected preparing (No such image: web:1 (pull access denied for web:1: not found))"},
+		{"cannot start", fake.Program{StartError: "no such file"}, "web:1", "t1 failed starting (starting container failed: no such file)"},
+		{"ends at once", fake.Program{Exits: time.Millisecond}, "web:1", "t1 complete finished"},
+		{"fails at once", fake.Program{Exits: time.Millisecond, ExitCode: 3}, "web:1", "t1 failed started (task: non-zero exit (3))"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			withWorld(t, func(w *world) {
+				w.engine.SetImage(tt.image, tt.program)
+				w.manager("a").complete(w.task("t1", running))
+				w.manager("a").wantTasks(tt.want)
+			})
+		})
+	}
+	t.Run("cannot be understood", func(t *testing.T) {
+		withWorld(t, func(w *world) {
+			task := w.task("t1", running)
+			task.Spec.ContainerSpec = nil
+			w.manager("a").complete(task)
+			w.manager("a").wantTasks(`t1 rejected resolving controller failed (unsupported runtime "": nodes run tasks of type container)`)
+			w.manager("a").complete()
+			w.wantEngine("")
+		})
+	})
+}
+
+func TestShutdownInterruptsPullAndHealthWait(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetRegistry("web:1", fake.Registry{Takes: time.Hour}, fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running))
+		m.wantTasks("t1 preparing preparing")
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t1", shutdown)}})
+		m.wantTasks("t1 shutdown shutdown")
+
+		w.engine.SetImage("web:1", fake.Program{Health: time.Hour})
+		w.engine.SetRegistry("web:1", fake.Registry{}, fake.Program{Health: time.Hour})
+		m.assign(protocol.Assignments{RemoveTasks: []string{"t1"}, Tasks: []*cluster.Task{w.task("t2", running)}})
+		m.wantTasks("t1 shutdown shutdown\nt2 starting starting")
+		m.assign(protocol.Assignments{RemoveTasks: []string{"t2"}})
+		w.wantEngine("")
+	})
+}
+
+func TestContainersOutliveSessionAgentAndManagers(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		a, b := w.manager("a"), w.manager("b")
+		a.complete(w.task("t1", running), w.task("t2", running))
+		a.wantTasks("t1 running started\nt2 running started")
+
+		// The leader dies; the agent finds the next one and tells it everything it knows.
+		a.die()
+		b.leads()
+		time.Sleep(5 * time.Second)
+		b.wantTasks("t1 running started\nt2 running started")
+		w.wantEngine("container web.1.t1 web:1 running\ncontainer web.1.t2 web:1 running")
+
+		// The agent restarts while no manager is there.
+		b.die()
+		_ = w.stop()
+		w.start()
+		time.Sleep(time.Minute)
+		for _, id := range w.engine.Ids() {
+			if n := w.engine.Starts(id); n != 1 {
+				t.Errorf("container %s was started %d times", id, n)
+			}
+		}
+		// Without managers it still sees what happens, and reports it when one is back.
+		w.engine.Exit("web.1.t1", 7)
+		time.Sleep(time.Minute)
+		w.revive("b")
+		time.Sleep(10 * time.Second)
+		w.manager("b").wantTasks("t1 failed started (task: non-zero exit (7))\nt2 running started")
+	})
+}
+
+func TestOnlyACompleteListRemovesWhatIsUnknown(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		stray := func(node, task string) {
+			c := docker.Container{Name: "c-" + task}
+			c.Config = container.Config{Image: "web:1", Labels: map[string]string{docker.LabelNodeID: node, docker.LabelTaskID: task}}
+			id, err := w.engine.Create(w.Context(), &c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.engine.Start(w.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stray(nodeID, "old")
+		stray("node2", "neighbour")
+		w.settle()
+		const both = "container c-neighbour web:1 running\ncontainer c-old web:1 running"
+		w.wantEngine(both)
+		w.manager("a").complete(w.task("t1", running))
+		w.wantEngine("container c-neighbour web:1 running\ncontainer web.1.t1 web:1 running")
+		w.manager("a").complete()
+		w.wantEngine("container c-neighbour web:1 running")
+	})
+}
+
+func TestALostDatabaseCostsNoContainer(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running), w.task("t2", running))
+		_ = w.stop()
+		w.config.StateDir = t.TempDir()
+		w.start()
+		known := w.task("t1", running)
+		known.Status.State = running
+		gone := w.task("t3", running)
+		gone.Status.State = running
+		orphaned := w.task("t2", running)
+		orphaned.Status.State = swarm.TaskStateOrphaned
+		m.complete(known, gone, orphaned)
+		if n := w.engine.Starts("web.1.t1"); n != 1 {
+			t.Errorf("started %d times", n)
+		}
+		if got := m.heard().state["t3"]; got.State != swarm.TaskStateFailed || got.Err != "No such container: web.1.t3" {
+			t.Errorf("a container that is gone: %+v", got)
+		}
+		w.wantEngine("container web.1.t1 web:1 running\ncontainer web.1.t2 web:1 exited (0)")
+	})
+}
+
+func TestATaskThatWasGivenUpIsStopped(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running))
+		m.hangUp()
+		w.settle()
+		orphaned := w.task("t1", running)
+		orphaned.Status.State = swarm.TaskStateOrphaned
+		m.complete(orphaned)
+		w.wantEngine("container web.1.t1 web:1 exited (0)")
+	})
+}
+
+func TestAnEngineThatIsAwayFailsNoTask(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running))
+		w.engine.Vanish()
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t2", running)}})
+		time.Sleep(time.Minute)
+		if got := m.tasks(); !strings.HasPrefix(got, "t1 running started\nt2 preparing preparing (the Docker Engine does not answer") &&
+			!strings.Contains(got, "\nt2 preparing preparing (") {
+			t.Errorf("while the engine is away:\n%s", got)
+		}
+		w.engine.Return()
+		time.Sleep(5 * time.Second)
+		m.wantTasks("t1 running started\nt2 running started")
+		if n := w.engine.Starts("web.1.t1"); n != 1 {
+			t.Errorf("started %d times", n)
+		}
+		w.engine.Crash()
+		time.Sleep(time.Minute)
+		m.wantTasks("t1 running started\nt2 running started")
+		w.engine.Return()
+		time.Sleep(5 * time.Second)
+		m.wantTasks("t1 failed started (task: non-zero exit (255))\nt2 failed started (task: non-zero exit (255))")
+	})
+}
+
+func TestHeartbeatsAndMeshDoNotWaitForTheEngine(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		release := w.engine.Hang()
+		defer release()
+		m.complete(w.task("t1", running))
+		m.send(protocol.ToAgent{Mesh: &protocol.Mesh{Seq: 3, Complete: true, Peers: []protocol.Peer{{NodeID: nodeID, Addr: "192.0.2.1"}}}})
+		before := m.heard().beats
+		time.Sleep(time.Minute)
+		if n := m.heard().beats - before; n < 230 {
+			t.Errorf("%d heartbeats in a minute", n)
+		}
+		if len(m.heard().meshAcks) != 1 || m.heard().meshAcks[0].Seq != 3 {
+			t.Errorf("mesh acknowledgements %+v", m.heard().meshAcks)
+		}
+		if m.heard().sessions != 1 {
+			t.Errorf("%d sessions", m.heard().sessions)
+		}
+	})
+}
+
+func TestFindingTheLeader(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		set    func(a *manager)
+		within time.Duration
+	}{
+		{"it steps down and points to the next", func(a *manager) { a.follows("b"); a.hangUp() }, 500 * time.Millisecond},
+		{"its machine dies", (*manager).die, time.Second},
+		{"it freezes", (*manager).freeze, 2500 * time.Millisecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			withWorld(t, func(w *world) {
+				w.settle()
+				a, b := w.manager("a"), w.manager("b")
+				if n := a.heard().sessions; n != 1 {
+					t.Fatalf("%d sessions with a", n)
+				}
+				b.leads()
+				tt.set(a)
+				began := time.Now()
+				for b.heard().sessions == 0 && time.Since(began) < time.Minute {
+					time.Sleep(10 * time.Millisecond)
+				}
+				if d := time.Since(began); d > tt.within {
+					t.Errorf("found after %s", d)
+				}
+			})
+		})
+	}
+}
+
+func TestAGapInAssignmentsBeginsANewSession(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running))
+		m.set(func() { m.seq += 2 })
+		m.assign(protocol.Assignments{RemoveTasks: []string{"t1"}})
+		if m.heard().sessions != 2 {
+			t.Errorf("%d sessions", m.heard().sessions)
+		}
+		w.wantEngine("container web.1.t1 web:1 running")
+	})
+}
+
+func TestStatusesAreBatched(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		var tasks []*cluster.Task
+		for _, id := range strings.Split("abcdefghijklmnopqrst", "") {
+			tasks = append(tasks, w.task(id, running))
+		}
+		m := w.manager("a")
+		m.complete(tasks...)
+		last := map[string]string{}
+		for _, h := range m.heard().history {
+			id, state, _ := strings.Cut(h, " ")
+			last[id] = state
+		}
+		for id, state := range last {
+			if state != "running" {
+				t.Errorf("task %s is %s", id, state)
+			}
+		}
+		// Six states each would be 120; what happens within the time of a batch is told once.
+		if len(m.heard().history) > 60 {
+			t.Errorf("%d statuses were sent", len(m.heard().history))
+		}
+	})
+}
+
+func TestMesh(t *testing.T) {
+	withWorld(t, func(w *world) {
+		m := w.manager("a")
+		ingress := &cluster.Network{VNI: 4096, Network: swarm.Network{ID: "net1"}}
+		ingress.Spec.Name, ingress.Spec.Ingress = "ingress", true
+		node := &cluster.Node{Node: swarm.Node{ID: nodeID}, DataAddr: "192.0.2.1", Attachments: map[string]string{"net1": "10.0.0.2/24"}}
+		service := func(backends ...protocol.Backend) protocol.MeshService {
+			return protocol.MeshService{ServiceID: "svc1", Name: "web", Ports: []swarm.PortConfig{{PublishedPort: 80, TargetPort: 8000},
+				{PublishedPort: 81, TargetPort: 81, PublishMode: swarm.PortConfigPublishModeHost}}, Backends: backends}
+		}
+		peers := []protocol.Peer{{NodeID: nodeID, Addr: "192.0.2.1"}, {NodeID: "node2", Addr: "192.0.2.2", Down: true, Attachments: map[string]string{"net1": "10.0.0.3/24"}}}
+		m.send(protocol.ToAgent{Mesh: &protocol.Mesh{Seq: 5, Complete: true, Peers: peers, Services: []protocol.MeshService{
+			service(protocol.Backend{TaskID: "t1", NodeID: nodeID, Addr: "10.0.0.10"}, protocol.Backend{TaskID: "t2", NodeID: "node2", Addr: "10.0.0.11"})}}})
+		m.assign(protocol.Assignments{Complete: true, Node: node, Networks: []*cluster.Network{ingress}})
+		const around = "network ingress 10.0.0.0/24 gateway 10.0.0.2\npeer node2 192.0.2.2 alive=false\n"
+		check := func(want string) {
+			t.Helper()
+			if d := cmp.Diff(w.mesh.last(), want); d != "" {
+				t.Error(d)
+			}
+		}
+		check(around + "port 80/tcp -> 8000: 10.0.0.10 10.0.0.11")
+
+		// Differences; numbers may jump, services that are not named stay.
+		other := protocol.MeshService{ServiceID: "svc2", Name: "db", Ports: []swarm.PortConfig{{PublishedPort: 53, TargetPort: 53, Protocol: "udp"}}}
+		m.send(protocol.ToAgent{Mesh: &protocol.Mesh{Seq: 9, Services: []protocol.MeshService{other}}})
+		m.send(protocol.ToAgent{Mesh: &protocol.Mesh{Seq: 11, Services: []protocol.MeshService{service(protocol.Backend{TaskID: "t1", Addr: "10.0.0.10", Draining: true})}}})
+		w.settle()
+		check(around + "port 80/tcp -> 8000: 10.0.0.10(draining)\nport 53/udp -> 53:")
+
+		// An error is told once, and success after it.
+		w.mesh.setFail(true)
+		m.send(protocol.ToAgent{Mesh: &protocol.Mesh{Seq: 12, RemoveServices: []string{"svc2"}}})
+		time.Sleep(time.Minute)
+		w.mesh.setFail(false)
+		time.Sleep(time.Minute)
+		want := []protocol.MeshAck{{Seq: 12, Err: "port 80/tcp is taken"}, {Seq: 12}}
+		acks := m.heard().meshAcks
+		if d := cmp.Diff(acks[len(acks)-2:], want); d != "" {
+			t.Error(d)
+		}
+
+		// A node that starts without managers routes as it did before.
+		m.die()
+		_ = w.stop()
+		w.mesh.forget()
+		w.start()
+		w.settle()
+		check(around + "port 80/tcp -> 8000: 10.0.0.10(draining)")
+	})
+}
+
+func TestHelloDescribesTheNode(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.settle()
+		m := w.manager("a")
+		want := swarm.NodeDescription{Hostname: "vm1", Platform: swarm.Platform{Architecture: "x86_64", OS: "linux"},
+			Resources: swarm.Resources{NanoCPUs: 2e9, MemoryBytes: 2 << 30, GenericResources: []swarm.GenericResource{
+				{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "SSD", Value: 2}}}},
+			Engine: swarm.EngineDescription{EngineVersion: "20.10.24", Labels: map[string]string{"disk": "ssd"}, Plugins: []swarm.PluginDescription{
+				{Type: "Log", Name: "json-file"}, {Type: "Network", Name: "bridge"}, {Type: "Network", Name: "host"}, {Type: "Network", Name: "overlay"}, {Type: "Volume", Name: "local"}}}}
+		if d := cmp.Diff(m.heard().hellos, []protocol.Hello{{Description: want, DataPlane: true, Version: "test"}}); d != "" {
+			t.Error(d)
+		}
+		w.engine.SetInfo(func(info *system.Info) { info.NCPU = 4 })
+		time.Sleep(30 * time.Second)
+		if len(m.heard().hellos) != 2 || m.heard().hellos[1].Description.Resources.NanoCPUs != 4e9 {
+			t.Errorf("after a change: %+v", m.heard().hellos)
+		}
+	})
+}
+
+func TestLogs(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running))
+		id := w.engine.Ids()[0]
+		w.engine.Print(id, "stdout", time.Now(), "hello")
+		w.engine.Print(id, "stderr", time.Now(), "oh")
+		m.send(protocol.ToAgent{LogRequest: &protocol.LogRequest{ID: "r1", TaskID: "t1", Stdout: true, Stderr: true}})
+		m.send(protocol.ToAgent{LogRequest: &protocol.LogRequest{ID: "r2", TaskID: "t9", Stdout: true}})
+		w.settle()
+		if d := cmp.Diff(m.heard().logLines, []string{"stdout: hello\n", "stderr: oh\n"}); d != "" {
+			t.Error(d)
+		}
+		ends := map[string]string{}
+		for _, e := range m.heard().logEnds {
+			ends[e.ID] = e.Err
+		}
+		if d := cmp.Diff(ends, map[string]string{"r1": "", "r2": "task t9 is not on this node"}); d != "" {
+			t.Error(d)
+		}
+		m.send(protocol.ToAgent{LogRequest: &protocol.LogRequest{ID: "r3", TaskID: "t1", Stdout: true, Follow: true}})
+		w.settle()
+		m.send(protocol.ToAgent{LogCancel: &protocol.LogCancel{ID: "r3"}})
+		w.settle()
+		if len(m.heard().logEnds) != 2 {
+			t.Errorf("ends %+v", m.heard().logEnds)
+		}
+	})
+}
+
+func TestLeaving(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running))
+		m.send(protocol.ToAgent{Leave: &protocol.LeaveRequired{Reason: "it was removed"}})
+		var removed *RemovedError
+		if err := <-w.ended; !errors.As(err, &removed) || removed.Reason != "it was removed" {
+			t.Errorf("got %v", err)
+		}
+		w.wantEngine("container web.1.t1 web:1 running")
+		if err := w.agent.Leave(context.Background()); err != nil {
+			t.Error(err)
+		}
+		w.wantEngine("")
+		m.set(func() { m.dismissing = true })
+		w.start()
+		if err := <-w.ended; !errors.As(err, &removed) {
+			t.Errorf("a new session: %v", err)
+		}
+		w.ended <- nil
+		synctest.Wait()
+	})
+}
