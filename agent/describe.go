@@ -113,12 +113,12 @@ func (d *describer) ask(ctx context.Context) error {
 	same := reflect.DeepEqual(next, d.current)
 	d.current = next
 	d.mu.Unlock()
+	if !same {
+		d.changed()
+	}
 	d.once.Do(func() {
 		close(d.known)
 		d.log.Info("engine", "version", info.ServerVersion, "hostname", info.Name, "cpus", info.NCPU, "memory", info.MemTotal)
 	})
-	if !same {
-		d.changed()
-	}
 	return nil
 }
