@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -83,6 +84,8 @@ type loop struct {
 	confs    []*confRequest
 	// confPending is true while a membership change is in the log and not applied: raft takes one at a time.
 	confPending bool
+	// eager is the tick until which this member, whose leader's process has ended, stands for election without waiting.
+	eager uint64
 	// stopping is the tick at which to stop waiting for another leader, 0 while the store is not to stop.
 	stopping uint64
 }
@@ -247,10 +250,34 @@ func (l *loop) tick() {
 	l.ticks++
 	l.node.Tick()
 	l.reads.tick(l.node)
+	l.beEager()
 	l.noteReachable()
 	if l.role.leads {
 		l.promote()
 		l.changeMembers()
+	}
+}
+
+// gone reacts to the end of a peer's process. If that was the leader there is no point in waiting for its next heartbeat: the
+// followers forget it, so that they may vote, and one of them stands. Where the leader lives and only this member lost it,
+// the others know better and do not vote for this one (pre-vote), which then follows again.
+func (l *loop) gone(id uint64) {
+	if id != l.role.leader || l.role.leads {
+		return
+	}
+	if err := l.node.ForgetLeader(); err != nil {
+		return
+	}
+	l.eager = l.ticks + 1 + uint64(l.s.cfg.ElectionTicks/2)
+}
+
+// beEager stands for election now and then, at random so that two members do not always do so at once.
+func (l *loop) beEager() {
+	if l.eager < l.ticks || l.role.leader != 0 || l.stopping > 0 {
+		return
+	}
+	if rand.IntN(2) == 0 {
+		_ = l.node.Campaign() // refused only where there is nothing to win
 	}
 }
 

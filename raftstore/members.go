@@ -359,5 +359,12 @@ func (s *Store) Unreachable(raftID uint64) {
 	})
 }
 
+// Gone implements [Local].
+func (s *Store) Gone(raftID uint64) {
+	s.inbox.put(func(in *inboxItems) {
+		in.calls = append(in.calls, func(l *loop) { l.gone(raftID) })
+	})
+}
+
 // Removed implements [Local].
 func (s *Store) Removed() { s.fail(ErrRemoved) }

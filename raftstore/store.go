@@ -47,6 +47,7 @@ type Store struct {
 	committed atomic.Uint64
 	heard     atomic.Pointer[map[uint64]bool]
 
+	streams streams
 	// sending counts snapshots under way to followers, for which the log is kept.
 	sending atomic.Int32
 	// snapMu makes writing and installing snapshots exclude each other.
@@ -198,7 +199,7 @@ func newRaftID() uint64 {
 //
 // Shutting down goes in this order. A leader hands leadership to the member that is furthest, so that the others need not wait
 // for an election; new writes are refused meanwhile. The raft loop ends. What raft has handed out is still
-// written and applied, and its writers get their results. Then the transport ends, the log is closed, and whoever still waits
+// written and applied, and its writers get their results. Then the connections end, the log is closed, and whoever still waits
 // is told [ErrStopped].
 func (s *Store) Run(ctx context.Context) error {
 	if !s.started.CompareAndSwap(false, true) {
@@ -222,6 +223,7 @@ func (s *Store) Run(ctx context.Context) error {
 	s.appends.notify()
 	s.applies.notify()
 	workers.Wait()
+	s.streams.close()
 	stop()
 	transport.Wait()
 	err := s.end(ctx)

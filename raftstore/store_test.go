@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -27,7 +28,8 @@ var testKey = []byte("0123456789abcdef0123456789abcdef")
 // group is some members in one process on one network.
 type group struct {
 	t       testing.TB
-	net     *Network
+	net     *Network // nil when members talk over TLS
+	certs   *testCA  // set then
 	members []*member
 	tune    func(*Config)
 }
@@ -37,6 +39,7 @@ type member struct {
 	g      *group
 	dir    string
 	cfg    Config
+	server *http.Server // over TLS
 	cancel context.CancelCauseFunc
 	ended  chan error
 }
@@ -48,7 +51,10 @@ func newGroup(t testing.TB, seed uint64, tune func(*Config)) *group {
 }
 
 func (g *group) config(node, dir string) Config {
-	cfg := Config{Dir: dir, NodeID: node, Addr: node + ":2377", Transport: g.net.Transport(), Key: testKey}
+	cfg := Config{Dir: dir, NodeID: node, Addr: node + ":2377", Transport: g.transport(node), Key: testKey}
+	if g.certs != nil {
+		cfg.Addr = freeAddr(g.t)
+	}
 	if testing.Verbose() && os.Getenv("RAFTSTORE_LOG") != "" {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", node)
 	}
@@ -56,6 +62,13 @@ func (g *group) config(node, dir string) Config {
 		g.tune(&cfg)
 	}
 	return cfg
+}
+
+func (g *group) transport(node string) Transport {
+	if g.certs != nil {
+		return g.certs.transport(node)
+	}
+	return g.net.Transport()
 }
 
 // grow makes a group of n voters.
@@ -76,12 +89,13 @@ func (g *group) join(node string) *member {
 	g.t.Helper()
 	ctx, cancel := context.WithTimeout(g.t.Context(), time.Minute)
 	defer cancel()
-	m, err := g.leader().AddMember(ctx, protocol.Member{NodeID: node, Addr: node + ":2377"})
+	cfg := g.config(node, g.t.TempDir())
+	leader := g.leader()
+	m, err := leader.AddMember(ctx, protocol.Member{NodeID: node, Addr: cfg.Addr})
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	cfg := g.config(node, g.t.TempDir())
-	cfg.RaftID = m.RaftID
+	cfg.RaftID, cfg.Peers = m.RaftID, leader.Status().Members
 	n := g.start(cfg)
 	g.wait("a new voter", func() bool {
 		me, ok := n.view.membership().member(m.RaftID)
@@ -98,6 +112,9 @@ func (g *group) start(cfg Config) *member {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &member{Store: s, g: g, dir: cfg.Dir, cfg: cfg, cancel: cancel, ended: make(chan error, 1)}
+	if g.certs != nil {
+		m.server = g.certs.serve(g.t, cfg.NodeID, cfg.Addr, s.Handler())
+	}
 	go func() { m.ended <- s.Run(ctx) }()
 	g.members = append(g.members, m)
 	return m
@@ -110,6 +127,9 @@ func (m *member) stop() error {
 }
 
 func (m *member) gone() error {
+	if m.server != nil {
+		m.server.Close()
+	}
 	err := <-m.ended
 	for i, o := range m.g.members {
 		if o == m {
@@ -139,7 +159,7 @@ func (m *member) restart() *member {
 	m.g.t.Helper()
 	cfg := m.cfg
 	cfg.Dir, cfg.Bootstrap = m.dir, false
-	cfg.Transport = m.g.net.Transport()
+	cfg.Transport = m.g.transport(cfg.NodeID)
 	return m.g.start(cfg)
 }
 

@@ -31,6 +31,8 @@ type Local interface {
 	Receive(m *raftpb.Message) error
 	// Unreachable reports that messages to a peer are being lost.
 	Unreachable(raftID uint64)
+	// Gone reports that the peer's connection broke and a new one was refused: its process has ended, most likely.
+	Gone(raftID uint64)
 	// Removed reports that a peer says this member is not part of the group any more.
 	Removed()
 	// OpenSnapshot gives the chunks of the stored snapshot with that index until io.EOF.

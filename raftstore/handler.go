@@ -1,0 +1,195 @@
+package raftstore
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+// Handler serves the paths under [protocol.PathRaft] that members send to: the stream of messages and snapshots. It must
+// be reachable by managers of the cluster only; whoever serves it checks certificates. Streams end with [Store.Run].
+func (s *Store) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+pathStream, s.serveStream)
+	mux.HandleFunc("POST "+pathSnapshot, s.serveSnapshot)
+	return mux
+}
+
+// streams are the open incoming connections: one of each peer, the latest.
+type streams struct {
+	mu     sync.Mutex // guards all below
+	conns  map[uint64]net.Conn
+	closed bool
+}
+
+// add notes the connection and closes the one that it replaces. It says false when the store has stopped.
+func (s *streams) add(from uint64, conn net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if s.conns == nil {
+		s.conns = map[uint64]net.Conn{}
+	}
+	if old := s.conns[from]; old != nil {
+		old.Close()
+	}
+	s.conns[from] = conn
+	return true
+}
+
+func (s *streams) remove(from uint64, conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns[from] == conn {
+		delete(s.conns, from)
+	}
+}
+
+// close ends all streams.
+func (s *streams) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, c := range s.conns {
+		c.Close()
+	}
+}
+
+// caller reads who sends and checks that this member is meant. It has answered if ok is false.
+func (s *Store) caller(w http.ResponseWriter, r *http.Request) (m protocol.Member, ok bool) {
+	from, err := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64)
+	to, terr := strconv.ParseUint(r.Header.Get(headerTo), 16, 64)
+	if err != nil || terr != nil || from == 0 {
+		http.Error(w, "the headers "+headerFrom+" and "+headerTo+" must name members", http.StatusBadRequest)
+		return m, false
+	}
+	if to != s.self {
+		http.Error(w, fmt.Sprintf("this is member %x, not %x", s.self, to), http.StatusMisdirectedRequest)
+		return m, false
+	}
+	if slices.Contains(s.view.membership().removed, from) {
+		http.Error(w, ErrRemoved.Error(), http.StatusGone)
+		return m, false
+	}
+	return protocol.Member{RaftID: from, NodeID: r.Header.Get(headerNode), Addr: r.Header.Get(headerAddr)}, true
+}
+
+func (s *Store) serveStream(w http.ResponseWriter, r *http.Request) {
+	from, ok := s.caller(w, r)
+	if !ok {
+		return
+	}
+	if r.Header.Get("Upgrade") != protocol.UpgradeStream {
+		w.Header().Set("Upgrade", protocol.UpgradeStream)
+		http.Error(w, "messages are sent after an upgrade to "+protocol.UpgradeStream, http.StatusUpgradeRequired)
+		return
+	}
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "the connection cannot be upgraded: HTTP/1.1 is needed", http.StatusHTTPVersionNotSupported)
+		return
+	}
+	defer conn.Close()
+	if !s.streams.add(from.RaftID, conn) {
+		return
+	}
+	defer s.streams.remove(from.RaftID, conn)
+	s.meet(from)
+	conn.SetDeadline(time.Now().Add(writeTimeout))
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol.UpgradeStream); err != nil {
+		return
+	}
+	conn.SetDeadline(time.Time{})
+	if err := s.receiveAll(rw.Reader, from.RaftID); err != nil {
+		s.log.Debug("stream from manager ended", "member", from.RaftID, "node", from.NodeID, "err", err)
+	}
+}
+
+// receiveAll reads messages until the stream ends.
+func (s *Store) receiveAll(buffered *bufio.Reader, from uint64) error {
+	r := bufio.NewReaderSize(buffered, 64<<10)
+	frames := &frameReader{}
+	for {
+		m, err := frames.read(r)
+		if err != nil {
+			return err
+		}
+		if m.GetFrom() != from {
+			return fmt.Errorf("a message of member %x came on the stream of %x", m.GetFrom(), from)
+		}
+		// Closing the stream makes the peer call again, and then it is told that it was removed.
+		if err := s.Receive(m); err != nil {
+			return err
+		}
+	}
+}
+
+// meet gives the transport the address of a caller while this member's own log does not know anybody: a newcomer
+// that was restarted before it got its first snapshot.
+func (s *Store) meet(m protocol.Member) {
+	s.view.mu.Lock()
+	applied, known := s.view.applied, s.view.members.members
+	s.view.mu.Unlock()
+	if applied > 0 || m.NodeID == "" || m.Addr == "" || slices.ContainsFunc(known, func(o protocol.Member) bool { return o.RaftID == m.RaftID }) {
+		return
+	}
+	s.cfg.Transport.SetMembers(append(slices.Clone(known), m))
+}
+
+func (s *Store) serveSnapshot(w http.ResponseWriter, r *http.Request) {
+	from, ok := s.caller(w, r)
+	if !ok {
+		return
+	}
+	if err := s.receiveBody(w, r); err != nil {
+		s.log.Warn("snapshot not received", "member", from.RaftID, "node", from.NodeID, "err", err)
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Store) receiveBody(w http.ResponseWriter, r *http.Request) error {
+	control := http.NewResponseController(w)
+	body := bufio.NewReaderSize(r.Body, 64<<10)
+	next := func() ([]byte, error) {
+		// A server may have no deadline for bodies; a sender that vanished must not be waited for. Not every
+		// ResponseWriter can set one.
+		if err := control.SetReadDeadline(time.Now().Add(snapshotTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return nil, err
+		}
+		chunk, err := readChunk(body)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		case len(chunk) == 0:
+			return nil, io.EOF
+		}
+		return chunk, nil
+	}
+	head, err := next()
+	if err != nil {
+		return fmt.Errorf("announcement of the snapshot: %w", err)
+	}
+	m := &raftpb.Message{}
+	if err := proto.Unmarshal(head, m); err != nil {
+		return fmt.Errorf("announcement of the snapshot: %w", err)
+	}
+	return s.ReceiveSnapshot(m, next)
+}
