@@ -1,0 +1,13 @@
+// Package engineapi serves the Docker Engine API: the front that the docker command, Compose files and every tool of
+// the Docker world speak to.
+//
+// There are two handlers. [Server.Socket] is what a node's unix socket serves: the swarm part (/swarm /nodes /services
+// /tasks /secrets /configs, swarm-scoped /networks), the merged answers (/info /version /events /networks), and for
+// everything else the local engine, streams and hijacked connections included. [Server.Cluster] is the swarm part
+// alone, for requests that another manager forwards to the leader over the cluster port.
+//
+// A request of the swarm part is answered by the leader. On a manager that follows it is forwarded as it is; on a
+// worker, or where there is no swarm, it is refused in Docker's words.
+//
+// Status codes and texts are Docker's (swarm-semantics, section 10), since clients match on them.
+package engineapi

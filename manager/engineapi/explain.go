@@ -1,0 +1,167 @@
+package engineapi
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/orchestrator"
+	"github.com/miniswarm/miniswarm/scheduler"
+)
+
+// TaskExplanation is the answer of GET /miniswarm/tasks/{id}/explain: why the task is where it is.
+type TaskExplanation struct {
+	Task swarm.Task
+	// Service is the name of the task's service.
+	Service string
+	// Recorded are the decisions that made and placed the task, oldest first, as far as the leader remembers them: its
+	// memory is bounded and ends with its term.
+	Recorded []orchestrator.Decision
+	// Now is what the scheduler would decide at present, with what every filter says of every node. The task itself is
+	// taken out of the accounts.
+	Now scheduler.Decision
+	// Text is all of it for people.
+	Text string
+}
+
+// ServiceExplanation is the answer of GET /miniswarm/services/{id}/explain.
+type ServiceExplanation struct {
+	Service swarm.Service
+	// Tasks are the service's tasks that are wanted, by slot.
+	Tasks []TaskExplanation
+	// Omitted counts the wanted tasks beyond the limit (?limit=, 20 unless told).
+	Omitted int
+	// Next is where one replica more would go; nil for a global service, whose tasks follow the nodes.
+	Next *scheduler.Decision `json:",omitempty"`
+	// Text is all of it for people.
+	Text string
+}
+
+const explainLimit = 20
+
+func (s *Server) explainTask(c Control, w http.ResponseWriter, r *http.Request) error {
+	snap, err := c.Read(r.Context())
+	if err != nil {
+		return err
+	}
+	t, err := findTask(snap, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, explain(c, snap, t))
+	return nil
+}
+
+func explain(c Control, snap *cluster.Snapshot, t *cluster.Task) TaskExplanation {
+	e := TaskExplanation{Task: presentTask(t), Service: t.ServiceAnnotations.Name, Recorded: c.Decisions(t.ID), Now: c.Explain(snap, t)}
+	if e.Recorded == nil {
+		e.Recorded = []orchestrator.Decision{}
+	}
+	var b strings.Builder
+	writeState(&b, snap, t)
+	if len(e.Recorded) == 0 {
+		b.WriteString("nothing is remembered of how it came about: the leader's memory is bounded and ends with its term\n")
+	}
+	for i := range e.Recorded {
+		d := &e.Recorded[i]
+		fmt.Fprintf(&b, "%s: %s\n", d.Kind, d.Reason)
+		if d.Placement != nil {
+			b.WriteString(indent(d.Placement.Text()))
+		}
+	}
+	b.WriteString("\nas of now:\n")
+	b.WriteString(indent(e.Now.Text()))
+	e.Text = b.String()
+	return e
+}
+
+// writeState says in words what the task is and does.
+func writeState(b *strings.Builder, snap *cluster.Snapshot, t *cluster.Task) {
+	fmt.Fprintf(b, "task %s (%s.%s): %s, wanted %s", t.ID, t.ServiceAnnotations.Name, t.SlotName(), t.Status.State, t.DesiredState)
+	if t.NodeID != "" {
+		host := t.NodeID
+		if n := snap.Node(t.NodeID); n != nil && n.Description.Hostname != "" {
+			host = n.Description.Hostname
+		}
+		fmt.Fprintf(b, ", on %s", host)
+	}
+	if t.Status.Err != "" {
+		fmt.Fprintf(b, ": %s", t.Status.Err)
+	} else if t.NodeID == "" && t.Status.Message != "" {
+		fmt.Fprintf(b, ": %s", t.Status.Message)
+	}
+	b.WriteByte('\n')
+}
+
+func indent(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.TrimSpace(line) != "" {
+			b.WriteString("  ")
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
+func (s *Server) explainService(c Control, w http.ResponseWriter, r *http.Request) error {
+	limit := explainLimit
+	if raw := r.URL.Query().Get("limit"); raw != "" {
+		n, err := strconv.Atoi(raw)
+		if err != nil || n < 0 {
+			return errorf(http.StatusBadRequest, "invalid value for limit: %s: give a number of tasks", raw)
+		}
+		limit = n
+	}
+	snap, svc, err := read[*cluster.Service](r.Context(), c, cluster.KindService, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	e := ServiceExplanation{Service: presentService(svc), Tasks: []TaskExplanation{}}
+	var b strings.Builder
+	for t := range snap.TasksOfService(svc.ID) {
+		if !t.Wanted() || cluster.Terminal(t.Status.State) {
+			continue
+		}
+		if len(e.Tasks) == limit {
+			e.Omitted++
+			continue
+		}
+		e.Tasks = append(e.Tasks, explain(c, snap, t))
+	}
+	for i := range e.Tasks {
+		b.WriteString(e.Tasks[i].Text)
+		b.WriteByte('\n')
+	}
+	if e.Omitted > 0 {
+		fmt.Fprintf(&b, "%d more tasks are left out; raise the limit, or ask for one task\n\n", e.Omitted)
+	}
+	if svc.Spec.Mode.Replicated != nil {
+		next := c.Explain(snap, hypothetical(snap, svc))
+		next.TaskID = ""
+		e.Next = &next
+		b.WriteString("one replica more:\n")
+		b.WriteString(indent(next.Text()))
+	}
+	e.Text = b.String()
+	writeJSON(w, http.StatusOK, e)
+	return nil
+}
+
+// hypothetical is the task that one replica more would be.
+func hypothetical(snap *cluster.Snapshot, svc *cluster.Service) *cluster.Task {
+	slot := 1 // the first that is free; tasks come in the order of their slots
+	for t := range snap.TasksOfService(svc.ID) {
+		if t.Wanted() && t.Slot == slot {
+			slot++
+		}
+	}
+	t := &cluster.Task{SpecVersion: svc.SpecVersion, ServiceAnnotations: svc.Spec.Annotations, Endpoint: &svc.Endpoint}
+	t.ServiceID, t.Slot, t.Spec = svc.ID, slot, svc.Spec.TaskTemplate
+	t.Status.State, t.DesiredState = swarm.TaskStatePending, swarm.TaskStateRunning
+	return t
+}

@@ -1,0 +1,56 @@
+package engineapi
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/orchestrator"
+	"github.com/miniswarm/miniswarm/scheduler"
+)
+
+// Local is this machine's part in a swarm; the node implements it.
+type Local interface {
+	// Init makes this machine the first manager of a new swarm and returns its node id. It is back when the swarm
+	// can be used.
+	Init(ctx context.Context, req swarm.InitRequest) (nodeID string, err error)
+	// Join makes this machine a node of an existing swarm; it is back when the node has its identity and runs.
+	Join(ctx context.Context, req swarm.JoinRequest) error
+	// Leave takes this machine out of its swarm, with all its containers.
+	Leave(ctx context.Context, force bool) error
+	// Info is the local part of /info's Swarm: node id, address, state, error, known managers, ControlAvailable. The
+	// handler adds what only the store knows (Nodes, Managers, Cluster).
+	Info() swarm.Info
+	// Control gives access to the cluster's state while this machine is a manager. The error is a 503 in Docker's
+	// words where it is not (no swarm, worker, locked, no quorum yet).
+	Control() (Control, error)
+}
+
+// Control is an active manager's view of the cluster.
+type Control interface {
+	// Leader tells whether this manager leads; otherwise the leader's node id and host:port, empty without a leader.
+	Leader() (self bool, nodeID, addr string)
+	// Forward carries requests to another manager's cluster port (paths under protocol.PathEngine), authenticated.
+	Forward(nodeID string) http.RoundTripper
+	// Read gives a linearizable snapshot.
+	Read(ctx context.Context) (*cluster.Snapshot, error)
+	// Update commits what fn builds on the newest snapshot, and runs fn again when that changed meanwhile. An error of
+	// fn is returned as it is.
+	Update(ctx context.Context, fn func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error)
+	// Watch follows committed changes from start on; stop ends it. events is closed at the end or when the reader lags.
+	Watch() (start *cluster.Snapshot, events <-chan []cluster.Event, stop func())
+	// IDs makes ids for new objects.
+	IDs() cluster.IDs
+	// Members are the members of the raft group; Reachability says how the leader sees one.
+	Members() []protocol.Member
+	Reachability(nodeID string) swarm.Reachability
+	// TaskLogs reads one task's log from its node line by line, until its end or each fails.
+	TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error
+	// Decisions are the remembered reasons of a task's placement, oldest first, and Explain recomputes the full table
+	// for a task as things are now.
+	Decisions(taskID string) []orchestrator.Decision
+	Explain(snap *cluster.Snapshot, t *cluster.Task) scheduler.Decision
+}

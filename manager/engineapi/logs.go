@@ -1,0 +1,128 @@
+package engineapi
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/swarm"
+	timetypes "github.com/docker/docker/api/types/time"
+	"github.com/docker/docker/api/types/versions"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+// logQuery is what a client asks of a log.
+type logQuery struct {
+	stdout, stderr, follow, timestamps, details bool
+	since                                       time.Time // zero: from the beginning
+	tail                                        string    // "all" or a number of lines of each task
+}
+
+// flag reads a boolean as Docker does for logs: everything but "", 0, no, false and none is true.
+func flag(r *http.Request, name string) bool {
+	return !slices.Contains([]string{"", "0", "no", "false", "none"}, r.URL.Query().Get(name))
+}
+
+// readLogQuery reads the query with Docker's words (swarm-semantics, 10.6).
+func readLogQuery(r *http.Request) (logQuery, error) {
+	q := logQuery{stdout: flag(r, "stdout"), stderr: flag(r, "stderr"), follow: flag(r, "follow"), timestamps: flag(r, "timestamps"),
+		details: flag(r, "details"), tail: "all"}
+	if !q.stdout && !q.stderr {
+		return q, errorf(http.StatusBadRequest, "must specify at least one of 'stdout' or 'stderr'")
+	}
+	if raw := r.URL.Query().Get("tail"); raw != "" && raw != "all" {
+		n, err := strconv.Atoi(raw)
+		switch {
+		case err != nil:
+			return q, errorf(http.StatusInternalServerError, `tail value must be a positive integer or "all"`)
+		case n < 0:
+			return q, errorf(http.StatusInternalServerError, "negative tail values not supported")
+		}
+		q.tail = strconv.Itoa(n)
+	}
+	if raw := r.URL.Query().Get("since"); raw != "" {
+		sec, nano, err := timetypes.ParseTimestamps(raw, 0)
+		if err != nil {
+			return q, errorf(http.StatusBadRequest, "could not parse since timestamp: %v", err)
+		}
+		if sec != 0 || nano != 0 {
+			q.since = time.Unix(sec, nano)
+		}
+	}
+	return q, nil
+}
+
+// request gives what to ask a task's node. from overrides since where it is later, when a log is taken up again.
+func (q *logQuery) request(taskID string, from time.Time) protocol.LogRequest {
+	req := protocol.LogRequest{TaskID: taskID, Stdout: q.stdout, Stderr: q.stderr, Follow: q.follow, Tail: q.tail}
+	since := q.since
+	if from.After(since) {
+		since, req.Tail = from, "all"
+	}
+	if !since.IsZero() {
+		req.Since = since.UTC().Format(time.RFC3339Nano)
+	}
+	return req
+}
+
+func (s *Server) serviceLogs(c Control, w http.ResponseWriter, r *http.Request) error {
+	q, err := readLogQuery(r)
+	if err != nil {
+		return err
+	}
+	_, svc, err := read[*cluster.Service](r.Context(), c, cluster.KindService, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if svc.Spec.TaskTemplate.ContainerSpec == nil {
+		return errorf(http.StatusInternalServerError, "logs only supported on container tasks")
+	}
+	return s.streamLogs(c, w, r, q, svc.Spec.TaskTemplate.ContainerSpec.TTY, func(t *cluster.Task) bool { return t.ServiceID == svc.ID })
+}
+
+func (s *Server) taskLogs(c Control, w http.ResponseWriter, r *http.Request) error {
+	q, err := readLogQuery(r)
+	if err != nil {
+		return err
+	}
+	snap, err := c.Read(r.Context())
+	if err != nil {
+		return err
+	}
+	t, err := findTask(snap, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if t.Spec.ContainerSpec == nil {
+		return errorf(http.StatusInternalServerError, "logs only supported on container tasks")
+	}
+	return s.streamLogs(c, w, r, q, t.Spec.ContainerSpec.TTY, func(other *cluster.Task) bool { return other.ID == t.ID })
+}
+
+// streamLogs answers with the logs of all tasks that are meant. From the first byte on errors can only be told in the
+// stream.
+func (s *Server) streamLogs(c Control, w http.ResponseWriter, r *http.Request, q logQuery, tty bool, meant func(*cluster.Task) bool) error {
+	contentType := types.MediaTypeRawStream
+	if !tty && !versions.LessThan(apiVersion(r), "1.42") {
+		contentType = types.MediaTypeMultiplexedStream
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.WriteHeader(http.StatusOK)
+	rc := http.NewResponseController(w)
+	_ = rc.Flush()
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	out := newLogWriter(w, rc.Flush, q, tty)
+	newLogStream(c, q, meant, out).run(r.Context())
+	return nil
+}
+
+// hasLog says whether a task may have something to read: without follow only what has run, as in Swarm.
+func hasLog(t *cluster.Task, follow bool) bool {
+	return t.NodeID != "" && (follow && !cluster.Before(t.Status.State, swarm.TaskStateAssigned) || !cluster.Before(t.Status.State, swarm.TaskStateRunning))
+}

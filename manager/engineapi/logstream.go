@@ -1,0 +1,254 @@
+package engineapi
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+const (
+	// logBuffer is how many lines wait between the nodes and the client before the nodes have to wait.
+	logBuffer = 256
+	// logRetry is the wait before the log of a task that still exists is taken up again, because its node was away or its
+	// container is not there yet.
+	logRetry = time.Second
+)
+
+// logLine is one line of a task's log, or with err set the reason why there is none.
+type logLine struct {
+	task *cluster.Task
+	protocol.LogMessage
+	err error
+}
+
+// logStream reads the logs of several tasks, each from its node, and writes them as one. Lines of one task keep their
+// order; between tasks there is none, as in Swarm.
+type logStream struct {
+	control Control
+	query   logQuery
+	meant   func(*cluster.Task) bool
+	out     *logWriter
+	lines   chan logLine
+	readers sync.WaitGroup
+
+	mu     sync.Mutex
+	latest map[string]*cluster.Task // guarded by mu; the tasks that are meant, as they were seen last
+	nodes  map[string]bool          // guarded by mu; the nodes that are up
+
+	reading map[string]bool // ids of the tasks that have or had a reader; run's own
+	missing []string        // what could not be read; run's own
+}
+
+func newLogStream(c Control, q logQuery, meant func(*cluster.Task) bool, out *logWriter) *logStream {
+	return &logStream{control: c, query: q, meant: meant, out: out, lines: make(chan logLine, logBuffer),
+		latest: map[string]*cluster.Task{}, nodes: map[string]bool{}, reading: map[string]bool{}}
+}
+
+// run writes until everything is written or, when following, until ctx ends, the client is gone, or this manager does not
+// lead any more.
+func (l *logStream) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() { cancel(); l.readers.Wait() }()
+	if !l.query.follow {
+		start, _, stop := l.control.Watch()
+		stop()
+		l.begin(ctx, start)
+		l.drain(ctx)
+		return
+	}
+	for {
+		start, changes, stop := l.control.Watch()
+		l.begin(ctx, start)
+		err := l.follow(ctx, changes)
+		stop()
+		if self, _, _ := l.control.Leader(); err != nil || !self {
+			return
+		}
+		select { // the watch lagged; what was missed is in the next snapshot
+		case <-ctx.Done():
+			return
+		case <-time.After(leaderPoll):
+		}
+	}
+}
+
+// drain writes what the readers bring until all have ended, and then what is missing.
+func (l *logStream) drain(ctx context.Context) {
+	done := make(chan struct{})
+	l.readers.Go(func() {}) // so that Wait below cannot run ahead of a first Go
+	go func() { l.readers.Wait(); close(done) }()
+	for {
+		select {
+		case <-ctx.Done():
+			<-done
+			return
+		case line := <-l.lines:
+			if l.write(line) != nil {
+				return
+			}
+		case <-done:
+			for len(l.lines) > 0 {
+				if l.write(<-l.lines) != nil {
+					return
+				}
+			}
+			if len(l.missing) > 0 {
+				slices.Sort(l.missing)
+				_ = l.out.systemError("warning: incomplete log stream. some logs could not be retrieved for the following reasons: " +
+					strings.Join(slices.Compact(l.missing), ", "))
+			}
+			_ = l.out.flush()
+			return
+		}
+	}
+}
+
+// follow writes lines and takes in new tasks until ctx ends, the client is gone (an error) or the watch ends (nil).
+func (l *logStream) follow(ctx context.Context, changes <-chan []cluster.Event) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case line := <-l.lines:
+			if err := l.write(line); err != nil {
+				return err
+			}
+		case batch, ok := <-changes:
+			if !ok {
+				return nil
+			}
+			for i := range batch {
+				l.observe(&batch[i])
+				if t, ok := batch[i].New.(*cluster.Task); ok {
+					l.add(ctx, t)
+				}
+			}
+		}
+	}
+}
+
+// begin takes in a snapshot.
+func (l *logStream) begin(ctx context.Context, snap *cluster.Snapshot) {
+	l.mu.Lock()
+	clear(l.latest)
+	clear(l.nodes)
+	for n := range snap.Nodes() {
+		l.nodes[n.ID] = n.Status.State != swarm.NodeStateDown
+	}
+	var tasks []*cluster.Task
+	for t := range snap.Tasks() {
+		if l.meant(t) {
+			l.latest[t.ID] = t
+			tasks = append(tasks, t)
+		}
+	}
+	l.mu.Unlock()
+	for _, t := range tasks {
+		l.add(ctx, t)
+	}
+}
+
+func (l *logStream) observe(ev *cluster.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch o := ev.New.(type) {
+	case *cluster.Task:
+		if l.meant(o) {
+			l.latest[o.ID] = o
+		}
+	case *cluster.Node:
+		l.nodes[o.ID] = o.Status.State != swarm.NodeStateDown
+	case nil:
+		delete(l.latest, ev.ID())
+		delete(l.nodes, ev.ID())
+	}
+}
+
+// add starts to read a task's log if it is meant, has one and is not read already.
+func (l *logStream) add(ctx context.Context, t *cluster.Task) {
+	if !l.meant(t) || l.reading[t.ID] || !hasLog(t, l.query.follow) {
+		return
+	}
+	l.reading[t.ID] = true
+	l.readers.Go(func() { l.read(ctx, t) })
+}
+
+// read brings a task's log. When following it takes the log up again after every break until the task has ended.
+func (l *logStream) read(ctx context.Context, t *cluster.Task) {
+	var last time.Time
+	told := false
+	for {
+		var from time.Time
+		if !last.IsZero() {
+			from = last.Add(time.Nanosecond)
+		}
+		err := l.control.TaskLogs(ctx, t.NodeID, l.query.request(t.ID, from), func(m protocol.LogMessage) error {
+			last, told = m.Timestamp, false
+			return l.send(ctx, logLine{task: t, LogMessage: m})
+		})
+		now, nodeUp := l.state(t)
+		ended := now == nil || cluster.Terminal(now.Status.State)
+		// The container of a task that has ended may be gone, which is no loss worth telling, and that of one that is
+		// being prepared is not there yet.
+		worth := err != nil && !told && (!nodeUp || !ended && now.Status.State == swarm.TaskStateRunning)
+		if worth && ctx.Err() == nil {
+			told = true
+			if l.send(ctx, logLine{task: t, err: err}) != nil {
+				return
+			}
+		}
+		if !l.query.follow || ended {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(logRetry):
+		}
+	}
+}
+
+// state gives the task as it was seen last, nil if it is gone, and whether its node is up.
+func (l *logStream) state(t *cluster.Task) (now *cluster.Task, nodeUp bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.latest[t.ID], l.nodes[t.NodeID]
+}
+
+func (l *logStream) send(ctx context.Context, line logLine) error {
+	select {
+	case l.lines <- line:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// write writes one line, and sends off what is written when no other waits. What is missing is told at the end; a stream
+// that follows has none, and an error in it would make clients stop reading, so there it is a line of the task.
+func (l *logStream) write(line logLine) error {
+	switch {
+	case line.err == nil:
+		if err := l.out.line(line.task, line.LogMessage); err != nil {
+			return err
+		}
+	case l.query.follow:
+		note := protocol.LogMessage{Timestamp: time.Now(), Stream: "stderr", Data: []byte("miniswarm: " + line.err.Error() + "; the log goes on when it can be read again\n")}
+		if err := l.out.line(line.task, note); err != nil {
+			return err
+		}
+	default:
+		l.missing = append(l.missing, line.err.Error())
+	}
+	if len(l.lines) == 0 {
+		return l.out.flush()
+	}
+	return nil
+}

@@ -1,0 +1,285 @@
+package engineapi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"net/http"
+	"time"
+
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+const headerRegistryAuth = "X-Registry-Auth"
+
+func (s *Server) listServices(c Control, w http.ResponseWriter, r *http.Request) error {
+	args, err := listFilters(r, "name", "id", "label", "mode", "runtime")
+	if err != nil {
+		return err
+	}
+	status, err := boolParam(r, "status")
+	if err != nil {
+		return err
+	}
+	snap, err := c.Read(r.Context())
+	if err != nil {
+		return err
+	}
+	out := []swarm.Service{}
+	for svc := range snap.Services() {
+		if !servicePasses(args, svc) {
+			continue
+		}
+		shown := presentService(svc)
+		if status {
+			shown.ServiceStatus = serviceStatus(snap, svc)
+		}
+		out = append(out, shown)
+	}
+	writeJSON(w, http.StatusOK, out)
+	return nil
+}
+
+func servicePasses(args filters.Args, svc *cluster.Service) bool {
+	return prefixed(args, "name", svc.Spec.Name) && prefixed(args, "id", svc.ID) && labelled(args, "label", svc.Spec.Labels) &&
+		(!args.Contains("mode") || args.ExactMatch("mode", modeName(svc.Spec.Mode))) &&
+		(!args.Contains("runtime") || args.ExactMatch("runtime", string(swarm.RuntimeContainer)))
+}
+
+func modeName(m swarm.ServiceMode) string {
+	switch {
+	case m.Global != nil:
+		return "global"
+	case m.ReplicatedJob != nil:
+		return "replicated-job"
+	case m.GlobalJob != nil:
+		return "global-job"
+	}
+	return "replicated"
+}
+
+// presentService gives a service as clients see it.
+func presentService(svc *cluster.Service) swarm.Service {
+	out := svc.Service
+	if out.Spec.Labels == nil {
+		out.Spec.Labels = map[string]string{}
+	}
+	return out
+}
+
+// serviceStatus counts what service ls shows: tasks that run, and tasks wanted. A global service wants one task of
+// every node that may have one, which is what the orchestrator has made of it; nodes that are down do not count.
+func serviceStatus(snap *cluster.Snapshot, svc *cluster.Service) *swarm.ServiceStatus {
+	st := &swarm.ServiceStatus{}
+	for t := range snap.TasksOfService(svc.ID) {
+		if t.JobIteration != nil && svc.JobStatus != nil && t.JobIteration.Index != svc.JobStatus.JobIteration.Index {
+			continue
+		}
+		n := snap.Node(t.NodeID)
+		up := n == nil || n.Status.State != swarm.NodeStateDown
+		if up && t.Wanted() && t.Status.State == swarm.TaskStateRunning {
+			st.RunningTasks++
+		}
+		if t.Status.State == swarm.TaskStateComplete {
+			st.CompletedTasks++
+		}
+		if svc.Spec.Mode.Global != nil && up && t.Wanted() {
+			st.DesiredTasks++
+		}
+	}
+	if m := svc.Spec.Mode.Replicated; m != nil && m.Replicas != nil {
+		st.DesiredTasks = *m.Replicas
+	}
+	return st
+}
+
+func (s *Server) inspectService(c Control, w http.ResponseWriter, r *http.Request) error {
+	defaults, err := boolParam(r, "insertDefaults")
+	if err != nil {
+		return err
+	}
+	_, svc, err := read[*cluster.Service](r.Context(), c, cluster.KindService, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	shown := presentService(svc)
+	if defaults {
+		shown.Spec = withServiceDefaults(shown.Spec)
+	}
+	writeJSON(w, http.StatusOK, shown)
+	return nil
+}
+
+func (s *Server) createService(c Control, w http.ResponseWriter, r *http.Request) error {
+	var spec swarm.ServiceSpec
+	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	if spec.Name == "" {
+		spec.Name = randomName()
+	}
+	if err := normalizeSpec(&spec, apiVersion(r)); err != nil {
+		return err
+	}
+	warnings := s.resolveForOldClient(r, &spec)
+	id := c.IDs().Next()
+	_, err := c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		resolved, err := resolveSpec(snap, spec)
+		if err != nil {
+			return nil, err
+		}
+		if err := validateSpec(snap, resolved, ""); err != nil {
+			return nil, err
+		}
+		if snap.ServiceNamed(resolved.Name) != nil {
+			return nil, rpcErrorf(alreadyExists, "name conflicts with an existing object: service %s already exists", resolved.Name)
+		}
+		svc := &cluster.Service{RegistryAuth: r.Header.Get(headerRegistryAuth)}
+		svc.ID, svc.Spec = id, resolved
+		if resolved.EndpointSpec != nil {
+			svc.Endpoint.Spec = *resolved.EndpointSpec
+		}
+		return &cluster.Txn{Time: time.Now(), Guards: []cluster.Guard{{Kind: cluster.KindService, Index: snap.Index()}},
+			Changes: []cluster.Change{cluster.CreateOf(svc)}}, nil
+	})
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, swarm.ServiceCreateResponse{ID: id, Warnings: warnings})
+	return nil
+}
+
+func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request) error {
+	version, err := versionParam(r, "service")
+	if err != nil {
+		return err
+	}
+	var spec swarm.ServiceSpec
+	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	query := r.URL.Query()
+	rollback := query.Get("rollback")
+	if rollback != "" && rollback != "none" && rollback != "previous" {
+		return errorf(http.StatusInternalServerError, "unrecognized rollback option %s", rollback)
+	}
+	authFrom := query.Get("registryAuthFrom")
+	if authFrom != "" && authFrom != swarm.RegistryAuthFromSpec && authFrom != swarm.RegistryAuthFromPreviousSpec {
+		return errorf(http.StatusBadRequest, "invalid registryAuthFrom '%s'", authFrom)
+	}
+	if err := normalizeSpec(&spec, apiVersion(r)); err != nil {
+		return err
+	}
+	warnings := s.resolveForOldClient(r, &spec)
+	auth := r.Header.Get(headerRegistryAuth)
+	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		svc, err := find[*cluster.Service](snap, cluster.KindService, r.PathValue("id"))
+		if err != nil {
+			return nil, err
+		}
+		resolved, err := resolveSpec(snap, spec)
+		if err != nil {
+			return nil, err
+		}
+		if err := validateSpec(snap, resolved, svc.ID); err != nil {
+			return nil, err
+		}
+		if svc.Version.Index != version {
+			return nil, rpcErrorf(unknownCode, "update out of sequence")
+		}
+		if err := checkImmutable(svc, resolved); err != nil {
+			return nil, err
+		}
+		next := *svc
+		if rollback == "previous" {
+			err = rollBack(&next)
+		} else {
+			err = replaceSpec(&next, resolved, version, auth, authFrom)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &cluster.Txn{Time: time.Now(), Guards: []cluster.Guard{{Kind: cluster.KindService, Index: snap.Index()}},
+			Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
+	})
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, swarm.ServiceUpdateResponse{Warnings: warnings})
+	return nil
+}
+
+// checkImmutable refuses changes of what a service keeps for life.
+func checkImmutable(svc *cluster.Service, spec swarm.ServiceSpec) error {
+	if svc.Spec.Name != spec.Name {
+		return rpcErrorf(unimplemented, "renaming services is not supported")
+	}
+	if modeName(svc.Spec.Mode) != modeName(spec.Mode) {
+		return rpcErrorf(unimplemented, "service mode change is not allowed")
+	}
+	return nil
+}
+
+// replaceSpec makes spec the service's, and the present one its previous. The spec version is that of the request.
+func replaceSpec(svc *cluster.Service, spec swarm.ServiceSpec, version uint64, auth, authFrom string) error {
+	if auth == "" {
+		switch authFrom {
+		case swarm.RegistryAuthFromPreviousSpec:
+			if svc.PreviousSpec == nil {
+				return errorf(http.StatusInternalServerError, "service does not have a previous spec")
+			}
+			auth = svc.PreviousRegistryAuth
+		default:
+			auth = svc.RegistryAuth
+		}
+	}
+	previous := svc.Spec
+	svc.PreviousSpec, svc.PreviousSpecVersion, svc.PreviousRegistryAuth = &previous, svc.SpecVersion, svc.RegistryAuth
+	svc.Spec, svc.RegistryAuth = spec, auth
+	svc.SpecVersion.Index = version
+	svc.UpdateStatus = nil
+	return nil
+}
+
+// rollBack swaps the service's specs; a second rollback brings the newer one back.
+func rollBack(svc *cluster.Service) error {
+	if svc.PreviousSpec == nil {
+		return rpcErrorf(failedPrecondition, "service %s does not have a previous spec", svc.ID)
+	}
+	current := svc.Spec
+	svc.Spec, svc.PreviousSpec = *svc.PreviousSpec, &current
+	svc.SpecVersion, svc.PreviousSpecVersion = svc.PreviousSpecVersion, svc.SpecVersion
+	svc.RegistryAuth, svc.PreviousRegistryAuth = svc.PreviousRegistryAuth, svc.RegistryAuth
+	svc.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback"}
+	return nil
+}
+
+func (s *Server) removeService(c Control, w http.ResponseWriter, r *http.Request) error {
+	_, err := c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		svc, err := find[*cluster.Service](snap, cluster.KindService, r.PathValue("id"))
+		if err != nil {
+			return nil, err
+		}
+		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.RemoveOf(svc)}}, nil
+	})
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// randomName names a service whose creator gave none.
+func randomName() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // crypto/rand never fails
+	return "service-" + hex.EncodeToString(b[:])
+}
+
+// serviceOf gives the service that a task filter or a log request means by id, name or prefix.
+func serviceOf(ctx context.Context, c Control, ref string) (*cluster.Snapshot, *cluster.Service, error) {
+	return read[*cluster.Service](ctx, c, cluster.KindService, ref)
+}

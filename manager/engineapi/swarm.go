@@ -1,0 +1,222 @@
+package engineapi
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/manager/identity"
+)
+
+func (s *Server) initSwarm(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.InitRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	if req.Spec.Name != "" && req.Spec.Name != cluster.ClusterName {
+		return errorf(http.StatusBadRequest, `swarm spec must be named "default"`)
+	}
+	id, err := s.cfg.Local.Init(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, id)
+	return nil
+}
+
+func (s *Server) joinSwarm(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.JoinRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	if len(req.RemoteAddrs) == 0 {
+		return errorf(http.StatusBadRequest, "at least 1 RemoteAddr is required to join")
+	}
+	if err := s.cfg.Local.Join(r.Context(), req); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s *Server) leaveSwarm(w http.ResponseWriter, r *http.Request) error {
+	force, err := boolParam(r, "force")
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Local.Leave(r.Context(), force); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s *Server) inspectSwarm(c Control, w http.ResponseWriter, r *http.Request) error {
+	snap, err := c.Read(r.Context())
+	if err != nil {
+		return err
+	}
+	cl := snap.Cluster()
+	if cl == nil {
+		return errorf(http.StatusServiceUnavailable, "the swarm is being created; try again")
+	}
+	writeJSON(w, http.StatusOK, swarm.Swarm{ClusterInfo: redacted(cl), JoinTokens: cl.JoinTokens})
+	return nil
+}
+
+// unlockSwarm refuses in Docker's words: managers are never locked here, since nothing of theirs is sealed with a key that
+// a person keeps.
+func (s *Server) unlockSwarm(_ http.ResponseWriter, r *http.Request) error {
+	var req swarm.UnlockRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	if _, err := s.cfg.Local.Control(); err != nil {
+		return err
+	}
+	return errorf(http.StatusConflict, "swarm is not locked")
+}
+
+// unlockKey answers with an empty key, as Docker does while autolock is off.
+func (s *Server) unlockKey(c Control, w http.ResponseWriter, r *http.Request) error {
+	if _, err := c.Read(r.Context()); err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, swarm.UnlockKeyResponse{})
+	return nil
+}
+
+// redacted gives the cluster's public part, without keys.
+func redacted(cl *cluster.Cluster) swarm.ClusterInfo {
+	info := cl.ClusterInfo
+	info.Spec.CAConfig.SigningCAKey, info.Spec.CAConfig.SigningCACert = "", ""
+	return info
+}
+
+// minCertExpiry is Swarm's bound.
+const minCertExpiry = time.Hour
+
+func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) error {
+	version, err := versionParam(r, "swarm")
+	if err != nil {
+		return err
+	}
+	var spec swarm.Spec
+	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	rotateWorker, err := boolParam(r, "rotateWorkerToken")
+	if err != nil {
+		return err
+	}
+	rotateManager, err := boolParam(r, "rotateManagerToken")
+	if err != nil {
+		return err
+	}
+	if _, err := boolParam(r, "rotateManagerUnlockKey"); err != nil { // there is no key: nothing to rotate, as in Docker
+		return err
+	}
+	switch {
+	case spec.Name != "" && spec.Name != cluster.ClusterName:
+		return rpcErrorf(invalidArgument, "modification of cluster name is not allowed")
+	case spec.CAConfig.NodeCertExpiry != 0 && spec.CAConfig.NodeCertExpiry < minCertExpiry:
+		return rpcErrorf(invalidArgument, "minimum certificate expiry time is: %s", "1h0m0s")
+	case spec.EncryptionConfig.AutoLockManagers:
+		return rpcErrorf(unimplemented, "autolock is not supported: leave it off")
+	case len(spec.CAConfig.ExternalCAs) > 0:
+		return rpcErrorf(unimplemented, "external CAs are not supported: certificates come from the swarm's own root")
+	case spec.CAConfig.SigningCACert != "" || spec.CAConfig.SigningCAKey != "":
+		return rpcErrorf(unimplemented, "a rotation of the root CA is not supported")
+	case spec.Dispatcher.HeartbeatPeriod < 0:
+		return rpcErrorf(invalidArgument, "heartbeat time period cannot be a negative duration")
+	}
+	spec.Name = cluster.ClusterName
+	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		cl := snap.Cluster()
+		if cl == nil {
+			return nil, errorf(http.StatusServiceUnavailable, "the swarm is being created; try again")
+		}
+		if cl.Version.Index != version {
+			return nil, rpcErrorf(unknownCode, "update out of sequence")
+		}
+		if spec.CAConfig.ForceRotate != cl.Spec.CAConfig.ForceRotate {
+			return nil, rpcErrorf(unimplemented, "a rotation of the root CA is not supported")
+		}
+		next := *cl
+		next.Spec = spec
+		if next.Spec.Labels == nil {
+			next.Spec.Labels = map[string]string{}
+		}
+		if rotateWorker || rotateManager {
+			tokens, err := identity.NewJoinTokens(cl.RootCA, rand.Reader)
+			if err != nil {
+				return nil, fmt.Errorf("rotate the join tokens: %w", err)
+			}
+			if rotateWorker {
+				next.JoinTokens.Worker = tokens.Worker
+			}
+			if rotateManager {
+				next.JoinTokens.Manager = tokens.Manager
+			}
+		}
+		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
+	})
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// boolParam reads a query parameter as Docker does: absent is false.
+func boolParam(r *http.Request, name string) (bool, error) {
+	v := r.URL.Query().Get(name)
+	if v == "" {
+		return false, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, errorf(http.StatusBadRequest, "invalid value for %s: %s", name, v)
+	}
+	return b, nil
+}
+
+// versionParam reads the version that an update is based on.
+func versionParam(r *http.Request, what string) (uint64, error) {
+	raw := r.URL.Query().Get("version")
+	v, err := strconv.ParseUint(raw, 10, 64)
+	if err != nil {
+		return 0, errorf(http.StatusBadRequest, "invalid %s version '%s': %v", what, raw, err)
+	}
+	return v, nil
+}
+
+// find gives the one object that ref means, or Docker's error.
+func find[T cluster.Object](snap *cluster.Snapshot, k cluster.Kind, ref string) (T, error) {
+	var none T
+	switch found := snap.Matches(k, ref); len(found) {
+	case 0:
+		return none, errorf(http.StatusNotFound, "%s %s not found", k, ref)
+	case 1:
+		return found[0].(T), nil
+	default:
+		return none, errorf(http.StatusBadRequest, "%s %s is ambiguous (%d matches found)", k, ref, len(found))
+	}
+}
+
+// read gives the object that the request's path means.
+func read[T cluster.Object](ctx context.Context, c Control, k cluster.Kind, ref string) (*cluster.Snapshot, T, error) {
+	var none T
+	snap, err := c.Read(ctx)
+	if err != nil {
+		return nil, none, err
+	}
+	o, err := find[T](snap, k, ref)
+	return snap, o, err
+}
