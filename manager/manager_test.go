@@ -55,7 +55,7 @@ func newSolo(t *testing.T) *solo {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.m, err = New(Config{NodeID: soloNode, Addr: s.addr, Store: noPeers{s.store}, Credentials: s.creds, Logger: logger, Bootstrap: s.bootstrap})
+	s.m, err = New(Config{NodeID: soloNode, Addr: s.addr, Store: s.store, Credentials: s.creds, Logger: logger, Bootstrap: s.bootstrap})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,8 +345,3 @@ func TestOnlyMembersGetIn(t *testing.T) {
 		t.Errorf("joining with a rotated token: %v", err)
 	}
 }
-
-// noPeers is a store whose group has no other members to hear from.
-type noPeers struct{ *raftstore.Store }
-
-func (noPeers) Handler() http.Handler { return http.NotFoundHandler() }

@@ -1,0 +1,125 @@
+package node
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/engineapi"
+	"github.com/miniswarm/miniswarm/orchestrator"
+	"github.com/miniswarm/miniswarm/scheduler"
+)
+
+// control gives the Engine API its view of the cluster while this machine is a manager.
+type control struct{ m *member }
+
+// Control implements engineapi.Local.
+func (n *Node) Control() (engineapi.Control, error) {
+	n.mu.Lock()
+	m, local := n.member, n.local
+	n.mu.Unlock()
+	switch {
+	case m == nil && local == swarm.LocalNodeStateInactive:
+		return nil, unavailable(textNever)
+	case m == nil || local == swarm.LocalNodeStateError:
+		return nil, unavailable(textNoReady)
+	case m.manager == nil:
+		return nil, unavailable(textWorker)
+	}
+	return control{m}, nil
+}
+
+// Leader implements engineapi.Control. A manager that was elected leads once its loops run: before that it would
+// answer without a dispatcher.
+func (c control) Leader() (self bool, nodeID, addr string) {
+	self, nodeID, addr = c.m.manager.Leader()
+	if self && c.m.manager.Dispatcher() == nil {
+		return false, "", ""
+	}
+	return self, nodeID, addr
+}
+
+// Forward implements engineapi.Control.
+func (c control) Forward(nodeID string) http.RoundTripper { return c.m.transports.to(nodeID) }
+
+// Read implements engineapi.Control.
+func (c control) Read(ctx context.Context) (*cluster.Snapshot, error) { return c.m.store.Read(ctx) }
+
+// Update implements engineapi.Control.
+func (c control) Update(ctx context.Context, fn func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error) {
+	return c.m.store.Update(ctx, fn)
+}
+
+// Watch implements engineapi.Control.
+func (c control) Watch() (*cluster.Snapshot, <-chan []cluster.Event, func()) {
+	w := c.m.store.Watch(1024)
+	return w.Start, w.Events(), w.Close
+}
+
+// IDs implements engineapi.Control.
+func (c control) IDs() cluster.IDs { return c.m.node.ids }
+
+// Members implements engineapi.Control.
+func (c control) Members() []protocol.Member { return c.m.store.Status().Members }
+
+// Reachability implements engineapi.Control.
+func (c control) Reachability(nodeID string) swarm.Reachability {
+	return c.m.manager.Reachability(nodeID)
+}
+
+// TaskLogs implements engineapi.Control.
+func (c control) TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+	return c.m.manager.TaskLogs(ctx, nodeID, req, each)
+}
+
+// Decisions implements engineapi.Control.
+func (c control) Decisions(taskID string) []orchestrator.Decision {
+	return c.m.manager.Decisions(taskID)
+}
+
+// Explain implements engineapi.Control. The task itself is left out of the accounts, so that the answer is what a
+// scheduler would say that has yet to place it.
+func (c control) Explain(snap *cluster.Snapshot, t *cluster.Task) scheduler.Decision {
+	accounts := scheduler.New()
+	for n := range snap.Nodes() {
+		accounts.SetNode(n)
+	}
+	for other := range snap.Tasks() {
+		if other.ID != t.ID {
+			accounts.SetTask(nil, other)
+		}
+	}
+	return accounts.Explain(t, time.Now())
+}
+
+// transports keeps one connection pool for each manager that requests are forwarded to.
+type transports struct {
+	node *Node
+
+	mu  sync.Mutex
+	all map[string]*http.Transport // guarded by mu; by node id
+}
+
+func (t *transports) to(nodeID string) *http.Transport {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tr := t.all[nodeID]
+	if tr == nil {
+		tr = managerTransport(t.node.credentials, nodeID)
+		t.all[nodeID] = tr
+	}
+	return tr
+}
+
+func (t *transports) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, tr := range t.all {
+		tr.CloseIdleConnections()
+	}
+}

@@ -1,0 +1,284 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
+)
+
+const (
+	// readyTimeout bounds how long init waits for its own first leadership, and join for its first session.
+	readyTimeout = 20 * time.Second
+	// leaveTimeout bounds the stopping of containers at leave.
+	leaveTimeout = 2 * time.Minute
+
+	defaultListen = "0.0.0.0:2377"
+	raftDir       = "raft"
+	raftKeyFile   = "raft.key"
+)
+
+// Docker's words for requests that the node's state forbids (swarm-semantics, 10.4).
+const (
+	textNoSwarm = "This node is not part of a swarm"
+	textInSwarm = `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`
+	textNever   = `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`
+	textWorker  = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
+	textNoReady = "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
+)
+
+// Init implements engineapi.Local: this machine founds a cluster.
+func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	if n.inSwarm() {
+		return "", unavailable(textInSwarm)
+	}
+	if req.ForceNewCluster {
+		return "", &requestError{http.StatusNotImplemented, "--force-new-cluster is not supported yet: this node has no cluster to start from"}
+	}
+	if req.AutoLockManagers {
+		return "", &requestError{http.StatusNotImplemented, "autolock is not supported yet: start the swarm without it"}
+	}
+	st, err := n.addresses(req.ListenAddr, req.AdvertiseAddr, req.DataPathAddr)
+	if err != nil {
+		return "", err
+	}
+	if err := checkPools(req.DefaultAddrPool, req.SubnetSize); err != nil {
+		return "", err
+	}
+	if p := req.DataPathPort; p != 0 && (p < 1024 || p > 49151) {
+		return "", badRequest("Datapath port number is not in valid range (1024-49151) : %d", p)
+	}
+	if v := req.Spec.CAConfig.NodeCertExpiry; v != 0 {
+		if err := identity.CheckValidity(v); err != nil {
+			return "", badRequest("%v", err)
+		}
+	}
+	if err := n.wipe(); err != nil {
+		return "", err
+	}
+	nodeID, err := n.initialize(ctx, st, req)
+	if err != nil {
+		return "", errors.Join(err, n.abandon())
+	}
+	return nodeID, nil
+}
+
+// initialize creates the identity, the store and the first objects, and is back when they are committed.
+func (n *Node) initialize(ctx context.Context, st *state, req swarm.InitRequest) (string, error) {
+	ca, err := identity.NewCA(identity.CAConfig{})
+	if err != nil {
+		return "", fmt.Errorf("init swarm: %w", err)
+	}
+	f := &founding{clusterID: n.ids.Next(), nodeID: n.ids.Next(), ca: ca, req: req, dataAddr: st.DataAddr, ids: n.ids, random: rand.Reader, now: time.Now()}
+	id := identity.Identity{NodeID: f.nodeID, ClusterID: f.clusterID, Role: identity.Manager}
+	if _, err := identity.Found(ca, n.credentials, id, req.Spec.CAConfig.NodeCertExpiry); err != nil {
+		return "", fmt.Errorf("init swarm: %w", err)
+	}
+	txn, err := f.objects()
+	if err != nil {
+		return "", fmt.Errorf("init swarm: %w", err)
+	}
+	st.Managers = []protocol.ManagerAddr{{NodeID: f.nodeID, Addr: st.AdvertiseAddr}}
+	if err := n.start(st, func() *cluster.Txn { return txn }, nil); err != nil {
+		return "", fmt.Errorf("init swarm: %w", err)
+	}
+	if err := n.current().awaitCluster(ctx); err != nil {
+		return "", fmt.Errorf("init swarm: %w", err)
+	}
+	// Only now is the membership remembered: a crash before leaves a machine that is part of no swarm.
+	if err := st.save(n.cfg.StateDir); err != nil {
+		return "", fmt.Errorf("init swarm: %w", err)
+	}
+	n.cfg.Logger.Info("swarm initialised", "node", f.nodeID, "addr", st.AdvertiseAddr)
+	return f.nodeID, nil
+}
+
+// Join implements engineapi.Local.
+func (n *Node) Join(ctx context.Context, req swarm.JoinRequest) error {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	if n.inSwarm() {
+		return unavailable(textInSwarm)
+	}
+	st, err := n.addresses(req.ListenAddr, req.AdvertiseAddr, req.DataPathAddr)
+	if err != nil {
+		return err
+	}
+	if err := n.wipe(); err != nil {
+		return err
+	}
+	if err := n.enrol(ctx, st, req); err != nil {
+		return errors.Join(err, n.abandon())
+	}
+	return nil
+}
+
+// enrol gets an identity from a manager and starts what its role asks for.
+func (n *Node) enrol(ctx context.Context, st *state, req swarm.JoinRequest) error {
+	id, err := identity.Join(ctx, identity.JoinConfig{Addrs: req.RemoteAddrs, Token: req.JoinToken, Availability: req.Availability,
+		Store: n.credentials, Logger: n.cfg.Logger})
+	if err != nil {
+		return err
+	}
+	for _, a := range req.RemoteAddrs {
+		addr, err := identity.ParseAddr(a)
+		if err != nil {
+			return badRequest("%v", err)
+		}
+		st.Managers = append(st.Managers, protocol.ManagerAddr{Addr: addr})
+	}
+	var peers []protocol.Member
+	if id.Role == identity.Manager {
+		answer, err := n.joinRaft(ctx, st)
+		if err != nil {
+			return fmt.Errorf("join swarm as a manager: %w", err)
+		}
+		st.RaftID, peers = answer.RaftID, answer.Members
+	}
+	if err := st.save(n.cfg.StateDir); err != nil {
+		return fmt.Errorf("join swarm: %w", err)
+	}
+	if err := n.start(st, nil, peers); err != nil {
+		return fmt.Errorf("join swarm: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	m := n.current()
+	select {
+	case <-m.joined():
+	case <-m.done:
+		return fmt.Errorf("join swarm: %w", m.failure())
+	case <-ctx.Done():
+		// As in Swarm the attempt goes on: the cluster may be without a leader for the moment.
+		return nil
+	}
+	n.cfg.Logger.Info("joined a swarm", "node", id.NodeID, "role", id.Role)
+	return nil
+}
+
+// Leave implements engineapi.Local.
+func (n *Node) Leave(ctx context.Context, force bool) error {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	if !n.inSwarm() {
+		return unavailable(textNoSwarm)
+	}
+	m := n.current()
+	if m != nil && m.manager != nil && !force {
+		return unavailable("%s", m.leaveWarning())
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	var errs []error
+	if m != nil {
+		m.stop(errLeaving)
+		<-m.done
+		errs = append(errs, m.cleanUp(ctx))
+	}
+	errs = append(errs, n.abandon())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("leave swarm: the node left, but not everything was cleaned up: %w", err)
+	}
+	n.cfg.Logger.Info("left the swarm")
+	return nil
+}
+
+// errLeaving ends the member at leave.
+var errLeaving = errors.New("the node leaves the swarm")
+
+func (n *Node) inSwarm() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.local != swarm.LocalNodeStateInactive
+}
+
+// addresses gives the state of a new membership with addresses from the request, or else from the daemon's flags.
+func (n *Node) addresses(listen, advertise, data string) (*state, error) {
+	fallback := n.cfg.ListenAddr
+	if fallback == "" {
+		fallback = defaultListen
+	}
+	if listen == defaultListen {
+		listen = "" // what clients send that know no better
+	}
+	l, err := resolveListen(listen, fallback)
+	if err != nil {
+		return nil, err
+	}
+	if advertise == "" {
+		advertise = n.cfg.AdvertiseAddr
+	}
+	a, err := resolveAdvertise(advertise, l)
+	if err != nil {
+		return nil, err
+	}
+	if data == "" {
+		data = n.cfg.DataPathAddr
+	}
+	d, err := resolveData(data, a)
+	if err != nil {
+		return nil, err
+	}
+	return &state{ListenAddr: l, AdvertiseAddr: a, DataAddr: d}, nil
+}
+
+// wipe removes what an earlier membership or a crashed attempt left, so that a new one starts clean.
+func (n *Node) wipe() error {
+	var errs []error
+	errs = append(errs, n.credentials.Clear())
+	for _, name := range []string{stateFile, raftDir, raftKeyFile, agentDir} {
+		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("clear this node's former state: %w", err)
+	}
+	return nil
+}
+
+// abandon stops what a membership started and forgets it.
+func (n *Node) abandon() error {
+	n.mu.Lock()
+	m := n.member
+	n.mu.Unlock()
+	if m != nil {
+		m.stop(errLeaving)
+		<-m.done
+	}
+	n.mu.Lock()
+	n.member, n.local, n.failed = nil, swarm.LocalNodeStateInactive, nil
+	n.mu.Unlock()
+	return n.wipe()
+}
+
+// raftKey reads the key that seals the log, and makes it at first.
+func raftKey(dir string) ([]byte, error) {
+	path := filepath.Join(dir, raftKeyFile)
+	key, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		key = make([]byte, raftstore.KeySize)
+		if _, err := rand.Read(key); err != nil {
+			return nil, fmt.Errorf("make the key of the log: %w", err)
+		}
+		return key, writeFileDurably(path, key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the key of the log: %w", err)
+	}
+	if len(key) != raftstore.KeySize {
+		return nil, fmt.Errorf("read the key of the log: %s has %d bytes instead of %d; restore it from a backup, or leave the swarm with --force", path, len(key), raftstore.KeySize)
+	}
+	return key, nil
+}

@@ -1,0 +1,225 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/engineapi"
+	"github.com/miniswarm/miniswarm/manager/identity"
+)
+
+// Config is what a Node works with. Zero fields have the defaults that DefaultConfig gives.
+type Config struct {
+	// StateDir holds everything the node keeps on disk.
+	StateDir string
+	// Socket is the path of the unix socket on which the Engine API is served.
+	Socket string
+	// Engine is the local Docker Engine, as a DOCKER_HOST value.
+	Engine string
+	// ListenAddr, AdvertiseAddr and DataPathAddr are used by init and join where the request names none.
+	ListenAddr, AdvertiseAddr, DataPathAddr string
+	// DataPlane is false to leave the kernel of this machine alone: the control plane and containers work, published
+	// ports and overlay networks do not.
+	DataPlane bool
+	// Version is reported to managers and by /version.
+	Version string
+	Logger  *slog.Logger
+}
+
+// Node is the daemon of one machine. Make it with New, run it with Run.
+type Node struct {
+	cfg         Config
+	credentials *identity.Store
+	ids         cluster.IDs
+	api         *engineapi.Server
+
+	changing sync.Mutex // held while init, join or leave change the membership
+
+	mu     sync.Mutex
+	root   context.Context // guarded by mu; the context of Run, parent of every member
+	member *member         // guarded by mu; nil while part of no swarm
+	local  swarm.LocalNodeState
+	failed error // guarded by mu; why local is error
+}
+
+// New gives a node that is idle until Run. It creates the state directory.
+func New(cfg Config) (*Node, error) {
+	if cfg.Logger == nil || cfg.StateDir == "" || cfg.Socket == "" || cfg.Engine == "" {
+		return nil, errors.New("node: state directory, socket, engine and logger must be given")
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("node: create the state directory: %w", err)
+	}
+	creds, err := identity.NewStore(identity.StoreConfig{Dir: cfg.StateDir})
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	n := &Node{cfg: cfg, credentials: creds, ids: cluster.RandomIDs(rand.Reader), local: swarm.LocalNodeStateInactive}
+	n.api, err = engineapi.New(engineapi.Config{Local: n, Engine: cfg.Engine, Logger: cfg.Logger, Version: cfg.Version})
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	return n, nil
+}
+
+// Run serves the socket and, while the machine is part of a swarm, its agent and manager, until ctx ends. Containers
+// and kernel state outlive it.
+func (n *Node) Run(ctx context.Context) error {
+	listener, err := listenSocket(n.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	n.mu.Lock()
+	n.root = ctx
+	n.mu.Unlock()
+	server := &http.Server{Handler: n.api.Socket(), ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(n.cfg.Logger.Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return ctx }}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve %s: %w", n.cfg.Socket, err)
+		}
+		return nil
+	})
+	g.Go(func() error { return n.api.Run(gctx) })
+	g.Go(func() error {
+		n.resume()
+		<-gctx.Done()
+		// Requests end first, so that nobody sees a half-stopped swarm; then the parts that served them.
+		_ = server.Close()
+		cancel()
+		n.mu.Lock()
+		m := n.member
+		n.mu.Unlock()
+		if m != nil {
+			<-m.done
+		}
+		return nil
+	})
+	n.cfg.Logger.Info("daemon serves", "socket", n.cfg.Socket, "engine", n.cfg.Engine, "state", n.cfg.StateDir)
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// listenSocket binds the socket with mode 0660, taking over one that nobody serves any more.
+func listenSocket(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("create the directory of socket %s: %w", path, err)
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("socket %s: another daemon serves it; stop that one or give --socket another path", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the stale socket %s: %w", path, err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on socket %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("protect socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// resume starts the membership that the disk remembers. What prevents it is shown as the node's error; the socket
+// serves all the same, so that the machine can leave.
+func (n *Node) resume() {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	st, err := loadState(n.cfg.StateDir)
+	if err == nil && st == nil {
+		return
+	}
+	if err == nil {
+		if _, err = n.credentials.Load(); err == nil {
+			err = n.start(st, nil, nil)
+		}
+	}
+	if err != nil {
+		n.cfg.Logger.Error("this node could not resume its part in the swarm", "err", err)
+		n.setState(swarm.LocalNodeStateError, err)
+	}
+}
+
+func (n *Node) setState(s swarm.LocalNodeState, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.local, n.failed = s, err
+}
+
+// start brings the member up under the context of Run. first gives the founding objects on the machine that ran init.
+func (n *Node) start(st *state, first func() *cluster.Txn, peers []protocol.Member) error {
+	n.mu.Lock()
+	root := n.root
+	n.mu.Unlock()
+	if root == nil {
+		return errors.New("the daemon is not running")
+	}
+	m, err := newMember(n, st, first, peers)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.member, n.local, n.failed = m, swarm.LocalNodeStateActive, nil
+	n.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(root)
+	m.stop = cancel
+	go func() {
+		defer close(m.done)
+		err := m.run(ctx)
+		m.fail(err)
+		if err != nil && ctx.Err() == nil {
+			n.cfg.Logger.Error("this node's part in the swarm failed", "err", err)
+			n.setState(swarm.LocalNodeStateError, err)
+		}
+	}()
+	return nil
+}
+
+// current gives the running member, nil if there is none.
+func (n *Node) current() *member {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.member
+}
+
+// Info implements engineapi.Local.
+func (n *Node) Info() swarm.Info {
+	n.mu.Lock()
+	m, info := n.member, swarm.Info{LocalNodeState: n.local}
+	if n.failed != nil {
+		info.Error = n.failed.Error()
+	}
+	n.mu.Unlock()
+	if m == nil {
+		return info
+	}
+	info.NodeID = m.nodeID
+	info.NodeAddr, _, _ = net.SplitHostPort(m.state.AdvertiseAddr)
+	info.ControlAvailable = m.manager != nil
+	for _, a := range m.managers() {
+		info.RemoteManagers = append(info.RemoteManagers, swarm.Peer{NodeID: a.NodeID, Addr: a.Addr})
+	}
+	return info
+}

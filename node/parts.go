@@ -1,0 +1,109 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/agent"
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/ingress"
+	"github.com/miniswarm/miniswarm/manager/identity"
+)
+
+// prepareAgent opens the engine's door and the data plane, and makes the agent over both.
+func (m *member) prepareAgent() error {
+	dir := filepath.Join(m.node.cfg.StateDir, agentDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create the agent's directory: %w", err)
+	}
+	engine, err := docker.Open(m.node.cfg.Engine)
+	if err != nil {
+		return fmt.Errorf("engine %s: %w", m.node.cfg.Engine, err)
+	}
+	m.engine = engine
+	networks := docker.NewNetworks(engine, m.nodeID)
+	hostname, _ := os.Hostname()
+	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: engine, Dial: m.dial, Managers: m.state.Managers, Networks: networks,
+		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
+		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers,
+		OnNode: m.learnNode, Logger: m.logger}
+	if m.node.cfg.DataPlane {
+		mesh, err := ingress.New(ingress.Config{Logger: m.logger, StateDir: dir, Engine: networks})
+		switch {
+		case errors.Is(err, ingress.ErrTaken):
+			m.logger.Warn("this daemon goes on without a data plane", "err", err)
+		case err != nil:
+			return errors.Join(fmt.Errorf("data plane: %w", err), engine.Close())
+		default:
+			m.mesh, cfg.Mesh = mesh, mesh
+		}
+	}
+	if m.agent, err = agent.New(cfg); err != nil {
+		return errors.Join(err, m.closeParts())
+	}
+	return nil
+}
+
+// dial opens a connection to a manager's cluster port that only a manager of this cluster can answer.
+func (m *member) dial(ctx context.Context, addr string) (net.Conn, error) {
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 2 * time.Second}, Config: identity.ClientTLS(m.node.credentials, identity.Manager, "", "http/1.1")}
+	return d.DialContext(ctx, "tcp", addr)
+}
+
+func (m *member) tlsInfo() swarm.TLSInfo {
+	if c := m.node.credentials.Current(); c != nil {
+		return c.Root.TLSInfo()
+	}
+	return swarm.TLSInfo{}
+}
+
+// closeParts lets go of the engine and of the data plane's lock. The kernel keeps what was put into it.
+func (m *member) closeParts() error {
+	var errs []error
+	if m.mesh != nil {
+		errs = append(errs, m.mesh.Close())
+	}
+	if m.engine != nil {
+		errs = append(errs, m.engine.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// renew keeps the certificate fresh.
+func (m *member) renew(ctx context.Context) error {
+	client := identity.NewClient(identity.ClientConfig{})
+	r, err := identity.NewRenewer(identity.RenewerConfig{Store: m.node.credentials, Logger: m.logger,
+		Request: func(ctx context.Context, csrPEM []byte) (identity.IssueResponse, error) {
+			var errs []error
+			for _, a := range m.managers() {
+				resp, err := client.RenewCertificate(ctx, a.Addr, m.node.credentials, csrPEM)
+				if err == nil {
+					return resp, nil
+				}
+				errs = append(errs, err)
+			}
+			return identity.IssueResponse{}, errors.Join(errs...)
+		}})
+	if err != nil {
+		return err
+	}
+	return r.Run(ctx)
+}
+
+// cleanUp takes everything of the membership off the machine: containers, engine networks and kernel state. It is
+// called after run has ended, which left the data plane to it if it ended for errLeaving.
+func (m *member) cleanUp(ctx context.Context) error {
+	errs := []error{m.agent.Leave(ctx)}
+	if m.mesh != nil {
+		errs = append(errs, m.mesh.Remove(ctx))
+	}
+	return errors.Join(append(errs, m.closeParts())...)
+}

@@ -1,0 +1,99 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/identity"
+)
+
+const (
+	joinPatience = 15 * time.Second
+	joinPause    = 200 * time.Millisecond
+)
+
+// managerClient is an HTTP client for managers' cluster ports; nodeID may be empty for any manager.
+func managerClient(creds *identity.Store, nodeID string) *http.Client {
+	return &http.Client{Transport: managerTransport(creds, nodeID)}
+}
+
+func managerTransport(creds *identity.Store, nodeID string) *http.Transport {
+	return &http.Transport{TLSClientConfig: identity.ClientTLS(creds, identity.Manager, nodeID, "http/1.1"), TLSHandshakeTimeout: 5 * time.Second,
+		MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
+}
+
+// joinRaft asks the leader, found by way of any manager, to make this node a member of the raft group. An election in
+// between is waited out.
+func (n *Node) joinRaft(ctx context.Context, st *state) (*protocol.JoinResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinPatience)
+	defer cancel()
+	client := managerClient(n.credentials, "")
+	defer client.CloseIdleConnections()
+	body, err := json.Marshal(protocol.JoinRequest{Addr: st.AdvertiseAddr})
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]string, 0, len(st.Managers)+1)
+	for _, m := range st.Managers {
+		addrs = append(addrs, m.Addr)
+	}
+	var last error
+	for {
+		for _, addr := range addrs {
+			answer, leader, err := askMembership(ctx, client, addr, body)
+			if answer == nil && leader != "" {
+				answer, _, err = askMembership(ctx, client, leader, body)
+			}
+			if answer != nil {
+				return answer, nil
+			}
+			var final *identity.StatusError
+			if errors.As(err, &final) && final.Status < 500 {
+				return nil, err
+			}
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), last)
+		case <-time.After(joinPause):
+		}
+	}
+}
+
+// askMembership sends one request. A manager that does not lead names the leader instead of answering.
+func askMembership(ctx context.Context, client *http.Client, addr string, body []byte) (answer *protocol.JoinResponse, leader string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+protocol.PathMembers, bytes.NewReader(body))
+	if err != nil {
+		return nil, "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, "", fmt.Errorf("ask manager %s: %w", addr, err)
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusOK:
+		answer = new(protocol.JoinResponse)
+		if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
+			return nil, "", fmt.Errorf("answer of manager %s: %w", addr, err)
+		}
+		return answer, "", nil
+	case http.StatusMisdirectedRequest:
+		return nil, resp.Header.Get(protocol.HeaderLeader), fmt.Errorf("manager %s does not lead", addr)
+	}
+	var refusal struct{ Message string }
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	if json.Unmarshal(raw, &refusal) != nil {
+		refusal.Message = string(raw)
+	}
+	return nil, "", &identity.StatusError{Status: resp.StatusCode, Message: fmt.Sprintf("manager %s: %s", addr, refusal.Message)}
+}
