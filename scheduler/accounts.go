@@ -40,8 +40,7 @@ type Accounts struct {
 	// swept is when failures were last cleared of old entries.
 	swept time.Time
 
-	views map[string]*view
-	clock uint64 // counts uses of views, to drop the one not used for longest
+	views []*view // by use, the latest first
 
 	journal []booking
 	runs    []*run // not in use
@@ -100,7 +99,6 @@ func New() *Accounts {
 		byID:     make(map[string]*node),
 		services: make(map[string]*service),
 		failures: make(map[versionedService]map[int32][]time.Time),
-		views:    make(map[string]*view),
 		pending:  make(map[pendingKey]*pending),
 	}
 }
@@ -289,15 +287,30 @@ func (a *Accounts) addTask(t *cluster.Task, sign int32) {
 
 // addActive changes the number of the service's active tasks on the node.
 func (a *Accounts) addActive(nd *node, serviceID string, delta int32) {
+	s := a.open(serviceID)
+	a.addActiveOf(s, nd, delta)
+	a.close(serviceID, s)
+}
+
+// open gives the counts of a service.
+func (a *Accounts) open(serviceID string) *service {
 	s := a.services[serviceID]
 	if s == nil {
 		s = &service{}
 		a.services[serviceID] = s
 	}
-	s.add(nd.slot, delta, len(a.slots))
+	return s
+}
+
+// close forgets a service that has no active task.
+func (a *Accounts) close(serviceID string, s *service) {
 	if s.nodes == 0 {
 		delete(a.services, serviceID)
 	}
+}
+
+func (a *Accounts) addActiveOf(s *service, nd *node, delta int32) {
+	s.add(nd.slot, delta, len(a.slots))
 	a.touch(nd)
 	from := nd.active
 	nd.active += delta

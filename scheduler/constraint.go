@@ -3,7 +3,7 @@ package scheduler
 import (
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -94,13 +94,13 @@ func (c Constraint) Matches(n *cluster.Node) bool {
 }
 
 // matchesIP compares with an address or a network in CIDR form.
-func (c Constraint) matchesIP(addr string) bool {
-	ip := net.ParseIP(addr)
-	if want := net.ParseIP(c.Value); want != nil {
-		return want.Equal(ip) == c.Equal
+func (c Constraint) matchesIP(text string) bool {
+	addr, _ := netip.ParseAddr(text) // the zero address equals nothing and is in no network
+	if want, err := netip.ParseAddr(c.Value); err == nil {
+		return (want.Unmap() == addr.Unmap()) == c.Equal
 	}
-	_, subnet, err := net.ParseCIDR(c.Value)
-	return err == nil && subnet.Contains(ip) == c.Equal
+	subnet, err := netip.ParsePrefix(c.Value)
+	return err == nil && subnet.Contains(addr.Unmap()) == c.Equal
 }
 
 // attribute gives the node's value for a constraint key other than node.ip.

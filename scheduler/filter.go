@@ -249,16 +249,16 @@ func hasPlugin(want plugin, n *cluster.Node) bool {
 	if e.EngineVersion == "" && len(e.Labels) == 0 && len(e.Plugins) == 0 {
 		return true
 	}
-	any := false
+	reports := false
 	for _, p := range e.Plugins {
 		if p.Type != want.kind {
 			continue
 		}
-		if any = true; p.Name == want.name || p.Name == want.name+":latest" {
+		if reports = true; p.Name == want.name || p.Name == want.name+":latest" {
 			return true
 		}
 	}
-	return want.kind == pluginLog && !any
+	return want.kind == pluginLog && !reports
 }
 
 // runs says whether a node of platform have can run an image for platform want, of which empty parts fit anything. A

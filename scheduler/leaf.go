@@ -1,9 +1,6 @@
 package scheduler
 
-import (
-	"cmp"
-	"slices"
-)
+import "slices"
 
 // leaf keeps some nodes ordered by their number of active tasks, then by id. Taking a node from one number to the next
 // costs a few instructions, which is what nearly every change of the cluster comes down to.
@@ -26,7 +23,15 @@ type level struct {
 }
 
 func (l *leaf) find(active int32) (int, bool) {
-	return slices.BinarySearchFunc(l.levels, active, func(v level, n int32) int { return cmp.Compare(v.active, n) })
+	lo, hi := 0, len(l.levels)
+	for lo < hi {
+		if mid := (lo + hi) / 2; l.levels[mid].active < active {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo, lo < len(l.levels) && l.levels[lo].active == active
 }
 
 func (l *leaf) add(rank, active int32) {

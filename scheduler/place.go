@@ -152,10 +152,11 @@ func (a *Accounts) takeRun() *run {
 	return &run{}
 }
 
-// maxSpareRuns and maxSpareCandidates bound what is kept for the next group.
+// The spare room that is kept for the next group or pass.
 const (
 	maxSpareRuns       = 64
 	maxSpareCandidates = 1 << 14
+	maxSpareBookings   = 1 << 16
 )
 
 // putRun takes back a run.
@@ -185,10 +186,14 @@ func (p *placement) place(nd *node) {
 
 // book enters in the accounts what a candidate was given.
 func (p *placement) book(c *candidate) {
-	if c.placed > 0 {
-		p.a.journal = append(p.a.journal, booking{node: c.node, of: p.demand, n: c.placed})
-		p.a.enter(c.node, p.demand, c.placed)
+	if c.placed == 0 {
+		return
 	}
+	if p.service == nil {
+		p.service = p.a.open(p.serviceID)
+	}
+	p.a.journal = append(p.a.journal, booking{node: c.node, of: p.demand, n: c.placed})
+	p.a.enter(c.node, p.demand, p.service, c.placed)
 }
 
 // finish books everything and closes the runs.
@@ -201,28 +206,42 @@ func (p *placement) finish() {
 }
 
 // enter adds n tasks, or takes off -n, without the generic resources.
-func (a *Accounts) enter(nd *node, d *demand, n int32) {
+func (a *Accounts) enter(nd *node, d *demand, s *service, n int32) {
 	nd.usedCPU += int64(n) * d.cpu
 	nd.usedMem += int64(n) * d.mem
 	for _, p := range d.ports {
 		nd.holdPort(p, d.holder, n)
 	}
 	nd.tasks += n
-	a.addActive(nd, d.serviceID, n)
+	a.addActiveOf(s, nd, n)
 }
 
 // Rollback takes back everything that Place and Check have booked since the last Rollback. A pass that computes
 // decisions ends with it, whether they will be committed or not: what is committed comes back through SetTask.
-func (a *Accounts) Rollback() { a.rollbackTo(0) }
+func (a *Accounts) Rollback() {
+	a.rollbackTo(0)
+	if cap(a.journal) > maxSpareBookings {
+		a.journal = nil
+	}
+}
 
 func (a *Accounts) rollbackTo(mark int) {
+	var of *demand
+	var s *service
 	for i := len(a.journal) - 1; i >= mark; i-- {
 		b := &a.journal[i]
+		if b.of != of {
+			of, s = b.of, a.open(b.of.serviceID)
+		}
 		b.node.claim(b.claims, -1)
 		if b.n != 0 {
-			a.enter(b.node, b.of, -b.n)
+			a.enter(b.node, of, s, -b.n)
 		} else {
 			a.touch(b.node)
+		}
+		if s.nodes == 0 {
+			a.close(of.serviceID, s)
+			of = nil
 		}
 		a.release(b.node)
 	}

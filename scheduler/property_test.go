@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	seeds    = flag.Int("seeds", 1000, "number of random scenarios")
+	seeds    = flag.Int("seeds", 600, "number of random scenarios")
 	fromSeed = flag.Uint64("seed", 1, "first seed of the random scenarios")
 )
 

@@ -2,20 +2,13 @@ package scheduler
 
 import (
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 )
 
-// WriteText writes the decision for people to read: what was asked, where the task goes and why, and, in the full
-// form, a table of all nodes with what every filter said. Lines end with a newline. The error is the writer's.
-func (d *Decision) WriteText(w io.Writer) error {
-	_, err := io.WriteString(w, d.Text())
-	return err
-}
-
-// Text gives what WriteText writes.
+// Text writes the decision for people to read: what was asked, where the tasks go, and, in the full form, why, with a
+// table of all nodes and what every filter said. Every line ends with a newline.
 func (d *Decision) Text() string {
 	var b strings.Builder
 	what := "service " + d.Service

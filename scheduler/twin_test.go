@@ -18,6 +18,7 @@ import (
 type twin struct {
 	nodes map[string]*cluster.Node
 	tasks map[string]*cluster.Task
+	on    map[string]map[string]*cluster.Task // by node, so that tests do not take all day
 	fails []twinFailure
 	// booked are the provisional tasks of the pass.
 	booked []*cluster.Task
@@ -30,7 +31,8 @@ type twinFailure struct {
 }
 
 func newTwin() *twin {
-	return &twin{nodes: map[string]*cluster.Node{}, tasks: map[string]*cluster.Task{}}
+	return &twin{nodes: map[string]*cluster.Node{}, tasks: map[string]*cluster.Task{},
+		on: map[string]map[string]*cluster.Task{}}
 }
 
 func (w *twin) setNode(n *cluster.Node) { w.nodes[n.ID] = n }
@@ -43,11 +45,16 @@ func (w *twin) removeNode(id string) {
 func (w *twin) setTask(old, new *cluster.Task) {
 	if old != nil {
 		delete(w.tasks, old.ID)
+		delete(w.on[old.NodeID], old.ID)
 	}
 	if new == nil {
 		return
 	}
 	w.tasks[new.ID] = new
+	if w.on[new.NodeID] == nil {
+		w.on[new.NodeID] = map[string]*cluster.Task{}
+	}
+	w.on[new.NodeID][new.ID] = new
 	bad := new.Status.State == swarm.TaskStateFailed || new.Status.State == swarm.TaskStateRejected
 	if bad && (old == nil || old.Status.State != swarm.TaskStateFailed && old.Status.State != swarm.TaskStateRejected) &&
 		new.Slot != 0 && w.nodes[new.NodeID] != nil {
@@ -85,7 +92,7 @@ func (w *twin) node(n *cluster.Node, t *cluster.Task, now time.Time) *twinNode {
 		}
 		x.take(o, t.ServiceID)
 	}
-	for _, o := range w.tasks {
+	for _, o := range w.on[n.ID] {
 		take(o)
 	}
 	for _, o := range w.booked {

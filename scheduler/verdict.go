@@ -47,11 +47,13 @@ func cpus(nano int64) string { return strconv.FormatFloat(float64(nano)/1e9, 'g'
 func size(bytes int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
 	v, u := float64(bytes), 0
-	for (v >= 1024 || v <= -1024) && u < len(units)-1 {
+	for math.Abs(tenths(v)) >= 1024 && u < len(units)-1 {
 		v, u = v/1024, u+1
 	}
-	return strconv.FormatFloat(math.Round(v*10)/10, 'f', -1, 64) + " " + units[u]
+	return strconv.FormatFloat(tenths(v), 'f', -1, 64) + " " + units[u]
 }
+
+func tenths(v float64) float64 { return math.Round(v*10) / 10 }
 
 func (r *rules) pluginVerdict(n *cluster.Node) (Filter, bool, string) {
 	var missing, found []string

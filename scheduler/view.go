@@ -25,7 +25,6 @@ type view struct {
 	failing [filterCount]int
 	// stale is set when nodes came, went or changed branch: the view is built anew when it is next used.
 	stale bool
-	used  uint64
 }
 
 // position is a node's place in a view.
@@ -163,25 +162,20 @@ func pluginsOf(t *cluster.Task) []plugin {
 func (a *Accounts) viewOf(t *cluster.Task) *view {
 	plugins := pluginsOf(t)
 	key := viewKey(t, plugins)
-	v := a.views[key]
-	if v == nil {
-		if len(a.views) >= maxViews {
-			var oldest *view
-			for _, o := range a.views {
-				if oldest == nil || o.used < oldest.used {
-					oldest = o
-				}
-			}
-			delete(a.views, oldest.key)
+	at := slices.IndexFunc(a.views, func(v *view) bool { return v.key == key })
+	if at < 0 {
+		if len(a.views) < maxViews {
+			a.views = append(a.views, nil)
 		}
-		v = &view{key: key, rules: rulesOf(t, plugins), stale: true}
-		a.views[key] = v
+		at = len(a.views) - 1
+		a.views[at] = &view{key: key, rules: rulesOf(t, plugins), stale: true}
 	}
+	v := a.views[at]
+	copy(a.views[1:], a.views[:at])
+	a.views[0] = v
 	if v.stale {
 		v.build(a)
 	}
-	a.clock++
-	v.used = a.clock
 	return v
 }
 
