@@ -46,7 +46,7 @@ type Mesh struct {
 
 	mu       sync.Mutex // guards all below
 	kernel   *overlay.Kernel
-	table    *nft.Table
+	table    dataPlane
 	firewall firewall
 	reserved map[plan.PortKey]*ports.Reservation
 	bridges  map[string]BridgeNetwork // the engine's networks, by id; nil if not known
@@ -56,6 +56,20 @@ type Mesh struct {
 	known    bool       // whether have is true
 	applied  bool       // whether there was an Apply in this process
 }
+
+// dataPlane holds the rules that translate connections. Apply changes what
+// differs from the last Apply, Verify what differs from what is really there.
+type dataPlane interface {
+	Apply(ctx context.Context, want plan.Table) error
+	Verify(ctx context.Context, want plan.Table) (repaired bool, err error)
+	Remove(ctx context.Context) error
+	Close() error
+}
+
+var (
+	_ dataPlane = (*nft.Table)(nil)
+	_ dataPlane = (*nft.Fake)(nil)
+)
 
 // New takes the data plane of the calling thread's network namespace. It changes
 // nothing yet. It returns ErrTaken if another process has it.
@@ -144,8 +158,18 @@ func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
 	if err := m.firewall.assert(ctx); err != nil {
 		errs = append(errs, err)
 	}
+	m.known = false // until all of it has worked
 	d := plan.Compare(m.have, withoutTable(want))
-	kernelErr := m.kernel.Add(ctx, d)
+	changed = !d.Empty()
+	var kernelErr error
+	if len(d.Overlays.Add) > 0 {
+		kernelErr = m.kernel.AddDevices(ctx, d.Overlays.Add)
+		if m.have, err = m.kernel.Read(ctx, want); err != nil {
+			return changed, errors.Join(append(errs, kernelErr, err)...)
+		}
+		d = plan.Compare(m.have, withoutTable(want))
+	}
+	kernelErr = errors.Join(kernelErr, m.kernel.Add(ctx, d))
 	var tableErr error
 	tableChanged := false
 	if verify {
@@ -164,7 +188,7 @@ func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
 	if newBackends {
 		errs = append(errs, m.hairpin()) // a local one has a new port on the bridge
 	}
-	return tableChanged || !d.Empty(), errors.Join(errs...)
+	return changed || tableChanged, errors.Join(errs...)
 }
 
 // withoutTable is the part that package overlay looks after.
@@ -244,9 +268,7 @@ func (m *Mesh) forget(ctx context.Context, want plan.State) error {
 func (m *Mesh) hairpin() error {
 	var errs []error
 	for _, o := range m.want.Overlays {
-		if o.Ingress {
-			errs = append(errs, m.kernel.Hairpin(o.Bridge))
-		}
+		errs = append(errs, m.kernel.Hairpin(o.Bridge))
 	}
 	return errors.Join(errs...)
 }

@@ -88,9 +88,8 @@ func TestANodeReachesItsOwnPorts(t *testing.T) {
 		for _, h := range c.hosts {
 			for _, network := range []string{"tcp", "udp"} {
 				even(t, h.survey(network, h.at(80), h.underlay.String(), 4), all, 2)
-				// 127.0.0.1 means nothing beyond the node; the node's address on the
-				// ingress network stands for it.
-				even(t, h.survey(network, "127.0.0.1:80", h.gateway(ingressSubnet).String(), 4), all, 2)
+				// 127.0.0.1 means nothing beyond the node; the node's address stands for it.
+				even(t, h.survey(network, "127.0.0.1:80", h.underlay.String(), 4), all, 2)
 			}
 		}
 	})
@@ -109,8 +108,8 @@ func TestANodeReachesPortsOfOtherNodesAlsoWhenItServesThemItself(t *testing.T) {
 			seen[server] = client
 		}
 		want := map[string]string{
-			all[0].name: self.underlay.String(),                // kept
-			all[1].name: entry.gateway(ingressSubnet).String(), // it would not believe its own address
+			all[0].name: self.underlay.String(),  // kept
+			all[1].name: entry.underlay.String(), // it would not believe its own address
 		}
 		for name, client := range want {
 			if seen[name] != client {
@@ -269,7 +268,7 @@ func TestWhatOthersBreakIsRepaired(t *testing.T) {
 	if verify() {
 		t.Error("repaired something that nobody broke")
 	}
-	device, bridge := plan.VXLANName(ingressID), plan.BridgeName(ingressID)
+	device, back := plan.VXLANName(ingressID), plan.VXLANName(backID)
 	for _, broken := range []struct {
 		command string
 		quiet   bool // not part of what Verify reports
@@ -280,15 +279,19 @@ func TestWhatOthersBreakIsRepaired(t *testing.T) {
 		{command: "nft flush chain ip miniswarm tcp/80"},
 		{command: "nft flush set ip miniswarm inside"},
 		{command: "ip link del " + device},
-		{command: "ip link set " + device + " nomaster"},
-		{command: "ip link set " + bridge + " address 02:00:00:00:00:07"},
+		{command: "ip link set " + back + " nomaster"},
+		{command: "ip link set " + device + " address 02:00:00:00:00:07"},
+		{command: "ip link set " + device + " down"},
+		{command: "ip rule del pref 4201"},
 		{command: "ip rule del pref 4200"},
+		{command: "ip rule del pref 4202"},
 		{command: "ip route flush proto 109 table all"},
-		{command: "ip neigh flush nud permanent dev " + bridge},
-		{command: "bridge fdb del 00:00:00:00:00:00 dev " + device + " dst 192.0.2.2"},
-		{command: "sysctl -w net.ipv4.conf." + bridge + ".rp_filter=1"},
+		{command: "ip neigh flush nud permanent dev " + device},
+		{command: "bridge fdb del 00:00:00:00:00:00 dev " + back + " dst 192.0.2.2"},
+		{command: "sysctl -w net.ipv4.conf." + device + ".rp_filter=1"},
 		{command: "iptables -F DOCKER-USER", quiet: true},
 	} {
+		t.Log(broken.command)
 		h.run("sh", "-c", broken.command)
 		if !verify() && !broken.quiet {
 			t.Errorf("after %q: nothing was repaired", broken.command)

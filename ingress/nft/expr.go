@@ -127,10 +127,6 @@ func connectionMark(mask, v uint32) []expr.Any {
 	return append([]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg}}, masked(host32(mask), host32(v))...)
 }
 
-func packetMark(mask, v uint32) []expr.Any {
-	return append([]expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: reg}}, masked(host32(mask), host32(v))...)
-}
-
 // markConnection writes the register into the connection's mark.
 func markConnection() expr.Any {
 	return &expr.Ct{Key: expr.CtKeyMARK, Register: reg, SourceRegister: true}
@@ -142,6 +138,22 @@ func markPacket() expr.Any {
 }
 
 func value(v []byte) expr.Any { return &expr.Immediate{Register: reg, Data: v} }
+
+// udpTo holds for UDP packets to a port.
+func udpTo(port uint16) []expr.Any {
+	return append(protocol(unix.IPPROTO_UDP),
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		equals(binary.BigEndian.AppendUint16(nil, port)))
+}
+
+// sourceIs gives the connection a as its source.
+func sourceIs(a netip.Addr) []expr.Any {
+	if !a.Is4() {
+		a = netip.IPv4Unspecified() // nothing is published, so nothing comes here
+	}
+	b := a.As4()
+	return []expr.Any{value(b[:]), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg}}
+}
 
 // localDestination holds for packets addressed to this node itself.
 func localDestination() []expr.Any {

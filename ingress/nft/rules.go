@@ -65,26 +65,26 @@ type baseChain struct {
 // baseChains are the rules that are the same whatever is published. Their order
 // against other people's chains is by priority: translation comes just before
 // Docker's own (-100 and 100), marking before translation, guarding first of all.
-func baseChains(ingress netip.Prefix) []baseChain {
+func baseChains(base plan.Base) []baseChain {
 	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
 		accept := nftables.ChainPolicyAccept
 		return &nftables.Chain{Table: table, Name: name, Type: kind, Hooknum: hook, Priority: &priority, Policy: &accept}
 	}
-	servingSide := []uint32{plan.MarkSideMask, plan.MarkServing}
+	notrack := rule{"what is in them is tracked", match(udpTo(base.VXLANPort), []expr.Any{&expr.Notrack{}})}
 	chains := []baseChain{
-		{chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300), []rule{
+		{chain("untracked", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300), []rule{notrack}},
+		{chain("untracked-local", nftables.ChainTypeFilter, nftables.ChainHookOutput, -300), []rule{notrack}},
+		{chain("classify", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -150), []rule{
+			{"replies go back through the entry node", match(
+				connection(reply), connectionMark(plan.MarkSideMask, plan.MarkServing),
+				[]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg}, markPacket()},
+			)},
+			{"remember the entry node", match(
+				destinationIn(base.Ingress), connection(original), loadNeighbour(), []expr.Any{mapped(setPeers), markConnection()},
+			)},
 			{"loopback addresses do not come from outside", match(
 				destinationIn(netip.MustParsePrefix("127.0.0.0/8")),
 				[]expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, inSet(setGuarded), &expr.Verdict{Kind: expr.VerdictDrop}},
-			)},
-		}},
-		{chain("classify", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -150), []rule{
-			{"remember the entry node", match(
-				destinationIn(ingress), connection(original), loadNeighbour(), []expr.Any{mapped(setPeers), markConnection()},
-			)},
-			{"replies go back through the entry node", match(
-				connection(reply), connectionMark(servingSide[0], servingSide[1]),
-				[]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg}, markPacket()},
 			)},
 		}},
 		{chain("enter", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -110), []rule{
@@ -101,12 +101,9 @@ func baseChains(ingress netip.Prefix) []baseChain {
 		}},
 		{chain("source", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 90), []rule{
 			{"loopback and containers as clients", match(connectionMark(plan.MarkSideMask, plan.MarkEntry),
-				[]expr.Any{loadSource(reg), inSet(setInside), &expr.Masq{}})},
+				[]expr.Any{loadSource(reg), inSet(setInside)}, sourceIs(base.Source))},
 			{"a node as client of itself", match(connectionMark(plan.MarkSideMask, plan.MarkEntry),
-				[]expr.Any{loadSource(reg), loadDestination(second), inSet(setLoops), &expr.Masq{}})},
-		}},
-		{chain("leave", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, -150), []rule{
-			{"the mark has done its work", match(packetMark(servingSide[0], servingSide[1]), []expr.Any{value(host32(0)), markPacket()})},
+				[]expr.Any{loadSource(reg), loadDestination(second), inSet(setLoops)}, sourceIs(base.Source))},
 		}},
 	}
 	// The first comment carries a fingerprint of all of it, so that a table written

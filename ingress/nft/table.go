@@ -21,6 +21,9 @@ import (
 // time.
 type Table struct {
 	conn *nftables.Conn
+	// ask is for single questions. Closing a socket of this family waits for the
+	// kernel's housekeeping, so it stays open as well.
+	ask *netlink.Conn
 
 	// have is what the kernel holds, if known.
 	have  plan.Table
@@ -32,9 +35,13 @@ type Table struct {
 
 // Open connects to the kernel. It changes nothing.
 func Open() (*Table, error) {
-	t := &Table{}
+	ask, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open nftables over netlink: %w", err)
+	}
+	t := &Table{ask: ask}
 	if err := t.connect(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, ask.Close())
 	}
 	return t, nil
 }
@@ -60,7 +67,7 @@ func (t *Table) connect() error {
 }
 
 // Close ends the connection and leaves the table as it is, at work.
-func (t *Table) Close() error { return t.conn.CloseLasting() }
+func (t *Table) Close() error { return errors.Join(t.conn.CloseLasting(), t.ask.Close()) }
 
 // Apply makes the table say what want says. What the kernel already holds is
 // left alone, also when this is the first call in a process that follows
@@ -90,7 +97,7 @@ func (t *Table) Verify(ctx context.Context, want plan.Table) (repaired bool, err
 	}
 	if !t.known || t.generation != before {
 		t.known = false
-		have, intact, err := t.read(ctx, want.Ingress)
+		have, intact, err := t.read(ctx, want.Base)
 		if err != nil {
 			return false, fmt.Errorf("read nftables table %s: %w", TableName, err)
 		}
@@ -187,13 +194,13 @@ func (t *Table) rebuild(want plan.Table) error {
 			return fmt.Errorf("nftables set %s: %w", s.Name, err)
 		}
 	}
-	for _, c := range baseChains(want.Ingress) {
+	for _, c := range baseChains(want.Base) {
 		t.conn.AddChain(c.chain)
 		for _, r := range c.rules {
 			t.addRule(c.chain, r)
 		}
 	}
-	return t.change(plan.CompareTables(plan.Table{Ingress: want.Ingress}, want))
+	return t.change(plan.CompareTables(plan.Table{Base: want.Base}, want))
 }
 
 func (t *Table) addRule(c *nftables.Chain, r rule) {
@@ -344,8 +351,8 @@ func deleteElements(c *nftables.Conn, s *nftables.Set, all []nftables.SetElement
 
 // read fetches what the kernel holds. intact is false when there is no table or
 // its rules are not those we write.
-func (t *Table) read(ctx context.Context, ingress netip.Prefix) (_ plan.Table, intact bool, err error) {
-	have := plan.Table{Ingress: ingress}
+func (t *Table) read(ctx context.Context, base plan.Base) (_ plan.Table, intact bool, err error) {
+	have := plan.Table{Base: base}
 	if _, err := t.conn.ListTableOfFamily(TableName, table.Family); err != nil {
 		tables, listErr := t.conn.ListTablesOfFamily(table.Family)
 		if listErr != nil {
@@ -368,7 +375,7 @@ func (t *Table) read(ctx context.Context, ingress netip.Prefix) (_ plan.Table, i
 			return have, false, nil
 		}
 	}
-	for _, c := range baseChains(ingress) {
+	for _, c := range baseChains(base) {
 		if ok, err := t.sameRules(c.chain, c.rules); err != nil || !ok {
 			return have, false, err
 		}
@@ -477,12 +484,7 @@ func (t *Table) readSlots(k plan.PortKey) (slots []netip.AddrPort, ok bool, err 
 // currentGeneration asks the kernel how often its ruleset, everybody's, was
 // changed.
 func (t *Table) currentGeneration() (uint32, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return 0, fmt.Errorf("ask nftables for its generation: %w", err)
-	}
-	defer c.Close()
-	reply, err := c.Execute(netlink.Message{
+	reply, err := t.ask.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
 		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
 	})

@@ -1,6 +1,10 @@
 package nft
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -55,7 +59,7 @@ func backends(names ...string) []netip.AddrPort {
 
 func sample() plan.Table {
 	t := plan.Table{
-		Ingress: netip.MustParsePrefix("10.0.0.0/24"),
+		Base:    plan.Base{Ingress: netip.MustParsePrefix("10.0.0.0/24"), Source: netip.MustParseAddr("192.0.2.1"), VXLANPort: 4789},
 		Guarded: []string{"msb-ingress"},
 		Inside:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.0/24"), netip.MustParsePrefix("127.0.0.0/8")},
 		Loops:   []plan.Loop{{Src: netip.MustParseAddr("192.0.2.2"), Dst: netip.MustParseAddr("10.0.0.21")}},
@@ -88,4 +92,161 @@ func TestWhatIsWrittenIsReadBackAndRemoved(t *testing.T) {
 	if s := strings.TrimSpace(nftList(t)); s != "" {
 		t.Errorf("left behind:\n%s", s)
 	}
+}
+
+// plane is what the kernel's table and the fake have in common.
+type plane interface {
+	Apply(ctx context.Context, want plan.Table) error
+	Verify(ctx context.Context, want plan.Table) (bool, error)
+	Remove(ctx context.Context) error
+}
+
+// Both data planes pass this.
+func TestPlane(t *testing.T) {
+	t.Run("kernel", func(t *testing.T) {
+		namespace(t)
+		testPlane(t, open(t), func() plane { return open(t) })
+	})
+	t.Run("fake", func(t *testing.T) {
+		f := &Fake{}
+		testPlane(t, f, func() plane { return f })
+	})
+}
+
+// testPlane goes from one random table to the next. witness opens the same data
+// plane as another process would.
+func testPlane(t *testing.T, p plane, witness func() plane) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for step := range 60 {
+		want := randomTable(r)
+		if err := p.Apply(t.Context(), want); err != nil {
+			t.Fatalf("step %d: %v", step, err)
+		}
+		if repaired, err := witness().Verify(t.Context(), want); err != nil || repaired {
+			t.Fatalf("step %d: another finds it repaired: %v, %v", step, repaired, err)
+		}
+		if repaired, err := p.Verify(t.Context(), want); err != nil || repaired {
+			t.Fatalf("step %d: repaired without reason: %v, %v", step, repaired, err)
+		}
+		if step%10 == 9 {
+			if err := witness().Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if repaired, err := p.Verify(t.Context(), want); err != nil || !repaired {
+				t.Fatalf("step %d: not repaired after it was removed: %v, %v", step, repaired, err)
+			}
+		}
+	}
+	if err := p.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Remove(t.Context()); err != nil {
+		t.Errorf("removing what is not there: %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Apply(ended, sample()); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the context ended: %v", err)
+	}
+}
+
+func randomTable(r *rand.Rand) plan.Table {
+	t := plan.Table{Base: plan.Base{Ingress: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(r.IntN(2)), 0, 0}), 16), Source: netip.MustParseAddr("192.0.2.1")}}
+	for i := range 5 {
+		if r.IntN(2) == 0 {
+			t.Guarded = append(t.Guarded, fmt.Sprintf("dev%d", i))
+			t.Inside = append(t.Inside, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i), 0}), 24))
+			t.Loops = append(t.Loops, plan.Loop{Src: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Dst: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})})
+			t.Peers = append(t.Peers, plan.PeerMark{Device: "dev0", MAC: plan.MAC{2, byte(i)}, Mark: plan.MarkServing | uint32(r.IntN(3))})
+		}
+	}
+	for port := range uint16(6) {
+		if r.IntN(3) == 0 {
+			continue
+		}
+		p := plan.Port{PortKey: plan.PortKey{Protocol: []plan.Protocol{plan.TCP, plan.UDP}[r.IntN(2)], Port: 80 + port}}
+		for range r.IntN(4) {
+			p.Backends = append(p.Backends, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(r.IntN(250))}), 8000))
+		}
+		t.Ports = append(t.Ports, p)
+	}
+	t.Normalize()
+	return t
+}
+
+func many(services, backends int) plan.Table {
+	t := plan.Table{Base: plan.Base{Ingress: netip.MustParsePrefix("10.0.0.0/8"), Source: netip.MustParseAddr("192.0.2.1")}}
+	for s := range services {
+		p := plan.Port{PortKey: plan.PortKey{Protocol: plan.TCP, Port: uint16(10000 + s)}}
+		for b := range backends {
+			p.Backends = append(p.Backends, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(s >> 8), byte(s), byte(b)}), 8000))
+		}
+		t.Ports = append(t.Ports, p)
+	}
+	t.Normalize()
+	return t
+}
+
+// How long a change takes among 1000 services of 10 replicas each:
+//
+//	go test -run xxx -bench Change ./ingress/nft
+func BenchmarkChange(b *testing.B) {
+	namespace(b)
+	table := open(b)
+	base := many(1000, 10)
+	if err := table.Apply(b.Context(), base); err != nil {
+		b.Fatal(err)
+	}
+	changed := clone(base)
+	for _, c := range []struct {
+		name   string
+		change func()
+	}{
+		{"endpoint=comes or goes", func() {
+			p := &changed.Ports[500]
+			if len(p.Backends) == 10 {
+				p.Backends = append(p.Backends, netip.MustParseAddrPort("10.200.0.1:8000"))
+			} else {
+				p.Backends = p.Backends[:10]
+			}
+		}},
+		{"endpoint=is replaced", func() {
+			p := &changed.Ports[500]
+			p.Backends[3] = netip.AddrPortFrom(p.Backends[3].Addr().Next(), 8000)
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				c.change()
+				if err := table.Apply(b.Context(), changed); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("verify=nobody changed anything", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := table.Verify(b.Context(), changed); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("verify=read all back", func(b *testing.B) {
+		for b.Loop() {
+			table.known = false
+			if repaired, err := table.Verify(b.Context(), changed); err != nil || repaired {
+				b.Fatal(repaired, err)
+			}
+		}
+	})
+	b.Run("all=anew", func(b *testing.B) {
+		for b.Loop() {
+			if err := table.Remove(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			if err := table.Apply(b.Context(), base); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

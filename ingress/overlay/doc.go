@@ -4,8 +4,13 @@
 // Containers are attached to an overlay network by the engine, through an
 // ordinary network of its bridge driver that has the same subnet on every node.
 // Into that bridge this package puts a VXLAN device, whose forwarding entries lead
-// to the other nodes. The bridge gets a MAC derived from the node's address, by
-// which peers recognise the node as the entry of a connection.
+// to the other nodes: the network is one layer 2 segment.
+//
+// The ingress network is different. What travels on it between nodes was translated
+// and routed by one node and is routed again by the other, so its VXLAN device
+// stands beside the bridge and not in it, with a MAC derived from the node's address,
+// by which peers recognise the node as the entry of a connection. That saves two
+// bridges, and the firewall's second look at what they carry, on each packet's way.
 //
 // Tried and left aside: routing between nodes with one subnet a node (a container
 // could not keep its address when its network is shared, and Swarm's addresses

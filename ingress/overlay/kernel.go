@@ -18,9 +18,6 @@ import (
 const (
 	// routeProtocol marks our routes and rules ("ip route show proto 109").
 	routeProtocol = 109
-	// rulePriority is where our rules stand: after "local", before everything that
-	// decides by destination.
-	rulePriority = 4200
 	// devicePrefix starts the names of our VXLAN devices.
 	devicePrefix = "msv-"
 	bridgePrefix = "msb-"
@@ -47,11 +44,18 @@ func Open(stateDir string) (*Kernel, error) {
 // Close ends the connection. What was made stays.
 func (k *Kernel) Close() { k.nl.Close() }
 
-// Add makes everything d adds, and changes what it changes. It does as much as
-// it can and joins the errors.
+// AddDevices makes the devices of networks. What hung on a device that had to be
+// replaced is gone, so read again what there is before going on.
+func (k *Kernel) AddDevices(ctx context.Context, overlays []plan.Overlay) error {
+	var errs []error
+	each(ctx, &errs, overlays, k.addOverlay)
+	return errors.Join(errs...)
+}
+
+// Add makes everything else that d adds, and changes what it changes. It does as
+// much as it can and joins the errors.
 func (k *Kernel) Add(ctx context.Context, d plan.Diff) error {
 	var errs []error
-	each(ctx, &errs, d.Overlays.Add, k.addOverlay)
 	each(ctx, &errs, d.Sysctls.Add, k.settings.set)
 	// A changed entry is both removed and added, under the same name.
 	each(ctx, &errs, d.Forwards.Del, k.deleteForward)
@@ -136,13 +140,14 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-func (k *Kernel) forward(f plan.Forward, act func(*netlink.Neigh) error, flags, state int, ip net.IP) error {
+func (k *Kernel) forward(f plan.Forward, act func(*netlink.Neigh) error) error {
 	i, err := k.index(f.Device)
 	if err != nil {
 		return err
 	}
 	return act(&netlink.Neigh{
-		LinkIndex: i, Family: unix.AF_BRIDGE, State: state, Flags: flags, HardwareAddr: f.MAC[:], IP: ip,
+		LinkIndex: i, Family: unix.AF_BRIDGE, State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF,
+		HardwareAddr: f.MAC[:], IP: f.Peer.AsSlice(),
 	})
 }
 
@@ -151,14 +156,9 @@ func (k *Kernel) addForward(f plan.Forward) error {
 	if f.MAC == (plan.MAC{}) {
 		add = k.nl.NeighAppend // one for each peer
 	}
-	err := k.forward(f, add, unix.NTF_SELF, unix.NUD_PERMANENT, f.Peer.AsSlice())
+	err := k.forward(f, add)
 	if errors.Is(err, fs.ErrExist) {
 		err = nil
-	}
-	if err == nil && f.MAC != (plan.MAC{}) {
-		// The bridge too is told where the address is, so that it need not flood
-		// the first packet to all containers.
-		err = k.forward(f, k.nl.NeighSet, unix.NTF_MASTER, unix.NUD_NOARP, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("forward %v on %s to %v: %w", f.MAC, f.Device, f.Peer, err)
@@ -167,10 +167,7 @@ func (k *Kernel) addForward(f plan.Forward) error {
 }
 
 func (k *Kernel) deleteForward(f plan.Forward) error {
-	err := ignoreMissing(k.forward(f, k.nl.NeighDel, unix.NTF_SELF, unix.NUD_PERMANENT, f.Peer.AsSlice()))
-	if err == nil && f.MAC != (plan.MAC{}) {
-		err = ignoreMissing(k.forward(f, k.nl.NeighDel, unix.NTF_MASTER, unix.NUD_NOARP, nil))
-	}
+	err := ignoreMissing(k.forward(f, k.nl.NeighDel))
 	if err != nil {
 		return fmt.Errorf("stop forwarding %v on %s to %v: %w", f.MAC, f.Device, f.Peer, err)
 	}
@@ -236,22 +233,40 @@ func (k *Kernel) deleteRoute(r plan.Route) error {
 	return nil
 }
 
+// actionNothing is a rule that is only there to be gone to (linux/fib_rules.h,
+// FR_ACT_NOP).
+const actionNothing = 3
+
 func rule(r plan.Rule) *netlink.Rule {
 	n := netlink.NewRule()
-	n.Family, n.Priority, n.Mark, n.Table, n.Protocol = unix.AF_INET, rulePriority, r.Mark, int(r.Table), routeProtocol
+	n.Family, n.Priority, n.Protocol = unix.AF_INET, int(r.Priority), routeProtocol
+	if r.Mask != 0 {
+		n.Mark, n.Mask = r.Mark, &r.Mask
+	}
+	if r.FromHere {
+		n.IifName = "lo" // the kernel's word for it
+	}
+	switch {
+	case r.Table != 0:
+		n.Table = int(r.Table)
+	case r.Goto != 0:
+		n.Goto = int(r.Goto)
+	default:
+		n.Type = actionNothing
+	}
 	return n
 }
 
 func (k *Kernel) addRule(r plan.Rule) error {
 	if err := k.nl.RuleAdd(rule(r)); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("rule for mark %#x: %w", r.Mark, err)
+		return fmt.Errorf("rule %d for mark %#x: %w", r.Priority, r.Mark, err)
 	}
 	return nil
 }
 
 func (k *Kernel) deleteRule(r plan.Rule) error {
 	if err := ignoreMissing(k.nl.RuleDel(rule(r))); err != nil {
-		return fmt.Errorf("remove rule for mark %#x: %w", r.Mark, err)
+		return fmt.Errorf("remove rule %d for mark %#x: %w", r.Priority, r.Mark, err)
 	}
 	return nil
 }

@@ -33,11 +33,6 @@ func (k *Kernel) setBridge(o plan.Overlay) error {
 	if bridge.Type() != "bridge" {
 		return fmt.Errorf("it is a %s: remove it", bridge.Type())
 	}
-	if !bytes.Equal(bridge.Attrs().HardwareAddr, o.MAC[:]) {
-		if err := k.nl.LinkSetHardwareAddr(bridge, o.MAC[:]); err != nil {
-			return fmt.Errorf("set address %v: %w", o.MAC, err)
-		}
-	}
 	if bridge.Attrs().Flags&net.FlagUp == 0 {
 		return k.nl.LinkSetUp(bridge)
 	}
@@ -64,8 +59,13 @@ func (k *Kernel) setVXLAN(o plan.Overlay) error {
 	case err != nil:
 		return err
 	}
-	if link.Attrs().MasterIndex != bridge.Attrs().Index {
-		if err := k.nl.LinkSetMasterByIndex(link, bridge.Attrs().Index); err != nil {
+	if !sameMAC(link, o) {
+		if err := k.nl.LinkSetHardwareAddr(link, o.MAC[:]); err != nil {
+			return fmt.Errorf("set address %v: %w", o.MAC, err)
+		}
+	}
+	if master := masterOf(o, bridge); link.Attrs().MasterIndex != master {
+		if err := k.nl.LinkSetMasterByIndex(link, master); err != nil {
 			return fmt.Errorf("put into bridge %s: %w", o.Bridge, err)
 		}
 	}
@@ -83,8 +83,11 @@ func (k *Kernel) setVXLAN(o plan.Overlay) error {
 func (k *Kernel) createVXLAN(o plan.Overlay) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = o.Device, o.MTU
+	if o.MAC != (plan.MAC{}) {
+		attrs.HardwareAddr = o.MAC[:]
+	}
 	link := &netlink.Vxlan{
-		LinkAttrs: attrs, VxlanId: int(o.VNI), SrcAddr: o.Local.AsSlice(), Port: int(o.Port), Learning: true,
+		LinkAttrs: attrs, VxlanId: int(o.VNI), SrcAddr: o.Local.AsSlice(), Port: int(o.Port), Learning: learns(o),
 	}
 	switch err := k.nl.LinkAdd(link); {
 	case errors.Is(err, fs.ErrExist):
@@ -103,10 +106,26 @@ func (k *Kernel) createVXLAN(o plan.Overlay) (netlink.Link, error) {
 	return made, nil
 }
 
-// sameVXLAN compares what cannot be changed afterwards.
+// learns: where containers are is learned from what they send. On the ingress
+// network only nodes speak, whose places are known.
+func learns(o plan.Overlay) bool { return !o.Ingress }
+
+// masterOf is the index of the bridge the device belongs into; 0 is none.
+func masterOf(o plan.Overlay, bridge netlink.Link) int {
+	if o.Ingress {
+		return 0
+	}
+	return bridge.Attrs().Index
+}
+
+// sameVXLAN compares what is given when a device is made.
 func sameVXLAN(l netlink.Link, o plan.Overlay) bool {
 	v, ok := l.(*netlink.Vxlan)
-	return ok && v.VxlanId == int(o.VNI) && v.Port == int(o.Port) && v.SrcAddr.Equal(o.Local.AsSlice()) && v.Learning
+	return ok && v.VxlanId == int(o.VNI) && v.Port == int(o.Port) && v.SrcAddr.Equal(o.Local.AsSlice()) && v.Learning == learns(o)
+}
+
+func sameMAC(l netlink.Link, o plan.Overlay) bool {
+	return o.MAC == plan.MAC{} || bytes.Equal(l.Attrs().HardwareAddr, o.MAC[:])
 }
 
 func (k *Kernel) deleteOverlay(o plan.Overlay) error {
@@ -168,8 +187,8 @@ func (k *Kernel) readOverlays(want []plan.Overlay) ([]plan.Overlay, error) {
 			continue
 		}
 		b, d := bridge.Attrs(), device.Attrs()
-		if bridge.Type() == "bridge" && bytes.Equal(b.HardwareAddr, o.MAC[:]) && b.Flags&net.FlagUp != 0 &&
-			sameVXLAN(device, o) && d.MasterIndex == b.Index && d.MTU == o.MTU && d.Flags&net.FlagUp != 0 {
+		if bridge.Type() == "bridge" && b.Flags&net.FlagUp != 0 &&
+			sameVXLAN(device, o) && sameMAC(device, o) && d.MasterIndex == masterOf(o, bridge) && d.MTU == o.MTU && d.Flags&net.FlagUp != 0 {
 			have = append(have, o)
 		}
 	}

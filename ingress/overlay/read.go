@@ -76,25 +76,12 @@ func (k *Kernel) readForwards(names map[int]string, have *plan.State) error {
 	if interrupted(err) != nil {
 		return err
 	}
-	type key struct {
-		device string
-		mac    plan.MAC
-	}
-	known := map[key]bool{} // to the bridge
-	for _, e := range entries {
-		if ours(names[e.LinkIndex]) && len(e.HardwareAddr) == 6 && e.MasterIndex != 0 {
-			known[key{names[e.LinkIndex], plan.MAC(e.HardwareAddr)}] = true
-		}
-	}
 	for _, e := range entries {
 		peer, ok := netip.AddrFromSlice(e.IP)
 		if !ok || !ours(names[e.LinkIndex]) || len(e.HardwareAddr) != 6 || e.State&unix.NUD_PERMANENT == 0 {
 			continue
 		}
-		f := plan.Forward{Device: names[e.LinkIndex], MAC: plan.MAC(e.HardwareAddr), Peer: peer.Unmap()}
-		if f.MAC == (plan.MAC{}) || known[key{f.Device, f.MAC}] {
-			have.Forwards = append(have.Forwards, f)
-		}
+		have.Forwards = append(have.Forwards, plan.Forward{Device: names[e.LinkIndex], MAC: plan.MAC(e.HardwareAddr), Peer: peer.Unmap()})
 	}
 	return nil
 }
@@ -107,8 +94,7 @@ func (k *Kernel) readNeighbors(names map[int]string, have *plan.State) error {
 	for _, e := range entries {
 		addr, ok := netip.AddrFromSlice(e.IP)
 		name := names[e.LinkIndex]
-		if ok && len(name) > len(bridgePrefix) && name[:len(bridgePrefix)] == bridgePrefix &&
-			len(e.HardwareAddr) == 6 && e.State&unix.NUD_PERMANENT != 0 {
+		if ok && ours(name) && len(e.HardwareAddr) == 6 && e.State&unix.NUD_PERMANENT != 0 && !addr.IsMulticast() {
 			have.Neighbors = append(have.Neighbors, plan.Neighbor{Device: name, Addr: addr.Unmap(), MAC: plan.MAC(e.HardwareAddr)})
 		}
 	}
@@ -141,14 +127,22 @@ func prefix(n *net.IPNet) netip.Prefix {
 }
 
 func (k *Kernel) readRules(have *plan.State) error {
-	rules, err := k.nl.RuleListFiltered(unix.AF_INET, &netlink.Rule{Priority: rulePriority}, netlink.RT_FILTER_PRIORITY)
+	rules, err := k.nl.RuleList(unix.AF_INET)
 	if interrupted(err) != nil {
 		return err
 	}
 	for _, r := range rules {
-		if r.Protocol == routeProtocol && r.Mark&plan.MarkMask == plan.MarkOurs {
-			have.Rules = append(have.Rules, plan.Rule{Mark: r.Mark, Table: uint32(r.Table)})
+		if r.Protocol != routeProtocol {
+			continue
 		}
+		found := plan.Rule{Priority: uint32(r.Priority), Mark: r.Mark, FromHere: r.IifName == "lo", Table: uint32(r.Table)}
+		if r.Mask != nil {
+			found.Mask = *r.Mask
+		}
+		if r.Goto > 0 {
+			found.Goto = uint32(r.Goto)
+		}
+		have.Rules = append(have.Rules, found)
 	}
 	return nil
 }

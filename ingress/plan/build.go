@@ -66,16 +66,17 @@ func (b *builder) overlays() {
 		o := Overlay{
 			ID: n.ID, Name: n.Name, Bridge: BridgeName(n.ID), Device: VXLANName(n.ID),
 			VNI: n.VNI, Local: b.in.Self.Underlay, Port: b.port, Subnet: n.Subnet.Masked(), Gateway: gw,
-			MAC: GatewayMAC(gw), MTU: cmp.Or(n.MTU, DefaultMTU), Internal: n.Internal, Ingress: n.Ingress,
+			MTU: cmp.Or(n.MTU, DefaultMTU), Internal: n.Internal, Ingress: n.Ingress,
 		}
 		if n.Ingress && b.ingress != nil {
 			b.leaveOut("network %s (%s) is not used for published ports: %s is the ingress network already", n.Name, n.ID, b.ingress.Name)
 			o.Ingress = false
 		}
-		b.out.Overlays = append(b.out.Overlays, o)
 		if o.Ingress {
+			o.MAC = GatewayMAC(gw)
 			b.ingress = &o
 		}
+		b.out.Overlays = append(b.out.Overlays, o)
 		inside = append(inside, o.Subnet)
 		b.neighbours(o)
 	}
@@ -109,11 +110,13 @@ func (b *builder) neighbours(o Overlay) {
 		if !ok || !o.Subnet.Contains(gw) || !p.Underlay.Is4() || p.Underlay == b.in.Self.Underlay {
 			continue // a daemon beside us on this machine has no data path of its own
 		}
+		if !o.Ingress {
+			b.out.Forwards = append(b.out.Forwards, Forward{Device: o.Device, Peer: p.Underlay})
+			continue
+		}
 		mac := GatewayMAC(gw)
-		b.out.Forwards = append(b.out.Forwards,
-			Forward{Device: o.Device, Peer: p.Underlay},
-			Forward{Device: o.Device, MAC: mac, Peer: p.Underlay})
-		b.out.Neighbors = append(b.out.Neighbors, Neighbor{Device: o.Bridge, Addr: gw, MAC: mac})
+		b.out.Forwards = append(b.out.Forwards, Forward{Device: o.Device, MAC: mac, Peer: p.Underlay})
+		b.out.Neighbors = append(b.out.Neighbors, Neighbor{Device: o.Device, Addr: gw, MAC: mac})
 	}
 }
 
@@ -123,15 +126,15 @@ func (b *builder) peers() {
 	if b.ingress == nil {
 		return
 	}
-	b.out.Table.Ingress = b.ingress.Subnet
-	b.out.Table.Guarded = append(b.out.Table.Guarded, b.ingress.Bridge)
+	b.out.Table.Base = Base{Ingress: b.ingress.Subnet, Source: b.in.Self.Underlay, VXLANPort: b.port}
+	b.out.Table.Guarded = append(b.out.Table.Guarded, b.ingress.Bridge, b.ingress.Device)
 	for _, p := range b.in.Peers {
 		gw, ok := p.Gateways[b.ingress.ID]
 		if !ok || !b.ingress.Subnet.Contains(gw) {
 			continue
 		}
 		mark := MarkServing | hostBits(gw, b.ingress.Subnet)
-		b.wayBack(PeerMark{Device: b.ingress.Bridge, MAC: GatewayMAC(gw), Mark: mark}, gw)
+		b.wayBack(PeerMark{Device: b.ingress.Device, MAC: GatewayMAC(gw), Mark: mark}, gw)
 		if d := p.Direct; d != nil {
 			b.wayBack(PeerMark{Device: d.Device, MAC: d.MAC, Mark: mark | markDirect}, p.Underlay)
 			if !slices.Contains(b.out.Table.Guarded, d.Device) {
@@ -139,13 +142,22 @@ func (b *builder) peers() {
 			}
 		}
 	}
+	if len(b.out.Rules) > 0 {
+		// Ordinary packets take one step past all peers' rules. So do those made
+		// here: a VXLAN packet has the mark of the packet in it, and would go round
+		// in circles.
+		b.out.Rules = append(b.out.Rules,
+			Rule{Priority: rulesBegin, Mask: MarkSideMask, Goto: rulesEnd},
+			Rule{Priority: rulesBegin, FromHere: true, Goto: rulesEnd},
+			Rule{Priority: rulesEnd})
+	}
 }
 
 // wayBack plans the three parts of a reply's way: recognise the entry, route what
 // is so marked by a table, and the table's only route.
 func (b *builder) wayBack(m PeerMark, via netip.Addr) {
 	b.out.Table.Peers = append(b.out.Table.Peers, m)
-	b.out.Rules = append(b.out.Rules, Rule{Mark: m.Mark, Table: m.Mark})
+	b.out.Rules = append(b.out.Rules, Rule{Priority: rulesPeers, Mark: m.Mark, Mask: ^uint32(0), Table: m.Mark})
 	b.out.Routes = append(b.out.Routes, Route{
 		Table: m.Mark, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: via, Device: m.Device,
 	})
@@ -217,7 +229,7 @@ func (b *builder) published(prev *State) {
 	}
 	for addr, peer := range far {
 		// Routes stay for draining backends, whose connections go on.
-		r := Route{Table: MainTable, Dst: netip.PrefixFrom(addr, 32), Via: peer.Gateways[b.ingress.ID], Device: b.ingress.Bridge}
+		r := Route{Table: MainTable, Dst: netip.PrefixFrom(addr, 32), Via: peer.Gateways[b.ingress.ID], Device: b.ingress.Device}
 		if d := peer.Direct; d != nil && d.Proven {
 			r.Via, r.Device = peer.Underlay, d.Device
 		}
@@ -271,21 +283,20 @@ func (b *builder) sysctls() {
 		set("net/ipv4/conf/all/send_redirects", "0")
 	}
 	for _, o := range b.out.Overlays {
-		dev := "net/ipv4/conf/" + o.Bridge + "/"
-		set(dev+"rp_filter", "0")      // sources from beyond the entry node arrive here
-		set(dev+"send_redirects", "0") // packets leave where they came from
+		// A container answers from its address on the ingress network also where its
+		// default route is by another one.
+		set("net/ipv4/conf/"+o.Bridge+"/rp_filter", "0")
+		set("net/ipv4/conf/"+o.Bridge+"/send_redirects", "0") // packets leave where they came from
 		if o.Ingress {
-			set(dev+"route_localnet", "1") // 127.0.0.1 of this node as a client
+			set("net/ipv4/conf/"+o.Device+"/rp_filter", "0") // clients from beyond the entry node
 		}
 	}
 	for _, dev := range b.out.Table.Guarded {
-		if b.ingress != nil && dev == b.ingress.Bridge {
-			continue
+		set("net/ipv4/conf/"+dev+"/route_localnet", "1") // 127.0.0.1 of this node as a client
+		if dev != b.ingress.Bridge && dev != b.ingress.Device {
+			set("net/ipv4/conf/"+dev+"/rp_filter", "0")
+			set("net/ipv4/conf/"+dev+"/send_redirects", "0")
 		}
-		conf := "net/ipv4/conf/" + dev + "/"
-		set(conf+"rp_filter", "0")
-		set(conf+"send_redirects", "0")
-		set(conf+"route_localnet", "1")
 	}
 }
 

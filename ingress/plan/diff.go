@@ -84,7 +84,7 @@ func Compare(from, to State) Diff {
 
 // CompareTables is the part of Compare that concerns the nftables table.
 func CompareTables(from, to Table) TableDiff {
-	if from.Ingress != to.Ingress {
+	if from.Base != to.Base {
 		return TableDiff{Rebuild: true}
 	}
 	d := TableDiff{
@@ -96,17 +96,17 @@ func CompareTables(from, to Table) TableDiff {
 	i, j := 0, 0
 	for i < len(from.Ports) || j < len(to.Ports) {
 		switch {
-		case j == len(to.Ports) || i < len(from.Ports) && comparePort(from.Ports[i], to.Ports[j]) < 0:
+		case j == len(to.Ports) || i < len(from.Ports) && ComparePorts(from.Ports[i], to.Ports[j]) < 0:
 			p := from.Ports[i]
 			d.Ports = append(d.Ports, PortChange{PortKey: p.PortKey, Gone: true, Before: len(p.Backends), Cut: p.Backends})
 			i++
-		case i == len(from.Ports) || comparePort(from.Ports[i], to.Ports[j]) > 0:
-			c := comparePorts(nil, to.Ports[j].Backends)
+		case i == len(from.Ports) || ComparePorts(from.Ports[i], to.Ports[j]) > 0:
+			c := compareSlots(nil, to.Ports[j].Backends)
 			c.PortKey, c.New = to.Ports[j].PortKey, true
 			d.Ports = append(d.Ports, c)
 			j++
 		default:
-			if c := comparePorts(from.Ports[i].Backends, to.Ports[j].Backends); len(c.Set) > 0 || c.Before != c.After {
+			if c := compareSlots(from.Ports[i].Backends, to.Ports[j].Backends); len(c.Set) > 0 || c.Before != c.After {
 				c.PortKey = to.Ports[j].PortKey
 				d.Ports = append(d.Ports, c)
 			}
@@ -116,7 +116,7 @@ func CompareTables(from, to Table) TableDiff {
 	return d
 }
 
-func comparePorts(from, to []netip.AddrPort) PortChange {
+func compareSlots(from, to []netip.AddrPort) PortChange {
 	c := PortChange{Before: len(from), After: len(to)}
 	for i, a := range to {
 		var old netip.AddrPort
@@ -184,7 +184,7 @@ func (t *Table) Normalize() {
 	t.Inside = sorted(t.Inside, comparePrefix)
 	t.Loops = sorted(t.Loops, compareLoop)
 	t.Peers = sorted(t.Peers, comparePeer)
-	slices.SortFunc(t.Ports, comparePort)
+	slices.SortFunc(t.Ports, ComparePorts)
 }
 
 func sorted[T comparable](s []T, compare func(T, T) int) []T {
@@ -206,7 +206,9 @@ func compareRoute(a, b Route) int {
 	return cmp.Or(cmp.Compare(a.Table, b.Table), comparePrefix(a.Dst, b.Dst))
 }
 
-func compareRule(a, b Rule) int { return cmp.Compare(a.Mark, b.Mark) }
+func compareRule(a, b Rule) int {
+	return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Mark, b.Mark), cmp.Compare(a.Mask, b.Mask))
+}
 
 func compareSysctl(a, b Sysctl) int { return cmp.Compare(a.Key, b.Key) }
 
@@ -216,7 +218,8 @@ func comparePeer(a, b PeerMark) int {
 	return cmp.Or(cmp.Compare(a.Device, b.Device), slices.Compare(a.MAC[:], b.MAC[:]))
 }
 
-func comparePort(a, b Port) int {
+// ComparePorts orders the ports of a Table.
+func ComparePorts(a, b Port) int {
 	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 

@@ -16,17 +16,17 @@
 //   - B runs on E: the packet is routed to B over the ingress bridge. The reply
 //     passes E anyway and is translated back.
 //   - B runs on another node P: E routes the packet to P's address on the ingress
-//     network (through VXLAN), or, where both share a segment and a probe proved
-//     it, to P's own address. P recognises E by the source MAC of the frame, which
-//     is derived from E's address and therefore known, and writes E's number into
-//     the connection's mark. B's reply goes to P, its gateway, and would leave
+//     network (through VXLAN, which on this network is routed to and not bridged),
+//     or, where both share a segment and a probe proved it, to P's own address. P
+//     recognises E by the source MAC of the frame, which is derived from E's
+//     address and therefore known, and writes E's number into the connection's mark. B's reply goes to P, its gateway, and would leave
 //     there for C, who has never heard of B. The mark makes P route it back
 //     through E, where the translation is undone.
 //
 // # When the client's address is not kept
 //
 // Three kinds of connections would short-circuit past the translation, and only
-// they are given E's address as source: those from loopback (127.0.0.0/8 means
+// they are given E's own address as source: those from loopback (127.0.0.0/8 means
 // nothing to another machine), those from containers on networks of ours (the
 // backend may reach them directly), and those of a node whose entry is another
 // node while the chosen backend is on itself (it would take its own address as

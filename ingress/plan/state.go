@@ -39,8 +39,9 @@ type State struct {
 	Backends []netip.Addr
 }
 
-// Overlay is the bridge and the VXLAN device of one network. The bridge belongs
-// to the engine's network of the same subnet.
+// Overlay is the VXLAN device of one network, and the bridge that its containers
+// on this node are on. The bridge belongs to the engine's network of the same
+// subnet.
 type Overlay struct {
 	ID, Name       string
 	Bridge, Device string
@@ -49,10 +50,14 @@ type Overlay struct {
 	Port           uint16
 	Subnet         netip.Prefix
 	Gateway        netip.Addr
-	MAC            MAC
-	MTU            int
-	Internal       bool
-	Ingress        bool
+	// MAC is the address of the device of the ingress network, by which peers
+	// recognise us. Those of other networks are the kernel's choice (zero here).
+	MAC      MAC
+	MTU      int
+	Internal bool
+	// Ingress says that the device is routed to: it is not put into the bridge,
+	// since what it carries was routed before it and is routed after it.
+	Ingress bool
 }
 
 // Forward is an entry of a VXLAN device: frames to MAC go to the node at Peer.
@@ -63,7 +68,7 @@ type Forward struct {
 	Peer   netip.Addr
 }
 
-// Neighbor is a permanent ARP entry: the gateway of a peer on a network.
+// Neighbor is a permanent ARP entry: the address of a peer on the ingress network.
 type Neighbor struct {
 	Device string
 	Addr   netip.Addr
@@ -81,10 +86,27 @@ type Route struct {
 	Device string
 }
 
-// Rule routes packets carrying Mark by Table.
+// Rule is a routing policy rule. Each peer has one, which routes the packets with
+// its mark by its table; the others keep all other packets away from those.
 type Rule struct {
-	Mark, Table uint32
+	// Priority orders rules; lower ones come first.
+	Priority uint32
+	// Mark is compared under Mask.
+	Mark, Mask uint32
+	// FromHere restricts the rule to packets made on this node.
+	FromHere bool
+	// Table is where matching packets are routed, or Goto the priority they go on
+	// at. Neither: the rule is only there to be gone to.
+	Table, Goto uint32
 }
+
+// Priorities of rules: after the kernel's for local addresses (0), before those
+// that decide by destination (32766).
+const (
+	rulesBegin = 4200
+	rulesPeers = 4201
+	rulesEnd   = 4202
+)
 
 // Sysctl is one kernel setting.
 type Sysctl struct {
@@ -96,9 +118,7 @@ type Sysctl struct {
 // Table is the content of our nftables table. The rules are the same for all
 // nodes; what varies are sets and maps.
 type Table struct {
-	// Ingress is the subnet of the ingress network; packets addressed straight to
-	// it come from peers.
-	Ingress netip.Prefix
+	Base
 	// Guarded are the devices from which packets to loopback addresses are
 	// dropped, because route_localnet is on there.
 	Guarded []string
@@ -111,6 +131,19 @@ type Table struct {
 	Peers []PeerMark
 	// Ports are the published ports, also those without a backend, which refuse.
 	Ports []Port
+}
+
+// Base is what the rules themselves depend on. It hardly ever changes.
+type Base struct {
+	// Ingress is the subnet of the ingress network; packets addressed straight to
+	// it come from peers.
+	Ingress netip.Prefix
+	// Source is this node's address, used as source where the client's cannot be
+	// kept.
+	Source netip.Addr
+	// VXLANPort is the UDP port whose packets are not tracked as connections: what
+	// is in them is.
+	VXLANPort uint16
 }
 
 // Loop is a connection from a node through us to a backend on the same node.

@@ -1,0 +1,148 @@
+package nft
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"github.com/miniswarm/miniswarm/ingress/plan"
+)
+
+// Fake is a data plane in memory. It holds a table as the kernel would and lets
+// imaginary packets through it, so that what a plan means can be tested without a
+// kernel. The zero Fake is one without a table. It is not safe for concurrent use.
+type Fake struct {
+	table   *plan.Table
+	counter map[plan.PortKey]int
+}
+
+// Apply makes the table say what want says.
+func (f *Fake) Apply(ctx context.Context, want plan.Table) error {
+	_, err := f.Verify(ctx, want)
+	return err
+}
+
+// Verify does the same and says whether the table differed.
+func (f *Fake) Verify(ctx context.Context, want plan.Table) (repaired bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	if f.table == nil {
+		f.table, f.counter = &plan.Table{Base: want.Base}, map[plan.PortKey]int{}
+		repaired = true
+	}
+	d := plan.CompareTables(*f.table, want)
+	if d.Empty() {
+		return repaired, nil
+	}
+	if d.Rebuild {
+		clear(f.counter)
+	}
+	for _, p := range d.Ports {
+		if p.Before != p.After {
+			delete(f.counter, p.PortKey) // a new rule counts from the first slot
+		}
+	}
+	held := clone(want)
+	f.table = &held
+	return true, nil
+}
+
+// Remove deletes the table.
+func (f *Fake) Remove(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	f.table = nil
+	return nil
+}
+
+// Close does nothing: the table stays.
+func (f *Fake) Close() error { return nil }
+
+// Packet is the first packet of a connection, as far as rules look at it.
+type Packet struct {
+	// Device and MAC say where it came in; no device means that the node itself
+	// sends it.
+	Device   string
+	MAC      plan.MAC
+	Protocol plan.Protocol
+	Src      netip.Addr
+	Dst      netip.AddrPort
+	// ToSelf says that Dst is an address of this node.
+	ToSelf bool
+	// Established says that the packet is in the middle of a TCP connection nobody
+	// here remembers.
+	Established bool
+}
+
+// Verdict is what becomes of a packet.
+type Verdict int
+
+// Verdicts.
+const (
+	Pass    Verdict = iota // it goes on, translated or not
+	Dropped                // it vanishes
+	Refused                // its sender is told at once
+)
+
+// Fate is the way of a packet and its connection.
+type Fate struct {
+	Verdict Verdict
+	// Dst is where it goes after translation.
+	Dst netip.AddrPort
+	// Masqueraded says that it goes on with the address of this node as source.
+	Masqueraded bool
+	// Mark is the connection's mark.
+	Mark uint32
+}
+
+// Walk lets a packet through the rules, hook by hook.
+func (f *Fake) Walk(p Packet) Fate {
+	fate := Fate{Dst: p.Dst}
+	if f.table == nil {
+		return fate
+	}
+	t := f.table
+	// prerouting, mangle: classify
+	if p.Device != "" && t.Ingress.IsValid() && t.Ingress.Contains(p.Dst.Addr()) {
+		for _, peer := range t.Peers {
+			if peer.Device == p.Device && peer.MAC == p.MAC {
+				fate.Mark = peer.Mark
+			}
+		}
+	}
+	if p.Dst.Addr().IsLoopback() && slices.Contains(t.Guarded, p.Device) {
+		fate.Verdict = Dropped
+		return fate
+	}
+	// prerouting or output, nat: enter
+	key := plan.PortKey{Protocol: p.Protocol, Port: p.Dst.Port()}
+	i, published := slices.BinarySearchFunc(t.Ports, plan.Port{PortKey: key}, plan.ComparePorts)
+	if p.ToSelf && published {
+		if n := len(t.Ports[i].Backends); n > 0 && !p.Established {
+			fate.Dst = t.Ports[i].Backends[f.counter[key]%n]
+			fate.Mark = plan.MarkEntry
+			f.counter[key]++
+		} else {
+			fate.Verdict = Refused // input: refuse
+			return fate
+		}
+	}
+	// postrouting, nat: source
+	if fate.Mark&plan.MarkSideMask == plan.MarkEntry {
+		inside := slices.ContainsFunc(t.Inside, func(in netip.Prefix) bool { return in.Contains(p.Src) })
+		loop := slices.Contains(t.Loops, plan.Loop{Src: p.Src, Dst: fate.Dst.Addr()})
+		fate.Masqueraded = inside || loop
+	}
+	return fate
+}
+
+// ReplyMark is the mark that packets of the other direction carry to the routing
+// decision, given their connection's mark.
+func ReplyMark(connection uint32) uint32 {
+	if connection&plan.MarkSideMask == plan.MarkServing {
+		return connection
+	}
+	return 0
+}
