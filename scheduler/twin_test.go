@@ -71,8 +71,6 @@ type twinNode struct {
 	ports          map[string]bool
 	service, total int
 	failures       int
-	leaf           *twinTree
-	flagged        bool
 }
 
 func (w *twin) node(n *cluster.Node, t *cluster.Task, now time.Time) *twinNode {
