@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	dockercli "github.com/docker/cli/cli"
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/completion"
+	"github.com/docker/docker/client"
+	"github.com/spf13/cobra"
+)
+
+// explainService tells where a service's next task would go and why.
+func explainService(dc command.Cli) *cobra.Command {
+	return explain(dc, "service",
+		"Show why a service's tasks are where they are, and where the next would go",
+		"  miniswarm service explain web\n  miniswarm service explain --format json web")
+}
+
+// explainTask tells why a task is where it is.
+func explainTask(dc command.Cli) *cobra.Command {
+	return explain(dc, "task",
+		"Show why a task is on its node: every node, every filter with its numbers, the ranking",
+		"  miniswarm task explain 4f0k6wn3trid\n  miniswarm task explain web.3\n  miniswarm task explain --format json web.3")
+}
+
+func explain(dc command.Cli, noun, short, example string) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{Use: "explain [OPTIONS] " + strings.ToUpper(noun), Short: short, Args: dockercli.ExactArgs(1), Example: example,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if format != "" && format != "json" {
+				return dockercli.StatusError{Status: fmt.Sprintf("invalid --format %q: json, or leave it out for text", format), StatusCode: exitUsage}
+			}
+			path := "/miniswarm/" + noun + "s/" + url.PathEscape(args[0]) + "/explain"
+			body, err := get(cmd.Context(), dc.Client(), path)
+			if err != nil {
+				return err
+			}
+			if format == "json" {
+				_, err = fmt.Fprintln(dc.Out(), strings.TrimSpace(string(body)))
+				return err
+			}
+			var answer struct{ Text string }
+			if err := json.Unmarshal(body, &answer); err != nil {
+				return fmt.Errorf("explain %s: read the answer of the daemon: %w", args[0], err)
+			}
+			_, err = fmt.Fprintln(dc.Out(), strings.TrimRight(answer.Text, "\n"))
+			return err
+		},
+		ValidArgsFunction: completion.NoComplete}
+	cmd.Flags().StringVar(&format, "format", "", `"json" prints the whole decision`)
+	return cmd
+}
+
+// get asks the daemon for what Docker's client has no call for.
+func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) {
+	host, err := client.ParseHostURL(cl.DaemonHost())
+	if err != nil {
+		return nil, fmt.Errorf("daemon %q: %w", cl.DaemonHost(), err)
+	}
+	address := host.Host
+	if host.Scheme != "tcp" {
+		address = "miniswarm" // the connection is made to the socket whatever the name is
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
+	}
+	resp, err := cl.HTTPClient().Do(req)
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		return nil, client.ErrorConnectionFailed(cl.DaemonHost())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var said struct{ Message string }
+		if json.Unmarshal(body, &said) != nil || said.Message == "" {
+			said.Message = resp.Status
+		}
+		return nil, fmt.Errorf("Error response from daemon: %s", said.Message) //nolint:staticcheck // Docker's words
+	}
+	return body, nil
+}

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/api/types/system"
+)
+
+// fakeDaemon answers the Engine API on a unix socket as a cluster of three nodes whose tasks run at once.
+type fakeDaemon struct {
+	socket string
+
+	mu       sync.Mutex // guards what follows
+	member   bool
+	stuck    bool // new tasks stay pending
+	version  uint64
+	services []swarm.Service
+	networks []network.Summary
+	tokens   swarm.JoinTokens
+	nodes    []swarm.Node
+}
+
+// startFake serves a fake daemon until the test ends.
+func startFake(t testing.TB, dir string) *fakeDaemon {
+	t.Helper()
+	f := &fakeDaemon{socket: filepath.Join(dir, "d.sock"), version: 10, tokens: swarm.JoinTokens{Worker: "SWMTKN-1-worker", Manager: "SWMTKN-1-manager"}}
+	for i := 1; i <= 3; i++ {
+		n := swarm.Node{ID: fmt.Sprintf("node%021d", i), Status: swarm.NodeStatus{State: swarm.NodeStateReady, Addr: fmt.Sprintf("10.0.0.%d", i)},
+			Spec:        swarm.NodeSpec{Availability: swarm.NodeAvailabilityActive, Role: swarm.NodeRoleWorker},
+			Description: swarm.NodeDescription{Hostname: fmt.Sprintf("vm%d", i), Engine: swarm.EngineDescription{EngineVersion: "20.10.24"}}}
+		if i == 1 {
+			n.Spec.Role, n.ManagerStatus = swarm.NodeRoleManager, &swarm.ManagerStatus{Leader: true, Reachability: swarm.ReachabilityReachable, Addr: "10.0.0.1:2377"}
+		}
+		f.nodes = append(f.nodes, n)
+	}
+	ln, err := net.Listen("unix", f.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: f.routes()}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(ln) }()
+	t.Cleanup(func() { _ = server.Close(); <-done })
+	return f
+}
+
+// refusal is an error with the status it is answered with.
+type refusal struct {
+	code int
+	text string
+}
+
+func (r refusal) Error() string { return r.text }
+
+func (f *fakeDaemon) routes() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]func(*http.Request) (any, error){
+		"GET /info":                            f.info,
+		"GET /version":                         func(*http.Request) (any, error) { return map[string]any{"Version": "test", "ApiVersion": "1.51"}, nil },
+		"POST /swarm/init":                     f.init,
+		"POST /swarm/join":                     f.join,
+		"POST /swarm/leave":                    f.leave,
+		"GET /swarm":                           f.inspect,
+		"POST /swarm/update":                   f.update,
+		"GET /nodes":                           func(*http.Request) (any, error) { return f.nodes, nil },
+		"GET /nodes/{id}":                      f.node,
+		"GET /services":                        f.listServices,
+		"POST /services/create":                f.createService,
+		"GET /services/{id}":                   f.service,
+		"POST /services/{id}/update":           f.updateService,
+		"GET /tasks":                           f.tasks,
+		"GET /networks":                        func(*http.Request) (any, error) { return f.networks, nil },
+		"POST /networks/create":                f.createNetwork,
+		"GET /miniswarm/services/{id}/explain": f.explainService,
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			v, err := h(r)
+			w.Header().Set("Content-Type", "application/json")
+			if err != nil {
+				code := http.StatusInternalServerError
+				if r, ok := err.(refusal); ok {
+					code = r.code
+				}
+				w.WriteHeader(code)
+				v = map[string]string{"message": err.Error()}
+			}
+			_ = json.NewEncoder(w).Encode(v)
+		})
+	}
+	mux.HandleFunc("/_ping", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Api-Version", "1.51")
+		fmt.Fprint(w, "OK")
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v1.") {
+			_, rest, _ := strings.Cut(r.URL.Path[1:], "/")
+			r.URL.Path = "/" + rest
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+const notManager = `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`
+
+func (f *fakeDaemon) info(*http.Request) (any, error) {
+	info := system.Info{Name: "vm1", ServerVersion: "20.10.24", Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}}
+	if f.member {
+		info.Swarm = swarm.Info{LocalNodeState: swarm.LocalNodeStateActive, NodeID: f.nodes[0].ID, NodeAddr: "10.0.0.1", ControlAvailable: true, Managers: 1, Nodes: 3,
+			RemoteManagers: []swarm.Peer{{NodeID: f.nodes[0].ID, Addr: "10.0.0.1:2377"}}, Cluster: &swarm.ClusterInfo{ID: "cluster1"}}
+	}
+	return info, nil
+}
+
+func (f *fakeDaemon) init(*http.Request) (any, error) {
+	if f.member {
+		return nil, refusal{http.StatusServiceUnavailable, `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`}
+	}
+	f.member = true
+	return f.nodes[0].ID, nil
+}
+
+func (f *fakeDaemon) join(r *http.Request) (any, error) {
+	var req swarm.JoinRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return nil, err
+	}
+	f.member = true
+	return struct{}{}, nil
+}
+
+func (f *fakeDaemon) leave(r *http.Request) (any, error) {
+	if r.FormValue("force") != "1" && r.FormValue("force") != "true" {
+		return nil, refusal{http.StatusServiceUnavailable, "You are attempting to leave the swarm on a node that is participating as a manager. The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message."}
+	}
+	f.member = false
+	return struct{}{}, nil
+}
+
+func (f *fakeDaemon) inspect(*http.Request) (any, error) {
+	if !f.member {
+		return nil, refusal{http.StatusServiceUnavailable, notManager}
+	}
+	return swarm.Swarm{ClusterInfo: swarm.ClusterInfo{ID: "cluster1", Meta: swarm.Meta{Version: swarm.Version{Index: f.version}}}, JoinTokens: f.tokens}, nil
+}
+
+func (f *fakeDaemon) update(r *http.Request) (any, error) {
+	if r.FormValue("rotateWorkerToken") == "true" {
+		f.tokens.Worker = "SWMTKN-1-rotated"
+	}
+	return struct{}{}, nil
+}
+
+func (f *fakeDaemon) node(r *http.Request) (any, error) {
+	for _, n := range f.nodes {
+		if id := r.PathValue("id"); n.ID == id || n.Description.Hostname == id {
+			return n, nil
+		}
+	}
+	return nil, refusal{http.StatusNotFound, "node " + r.PathValue("id") + " not found"}
+}
+
+func (f *fakeDaemon) find(id string) (*swarm.Service, error) {
+	for i := range f.services {
+		if f.services[i].ID == id || f.services[i].Spec.Name == id {
+			return &f.services[i], nil
+		}
+	}
+	return nil, refusal{http.StatusNotFound, "service " + id + " not found"}
+}
+
+func (f *fakeDaemon) service(r *http.Request) (any, error) { return f.find(r.PathValue("id")) }
+
+func (f *fakeDaemon) listServices(*http.Request) (any, error) {
+	if !f.member {
+		return nil, refusal{http.StatusServiceUnavailable, notManager}
+	}
+	out := slices.Clone(f.services)
+	for i := range out {
+		n := uint64(len(f.tasksOf(&out[i])))
+		out[i].ServiceStatus = &swarm.ServiceStatus{RunningTasks: n, DesiredTasks: n}
+	}
+	return out, nil
+}
+
+func (f *fakeDaemon) createService(r *http.Request) (any, error) {
+	var spec swarm.ServiceSpec
+	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
+		return nil, err
+	}
+	if _, err := f.find(spec.Name); err == nil {
+		return nil, refusal{http.StatusConflict, "rpc error: code = AlreadyExists desc = name conflicts with an existing object: service " + spec.Name + " already exists"}
+	}
+	if spec.Mode.Replicated == nil || spec.Mode.Replicated.Replicas == nil {
+		one := uint64(1)
+		spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: &one}
+	}
+	f.version++
+	s := swarm.Service{ID: fmt.Sprintf("service%018d", f.version), Meta: swarm.Meta{Version: swarm.Version{Index: f.version}}, Spec: spec}
+	if spec.EndpointSpec != nil {
+		s.Endpoint.Ports = spec.EndpointSpec.Ports
+	}
+	f.services = append(f.services, s)
+	return swarm.ServiceCreateResponse{ID: s.ID}, nil
+}
+
+func (f *fakeDaemon) updateService(r *http.Request) (any, error) {
+	s, err := f.find(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	f.version++
+	s.Version.Index = f.version
+	return swarm.ServiceUpdateResponse{}, json.NewDecoder(r.Body).Decode(&s.Spec)
+}
+
+func (f *fakeDaemon) tasksOf(s *swarm.Service) []swarm.Task {
+	var out []swarm.Task
+	state := swarm.TaskStateRunning
+	if f.stuck {
+		state = swarm.TaskStatePending
+	}
+	for i := range int(*s.Spec.Mode.Replicated.Replicas) {
+		out = append(out, swarm.Task{ID: fmt.Sprintf("task%d%020d", i+1, f.version), ServiceID: s.ID, Slot: i + 1, NodeID: f.nodes[i%3].ID, Spec: s.Spec.TaskTemplate,
+			DesiredState: swarm.TaskStateRunning, Status: swarm.TaskStatus{State: state, Timestamp: time.Now()}})
+	}
+	return out
+}
+
+func (f *fakeDaemon) tasks(r *http.Request) (any, error) {
+	args, err := filters.FromJSON(r.FormValue("filters"))
+	if err != nil {
+		return nil, err
+	}
+	out := []swarm.Task{}
+	for i := range f.services {
+		if args.Contains("service") && !args.ExactMatch("service", f.services[i].ID) {
+			continue
+		}
+		out = append(out, f.tasksOf(&f.services[i])...)
+	}
+	return out, nil
+}
+
+func (f *fakeDaemon) createNetwork(r *http.Request) (any, error) {
+	var req network.CreateRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return nil, err
+	}
+	f.networks = append(f.networks, network.Summary{Name: req.Name, ID: "network-" + req.Name, Scope: "swarm", Driver: req.Driver, Labels: req.Labels})
+	return network.CreateResponse{ID: "network-" + req.Name}, nil
+}
+
+func (f *fakeDaemon) explainService(r *http.Request) (any, error) {
+	s, err := f.find(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"Service": s, "Text": "one replica more:\n  it would go to vm2 now\n\n"}, nil
+}
