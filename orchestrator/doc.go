@@ -53,6 +53,9 @@
 //   - A start-first update never ends the old task before the new one runs.
 //   - A task does not take addresses before it has a node.
 //   - A task of a global service on a node that comes back waits for its predecessor there to stop.
+//   - Constraints that were added to a service move its tasks by rolling update only; in Swarm any change of a node, or
+//     of the leader, evicts at once those that the update has not reached.
+//   - An update does not stop old tasks while there are no ports or addresses for new ones.
 //   - Node events do not update global services past their update configuration.
 //   - Where Swarm leaves the order to chance (which slot is updated next, who is evicted from a node that shrank),
 //     here the lowest slot and the youngest task are it.

@@ -95,6 +95,12 @@ func (x *pass) meetsConstraints(s *cluster.Service, n *node) bool {
 	return p == nil || x.accounts.MeetsConstraints(p.Constraints, n.obj)
 }
 
+// mayStay says whether the node meets the constraints that the task was created with.
+func (x *pass) mayStay(t *cluster.Task, n *node) bool {
+	p := t.Spec.Placement
+	return p == nil || x.accounts.MeetsConstraints(p.Constraints, n.obj)
+}
+
 // lookAtNodes carries what happened to nodes to the tasks on them and to the services that want a task on each.
 func (x *pass) lookAtNodes() {
 	if x.freed {
@@ -134,9 +140,7 @@ func (x *pass) lookAtNodes() {
 			s.dirty[n.num] = struct{}{}
 			x.dirty[s] = struct{}{}
 		}
-		if ev&nodeAvailability != 0 {
-			x.lookAtTasksOn(n)
-		}
+		x.lookAtTasksOn(n)
 		if !n.lost() && n.obj.Spec.Availability == swarm.NodeAvailabilityActive {
 			x.enforce(n)
 		}
@@ -177,7 +181,8 @@ func (x *pass) enforce(n *node) {
 			continue
 		}
 		why := ""
-		if !x.meetsConstraints(s.obj, n) {
+		// Constraints that were added to the service since are the update's affair, which goes slot by slot.
+		if !x.meetsConstraints(s.obj, n) && !x.mayStay(t, n) {
 			why = "does not meet the constraints any more"
 		} else if known {
 			why = fits(t, &cpu, &mem, generic)
@@ -187,6 +192,7 @@ func (x *pass) enforce(n *node) {
 		}
 		x.report(t, swarm.TaskStateRejected, "task rejected by constraint enforcer", "assigned node no longer meets constraints")
 		x.because(Reject, s, t.ID, fmt.Sprintf("node %s %s", hostname(n), why))
+		x.changedNodes[n.id] |= nodeNature // until the store has it
 		if s.mode != job {
 			s.dirty[x.slotOf(s, t)] = struct{}{}
 			x.dirty[s] = struct{}{}

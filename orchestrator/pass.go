@@ -38,8 +38,8 @@ type pass struct {
 	blank  []cluster.Task // from which new tasks are cut
 
 	slotTasks []*cluster.Task // a buffer
-	// placedWaiting is set when tasks that had waited were placed.
-	placedWaiting bool
+	// retried is set when tasks that had waited were tried again.
+	retried bool
 
 	changes   int // the number of changes so far, to see whether a step made any
 	decisions []Decision
@@ -124,6 +124,7 @@ func (x *pass) lookAtService(s *service) {
 		if s.reallocate {
 			x.allocateService(s)
 		}
+		s.matchUpdate()
 		x.lookAtSlots(s)
 		if s.mode == replicated {
 			x.fit(s)
@@ -140,6 +141,7 @@ func (x *pass) lookAtService(s *service) {
 func (x *pass) removeService(s *service) {
 	clear(s.dirty)
 	s.all = false
+	x.timers.drop(s.id)
 	if s.tasks == 0 {
 		delete(x.services, s.id)
 		delete(x.waiting, s)
@@ -189,6 +191,9 @@ func (x *pass) change(t *cluster.Task) *patch {
 // account tells the scheduler for the length of the pass that a stored task is going to be different, so that what it
 // leaves behind counts at once. The observed truth follows with the committed change.
 func (x *pass) account(was, is *cluster.Task) {
+	if !was.Live() {
+		return // it takes nothing up
+	}
 	if is != nil && cluster.Terminal(is.Status.State) {
 		is = nil // a failure is recorded when it is committed, not twice
 	}
@@ -363,8 +368,8 @@ func (x *pass) finish() Plan {
 	for _, b := range x.booked {
 		b.pool.release(b.at)
 	}
-	if x.placedWaiting { // until the store has it
-		x.roomier = true
+	if x.retried && len(plan.Changes) > 0 {
+		x.roomier = true // what became of the retry rests on changes that are not committed yet
 	}
 	plan.Wake = x.timers.first()
 	return plan

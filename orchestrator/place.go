@@ -44,6 +44,7 @@ func (x *pass) place() {
 	if x.roomier || x.freed {
 		for s := range x.waiting {
 			x.tryPlacing(s)
+			x.retried = true
 		}
 		x.placeAttachments()
 	}
@@ -108,6 +109,9 @@ func (x *pass) placeGroup(s *service, tasks []*cluster.Task) {
 			placed = make([]string, 0, len(res.Placements))
 		}
 		placed = append(placed, t.ID)
+	}
+	if len(placed) > 0 && len(waiting) > 0 {
+		x.retried = true // the words are about the nodes that were left; next time they are about all
 	}
 	x.recordPlacing(s, placed, waiting, short, res.Explanation, &res.Decision)
 }
@@ -210,7 +214,6 @@ func (x *pass) assign(t *cluster.Task, pl scheduler.Placement, nets []*network, 
 	c.Status, p.diff.Status = status, &status
 	c.NetworksAttachments, p.diff.NetworksAttachments = attachments, attachments
 	c.GenericResources, p.diff.GenericResources = pl.GenericResources, pl.GenericResources
-	x.placedWaiting = true
 	return ""
 }
 

@@ -79,15 +79,18 @@ func newService(id string) *service {
 		pending: make(map[string]struct{}), busy: make(map[int]time.Time)}
 }
 
-// byAge orders services from the oldest to the youngest: who came first has the port.
+// byAge orders services from the oldest to the youngest, who came first has the port; before them those that are gone,
+// because what they leave may serve others.
 func byAge(a, b *service) int {
-	if a.obj != nil && b.obj != nil {
-		if c := a.obj.CreatedAt.Compare(b.obj.CreatedAt); c != 0 {
-			return c
-		}
-		// Services of one transaction have the same time; no later write changes that order.
+	switch {
+	case a.obj == nil && b.obj == nil:
+		return cmp.Compare(a.id, b.id)
+	case a.obj == nil:
+		return -1
+	case b.obj == nil:
+		return 1
 	}
-	return cmp.Compare(a.id, b.id)
+	return cmp.Or(a.obj.CreatedAt.Compare(b.obj.CreatedAt), cmp.Compare(a.id, b.id))
 }
 
 // forgetSlot clears everything known about a slot.
@@ -119,6 +122,18 @@ func (s *service) updateState() swarm.UpdateState {
 func (s *service) updating() bool {
 	st := s.updateState()
 	return st == swarm.UpdateStateUpdating || st == swarm.UpdateStateRollbackStarted
+}
+
+// matchUpdate forgets what was noted about another update than the one under way.
+func (s *service) matchUpdate() {
+	started := noTime
+	if s.updating() && s.obj.UpdateStatus.StartedAt != nil {
+		started = *s.obj.UpdateStatus.StartedAt
+	}
+	if !s.started.Equal(started) || !s.updating() {
+		s.started, s.settled = started, noTime
+		clear(s.busy)
+	}
 }
 
 // rollingBack is the phase in which slots that gave up are filled again (swarm-semantics.md, 2.4).

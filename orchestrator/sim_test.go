@@ -94,7 +94,8 @@ func (s *sim) settle() (wake time.Time) {
 			return plan.Wake
 		}
 	}
-	s.t.Fatalf("at %s the cluster does not come to rest", s.now.Format("15:04:05.000"))
+	text := s.log.String()
+	s.t.Fatalf("at %s the cluster does not come to rest; the latest: ...%s\n%+v", s.now.Format("15:04:05.000"), text[max(0, len(text)-1500):], s.planner.Next(s.state.Snapshot(), s.now, s.ids))
 	return time.Time{}
 }
 
@@ -361,6 +362,7 @@ func (s *sim) setService(name string, edit func(*cluster.Service)) {
 		edit(&c)
 		previous := old.Spec
 		c.PreviousSpec, c.PreviousSpecVersion, c.SpecVersion = &previous, old.SpecVersion, swarm.Version{Index: old.Version.Index}
+		c.PreviousRegistryAuth = old.RegistryAuth
 		c.UpdateStatus = nil
 		s.commit(cluster.UpdateOf(&c))
 		return
@@ -379,6 +381,7 @@ func (s *sim) rollBack(name string) {
 	spec := c.Spec
 	c.Spec, c.PreviousSpec = *c.PreviousSpec, &spec
 	c.SpecVersion, c.PreviousSpecVersion = c.PreviousSpecVersion, c.SpecVersion
+	c.RegistryAuth, c.PreviousRegistryAuth = c.PreviousRegistryAuth, c.RegistryAuth
 	at := s.now
 	c.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: &at, Message: "manually requested rollback"}
 	s.commit(cluster.UpdateOf(&c))

@@ -90,11 +90,6 @@ func (sl *slot) again(at time.Time) {
 	}
 }
 
-// replace puts the changed task in the place of the old.
-func (sl *slot) replace(old, new *cluster.Task) {
-	sl.tasks[slices.Index(sl.tasks, old)] = new
-}
-
 // lookAtSlot brings one slot nearer to what it should be: it restarts what ended, releases what was held back, ends
 // what an update has replaced, and forgets old history. What it learns about the slot it notes in the service.
 func (x *pass) lookAtSlot(s *service, num int, stored []*cluster.Task) {

@@ -49,6 +49,15 @@ func (t *timers) set(key timerKey, at time.Time) {
 	}
 }
 
+// drop forgets all times of a service.
+func (t *timers) drop(service string) {
+	for key := range t.at {
+		if key.service == service {
+			delete(t.at, key)
+		}
+	}
+}
+
 // due takes one timer whose time has come.
 func (t *timers) due(now time.Time) (timerKey, bool) {
 	if at := t.first(); at.IsZero() || at.After(now) {

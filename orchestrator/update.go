@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -93,18 +94,11 @@ func (x *pass) noteUpdate(sl *slot) (busy bool) {
 	if !s.updating() {
 		return false
 	}
-	started := noTime
-	if at := s.obj.UpdateStatus.StartedAt; at != nil {
-		started = *at
-	}
-	if !s.started.Equal(started) {
-		s.started, s.settled = started, noTime
-	}
 	for _, t := range sl.tasks {
 		if t.Replaces == "" || restarted(t) || t.SpecVersion != s.obj.SpecVersion {
 			continue
 		}
-		if !t.CreatedAt.IsZero() && t.CreatedAt.Before(started) {
+		if !t.CreatedAt.IsZero() && t.CreatedAt.Before(s.started) {
 			continue
 		}
 		if cluster.Before(t.Status.State, swarm.TaskStateRunning) {
@@ -137,19 +131,23 @@ func (x *pass) advanceUpdate(s *service) {
 		return // until somebody updates or rolls back the service again
 	}
 	config := updateConfig(s)
-	if s.outdated.len() == 0 && len(s.busy) == 0 && !s.updating() {
+	if s.outdated.len() == 0 && !s.updating() {
 		return
 	}
 	var next time.Time
 	working := 0
-	for _, since := range s.busy {
-		if since.IsZero() {
+	for num, since := range s.busy {
+		end := since.Add(config.Delay)
+		switch {
+		case since.IsZero():
 			working++
-		} else if end := since.Add(config.Delay); x.now.Before(end) {
+		case x.now.Before(end):
 			working++
 			if next.IsZero() || end.Before(next) {
 				next = end
 			}
+		default:
+			delete(s.busy, num)
 		}
 	}
 	if s.outdated.len() == 0 && working == 0 {
@@ -168,9 +166,8 @@ func (x *pass) advanceUpdate(s *service) {
 	if s.outdated.len() == 0 {
 		return
 	}
-	if !s.updating() {
-		at := x.now
-		x.edit(s).UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: &at, Message: "update in progress"}
+	if !x.stateUpdate(s) {
+		return
 	}
 	workers := int(config.Parallelism)
 	if workers == 0 {
@@ -179,6 +176,34 @@ func (x *pass) advanceUpdate(s *service) {
 	for _, num := range x.nextOutdated(s, workers-working) {
 		x.updateSlot(s, num, config)
 	}
+}
+
+// stateUpdate says in the service's UpdateStatus that the update is under way, and whether it may go on: not while there
+// are no ports or addresses for the tasks of the new spec. Swarm stops the old tasks all the same.
+func (x *pass) stateUpdate(s *service) bool {
+	state, word := swarm.UpdateStateUpdating, "update"
+	if s.rollingBack() {
+		state, word = swarm.UpdateStateRollbackStarted, "rollback"
+	}
+	message := word + " in progress"
+	if s.unallocated != "" {
+		message = word + " waits: " + s.unallocated
+	}
+	status := swarm.UpdateStatus{State: state}
+	if s.updating() {
+		status = *s.obj.UpdateStatus
+	} else {
+		at := x.now
+		status.StartedAt = &at
+	}
+	// The words of whoever asked for a rollback stay.
+	if status.Message == "" || s.unallocated != "" || strings.HasPrefix(status.Message, word+" waits: ") {
+		status.Message = message
+	}
+	if !s.updating() || status.Message != s.obj.UpdateStatus.Message {
+		x.edit(s).UpdateStatus = &status
+	}
+	return s.unallocated == ""
 }
 
 // nextOutdated gives the first n slots that wait for their update.
@@ -208,7 +233,8 @@ func (x *pass) updateSlot(s *service, num int, config swarm.UpdateConfig) {
 	stays := (*cluster.Task)(nil)
 	if config.Order == swarm.UpdateOrderStartFirst {
 		for _, t := range tasks {
-			if t.Wanted() && (stays == nil || cluster.Before(stays.Status.State, t.Status.State)) {
+			// A task that has no place serves nobody: no need to keep it.
+			if t.Wanted() && t.Live() && (stays == nil || cluster.Before(stays.Status.State, t.Status.State)) {
 				stays = t
 			}
 		}
