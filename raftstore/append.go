@@ -9,10 +9,21 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// appendWork is one thing for the appender to do: what raft wants written, or the record of a snapshot that this member
+// has taken. The latter goes the same way because a snapshot counts only when the log says that its entries were
+// committed, which raft has handed out before.
+type appendWork struct {
+	m *raftpb.Message
+
+	record   *raftpb.SnapshotMetadata
+	recorded chan error
+}
+
 // runAppends writes what raft hands out to the log, in order. Everything that has come together while the disk was busy
 // is written with one sync. Answers leave only after that. Any error ends the store: after a failed sync nobody can
 // say what the disk holds, and trying again would pretend otherwise.
 func (s *Store) runAppends() {
+	defer close(s.appendsDone)
 	for {
 		select {
 		case <-s.appends.wake:
@@ -20,8 +31,9 @@ func (s *Store) runAppends() {
 			return
 		case <-s.loopDone:
 		}
-		batch := s.appends.take()
-		if err := s.append(batch); err != nil {
+		if err := s.append(s.appends.take()); errors.Is(err, ErrStopped) {
+			return // in the middle of installing a snapshot, which the next start completes
+		} else if err != nil {
 			s.fail(err)
 			return
 		}
@@ -36,23 +48,40 @@ func (s *Store) runAppends() {
 	}
 }
 
-func (s *Store) append(batch []*raftpb.Message) error {
-	for len(batch) > 0 {
-		// A snapshot takes the place of everything before it and is installed by itself.
-		n := 1
-		if batch[0].Snapshot == nil {
-			for n < len(batch) && batch[n].Snapshot == nil {
-				n++
-			}
-		} else if err := s.install(batch[0].Snapshot); err != nil {
-			return err
+// append works through a batch in runs that can be written together.
+func (s *Store) append(batch []appendWork) error {
+	var run []*raftpb.Message
+	flush := func() error {
+		if len(run) == 0 {
+			return nil
 		}
-		if err := s.write(batch[:n]); err != nil {
-			return err
-		}
-		batch = batch[n:]
+		defer func() { run = nil }()
+		return s.write(run)
 	}
-	return nil
+	for _, w := range batch {
+		switch {
+		case w.record != nil:
+			if err := flush(); err != nil {
+				return err
+			}
+			err := s.disk.record(w.record)
+			w.recorded <- err
+			if err != nil {
+				return err
+			}
+		case w.m.Snapshot != nil:
+			// It takes the place of everything before it.
+			if err := flush(); err != nil {
+				return err
+			}
+			if err := s.write([]*raftpb.Message{w.m}); err != nil {
+				return err
+			}
+		default:
+			run = append(run, w.m)
+		}
+	}
+	return flush()
 }
 
 // write saves the entries and the latest hard state of some appends and then delivers their responses.
@@ -69,8 +98,17 @@ func (s *Store) write(batch []*raftpb.Message) error {
 			entries = append(entries, m.Entries...)
 		}
 	}
-	if err := s.disk.save(state, entries); err != nil {
+	if snap := batch[0].Snapshot; snap != nil {
+		if err := s.install(snap, state, entries); err != nil {
+			return err
+		}
+	} else if err := s.disk.save(state, entries); err != nil {
 		return err
+	}
+	if state != nil {
+		if err := s.storage.SetHardState(state); err != nil {
+			return fmt.Errorf("raft storage: %w", err)
+		}
 	}
 	var toSelf, toPeers []*raftpb.Message
 	for _, m := range batch {
@@ -83,11 +121,6 @@ func (s *Store) write(batch []*raftpb.Message) error {
 			} else {
 				toPeers = appendResponse(toPeers, r)
 			}
-		}
-	}
-	if state != nil {
-		if err := s.storage.SetHardState(state); err != nil {
-			return fmt.Errorf("raft storage: %w", err)
 		}
 	}
 	if len(toPeers) > 0 {
@@ -117,12 +150,16 @@ func acknowledges(m *raftpb.Message) bool {
 	return m.GetType() == raftpb.MsgAppResp && !m.GetReject()
 }
 
-// install puts a snapshot that came from the leader in the place of log and tables. Its file is on disk already.
-func (s *Store) install(snap *raftpb.Snapshot) error {
+// install puts a snapshot that came from the leader in the place of log and tables. Its file is on disk already. The record
+// and the hard state that makes it count are durable before anything older is deleted.
+func (s *Store) install(snap *raftpb.Snapshot, state *raftpb.HardState, entries []*raftpb.Entry) error {
 	s.snapMu.Lock()
 	defer s.snapMu.Unlock()
 	meta := snap.GetMetadata()
 	if err := s.disk.record(meta); err != nil {
+		return err
+	}
+	if err := s.disk.save(state, entries); err != nil {
 		return err
 	}
 	if err := s.storage.ApplySnapshot(snap); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) {
@@ -133,8 +170,8 @@ func (s *Store) install(snap *raftpb.Snapshot) error {
 	s.applies.push(applyWork{restore: meta, restored: restored})
 	select {
 	case <-restored:
-	case <-s.failed:
-		return s.failure
+		return nil
+	case <-s.appliesDone:
+		return ErrStopped
 	}
-	return nil
 }

@@ -86,6 +86,7 @@ func (a *applier) membership() *membership {
 // runApplies is the applier's goroutine.
 func (s *Store) runApplies() {
 	a := s.applier
+	defer close(s.appliesDone)
 	defer a.snapshots.wait()
 	for {
 		select {
@@ -118,9 +119,7 @@ func (a *applier) run(batch []applyWork) error {
 			}
 			close(w.restored)
 		case w.written != nil:
-			if err := a.snapshotWritten(w.written); err != nil {
-				return err
-			}
+			a.snapshotWritten(w.written)
 		case w.wanted:
 			a.snapshots.wanted = true
 		default:

@@ -190,7 +190,7 @@ func (l *loop) work() {
 				if len(m.Entries) > 0 {
 					l.writes++
 				}
-				l.s.appends.push(m)
+				l.s.appends.push(appendWork{m: m})
 			case raft.LocalApplyThread:
 				l.s.applies.push(applyWork{m: m})
 			default:

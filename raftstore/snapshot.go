@@ -61,26 +61,19 @@ func (a *applier) maybeSnapshot() {
 	})
 }
 
-func (a *applier) snapshotWritten(w *writtenSnapshot) error {
+func (a *applier) snapshotWritten(w *writtenSnapshot) {
 	a.snapshots.busy = false
-	var fatal *fatalError
-	if errors.As(w.err, &fatal) {
-		return w.err
+	if errors.Is(w.err, ErrStopped) {
+		return
 	}
 	if w.err != nil {
 		// The log still has everything; the next attempt follows after as many entries again.
 		a.s.storage.asked.Store(0)
 		a.s.log.Error("snapshot not written", "index", w.index, "err", w.err)
-		return nil
+		return
 	}
 	a.snapshots.size = uint64(w.size)
-	return nil
 }
-
-// fatalError marks an error after which the log must not be used any more.
-type fatalError struct{ error }
-
-func (e *fatalError) Unwrap() error { return e.error }
 
 // writeSnapshot makes a snapshot durable, then forgets what it makes superfluous in memory and on disk.
 func (s *Store) writeSnapshot(meta snapshotMeta, conf *raftpb.ConfState, snap *cluster.Snapshot) (int64, error) {
@@ -100,13 +93,20 @@ func (s *Store) writeSnapshot(meta snapshotMeta, conf *raftpb.ConfState, snap *c
 	if err := f.commit(); err != nil {
 		return 0, err
 	}
+	work := appendWork{recorded: make(chan error, 1), record: &raftpb.SnapshotMetadata{ConfState: conf, Index: proto.Uint64(meta.Index), Term: proto.Uint64(meta.Term)}}
+	s.appends.push(work)
+	select {
+	case err := <-work.recorded:
+		if err != nil {
+			return f.size, err // the appender has stopped the store
+		}
+	case <-s.appendsDone:
+		return f.size, ErrStopped
+	}
 	s.snapMu.Lock()
 	defer s.snapMu.Unlock()
 	if s.snapshotIndex() >= meta.Index {
-		return f.size, nil // the leader sent a newer one meanwhile; purging takes care of the file
-	}
-	if err := s.disk.record(&raftpb.SnapshotMetadata{ConfState: conf, Index: proto.Uint64(meta.Index), Term: proto.Uint64(meta.Term)}); err != nil {
-		return f.size, &fatalError{err}
+		return f.size, nil // the leader sent a newer one meanwhile; the next purge takes care of the file
 	}
 	if _, err := s.storage.CreateSnapshot(meta.Index, conf, nil); err != nil {
 		return f.size, fmt.Errorf("raft storage: %w", err)

@@ -32,7 +32,7 @@ type Store struct {
 	storage *logStorage
 	view    *view
 	inbox   *inbox
-	appends *queue[*raftpb.Message]
+	appends *queue[appendWork]
 	applies *queue[applyWork]
 	// applier is used by Open, then by its goroutine.
 	applier *applier
@@ -58,7 +58,9 @@ type Store struct {
 	failed   chan struct{}
 	failure  error         // why failed was closed
 	loopDone chan struct{} // the raft loop has ended
-	done     chan struct{} // Run has ended
+	// appendsDone and appliesDone: the appender and the applier have.
+	appendsDone, appliesDone chan struct{}
+	done                     chan struct{} // Run has ended
 }
 
 // Open reads the store in cfg.Dir, or creates it: with Bootstrap as the only member of a new group, otherwise as the empty store of
@@ -74,8 +76,9 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s := &Store{
-		cfg: cfg, log: cfg.Logger, inbox: newInbox(), appends: newQueue[*raftpb.Message](), applies: newQueue[applyWork](),
+		cfg: cfg, log: cfg.Logger, inbox: newInbox(), appends: newQueue[appendWork](), applies: newQueue[applyWork](),
 		room: semaphore.NewWeighted(maxProposalBytes), failed: make(chan struct{}), loopDone: make(chan struct{}), done: make(chan struct{}),
+		appendsDone: make(chan struct{}), appliesDone: make(chan struct{}),
 	}
 	var seed [8]byte
 	crand.Read(seed[:])

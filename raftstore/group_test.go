@@ -1,0 +1,349 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+func TestFiveMembersGoOnWithThree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(5)
+		g.leader().mustPut("a")
+		dead := []*member{g.leader(), g.follower()}
+		for _, m := range dead {
+			m.kill()
+		}
+		g.leader().mustPut("b")
+		for _, m := range dead {
+			m.restart()
+		}
+		g.settle()
+		if got := g.members[4].Snapshot().Len(cluster.KindConfig); got != 2 {
+			t.Errorf("a restarted member has %d objects, want 2", got)
+		}
+	})
+}
+
+func TestAMinorityChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(3)
+		old := g.leader()
+		old.mustPut("a")
+		var others []uint64
+		for _, m := range g.members {
+			if m != old {
+				others = append(others, m.self)
+			}
+		}
+		g.net.Partition([]uint64{old.self}, others)
+
+		err := old.put("lost") // it believes to lead until its majority has been silent for an election timeout
+		if !errors.Is(err, ErrLeadershipLost) {
+			t.Errorf("a write to the cut off leader: %v, want %v", err, ErrLeadershipLost)
+		}
+		var notLeader *ErrNotLeader
+		if err := old.put("refused"); !errors.As(err, &notLeader) || notLeader.Leader != 0 {
+			t.Errorf("a write to a member that was cut off: %v", err)
+		}
+		if old.Snapshot().Config("a") == nil {
+			t.Error("the cut off member does not serve what it has")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if _, err := old.Read(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a linearizable read on a member that was cut off: %v", err)
+		}
+		leader := g.leader()
+		leader.mustPut("b")
+		term := leader.Status().Term
+
+		g.net.Partition()
+		g.settle()
+		if now := g.leader(); now != leader || now.Status().Term != term {
+			t.Error("the member that came back disturbed the leader")
+		}
+		for _, m := range g.members {
+			if s := m.Snapshot(); s.Config("b") == nil || s.Config("refused") != nil {
+				t.Errorf("%s does not have what the majority has", m.cfg.NodeID)
+			}
+		}
+	})
+}
+
+func TestAFollowerFarBehindGetsASnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, func(c *Config) { c.SnapshotEvery, c.KeepEntries = 20, 5 })
+		g.grow(3)
+		slow := g.follower()
+		w := slow.Watch(1000)
+		defer w.Close()
+		var others []uint64
+		for _, m := range g.members {
+			if m != slow {
+				others = append(others, m.self)
+			}
+		}
+		g.net.Partition([]uint64{slow.self}, others)
+		for i := range 100 {
+			g.leader().mustPut(fmt.Sprint("a", i))
+		}
+		g.net.Partition()
+		g.settle()
+		if slow.Status().SnapshotIndex < 50 {
+			t.Errorf("the snapshot of the follower has index %d: it did not get one", slow.Status().SnapshotIndex)
+		}
+		for range w.Events() {
+		}
+		if !errors.Is(w.Err(), ErrLagged) {
+			t.Errorf("a watch across a snapshot ended with %v, want %v", w.Err(), ErrLagged)
+		}
+		// What it got is on its disk as well.
+		slow.kill()
+		slow = slow.restart()
+		g.settle()
+		if got := slow.Snapshot().Len(cluster.KindConfig); got != 100 {
+			t.Errorf("the follower has %d objects after a restart, want 100", got)
+		}
+	})
+}
+
+func TestDiskAndMemoryStayBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, func(c *Config) { c.SnapshotEvery, c.KeepEntries = 100, 20 })
+		g.grow(1)
+		m := g.leader()
+		big := config("big", 10<<10)
+		largest := int64(0)
+		for i := range 600 { // 6 MB of log over segments of 256 KB
+			action := cluster.Update
+			if i == 0 {
+				action = cluster.Create
+			}
+			if _, err := m.Propose(t.Context(), &cluster.Txn{Changes: []cluster.Change{{Action: action, Kind: cluster.KindConfig, ID: "big", Object: big}}}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			largest = max(largest, m.Status().DiskBytes)
+		}
+		st := m.Status()
+		if largest > 4<<20 {
+			t.Errorf("the directory grew to %d bytes", largest)
+		}
+		if st.LogEntries > 121 || st.SnapshotIndex < 500 {
+			t.Errorf("%d entries in memory, snapshot at %d", st.LogEntries, st.SnapshotIndex)
+		}
+		m.kill()
+		if got := m.restart(); len(got.Snapshot().Config("big").Spec.Data) != 10<<10 {
+			t.Error("the object is gone after a restart")
+		}
+	})
+}
+
+func TestLeadershipIsToldWithItsTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(3)
+		first := g.leader()
+		changes := first.LeaderChanges()
+		now := <-changes
+		if !now.Leader || now.LeaderID != first.self || now.LeaderNodeID != first.cfg.NodeID || now.LeaderAddr != first.cfg.Addr {
+			t.Errorf("leadership is %+v", now)
+		}
+		if err := first.TransferLeadership(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		later := <-changes
+		for later.LeaderID == 0 {
+			later = <-changes
+		}
+		if later.Leader || later.Term <= now.Term || later.LeaderNodeID == first.cfg.NodeID {
+			t.Errorf("leadership is %+v after it was handed over", later)
+		}
+		var notLeader *ErrNotLeader
+		if err := first.put("a"); !errors.As(err, &notLeader) || notLeader.Addr != later.LeaderAddr {
+			t.Errorf("a write to a follower: %v, want the leader's address %s", err, later.LeaderAddr)
+		}
+		if err := first.stop(); err != nil {
+			t.Fatal(err)
+		}
+		for l := range changes {
+			if l.Leader {
+				t.Errorf("leadership is %+v on a member that stopped", l)
+			}
+		}
+	})
+}
+
+func TestMembersComeAndGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(1)
+		leader := g.leader()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := leader.RemoveMember(ctx, leader.self); !errors.Is(err, ErrQuorum) {
+			t.Errorf("removing the only member: %v, want %v", err, ErrQuorum)
+		}
+		if err := leader.RemoveMember(ctx, 12345); !errors.Is(err, ErrNoMember) {
+			t.Errorf("removing nobody: %v, want %v", err, ErrNoMember)
+		}
+		absent, err := leader.AddMember(ctx, protocol.Member{NodeID: "absent", Addr: "absent:1"})
+		if err != nil || !absent.Learner || absent.RaftID == 0 {
+			t.Fatalf("%+v, %v", absent, err)
+		}
+		again, err := leader.AddMember(ctx, protocol.Member{NodeID: "absent", Addr: "absent:2"})
+		if err != nil || again.RaftID != absent.RaftID || again.Addr != "absent:2" {
+			t.Errorf("adding a member again gave %+v, %v", again, err)
+		}
+		leader.mustPut("a") // a learner that never comes does not stop anybody
+		if err := leader.RemoveMember(ctx, absent.RaftID); err != nil {
+			t.Error(err)
+		}
+		g.join("n2")
+		g.join("n3")
+		leader.mustPut("b")
+		g.settle()
+
+		// With one of three gone, the other two cannot lose another.
+		dead := g.follower()
+		alive := g.members[slices.IndexFunc(g.members, func(m *member) bool { return m != dead && m != leader })]
+		dead.kill()
+		time.Sleep(3 * time.Second)
+		if err := leader.RemoveMember(ctx, alive.self); !errors.Is(err, ErrQuorum) {
+			t.Errorf("removing a member that is needed: %v, want %v", err, ErrQuorum)
+		}
+		if err := leader.RemoveMember(ctx, dead.self); err != nil {
+			t.Errorf("removing the dead member: %v", err)
+		}
+		dead.restart()
+		if err := dead.g.members[len(g.members)-1].gone(); !errors.Is(err, ErrRemoved) {
+			t.Errorf("a removed member that came back ended with %v, want %v", err, ErrRemoved)
+		}
+
+		// The leader itself goes by way of another leader.
+		var notLeader *ErrNotLeader
+		if err := leader.RemoveMember(ctx, leader.self); !errors.As(err, &notLeader) {
+			t.Fatalf("the leader removing itself: %v", err)
+		}
+		if err := alive.RemoveMember(ctx, leader.self); err != nil {
+			t.Fatal(err)
+		}
+		if err := leader.gone(); !errors.Is(err, ErrRemoved) {
+			t.Errorf("the former leader ended with %v, want %v", err, ErrRemoved)
+		}
+		alive.mustPut("c")
+		if got := alive.Status().Members; len(got) != 1 || got[0].NodeID != alive.cfg.NodeID {
+			t.Errorf("members at the end: %+v", got)
+		}
+	})
+}
+
+func TestUpdateTriesAgainWhenOthersWereFaster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(1)
+		m := g.leader()
+		m.mustPut("a")
+		calls := 0
+		_, err := m.Update(t.Context(), func(s *cluster.Snapshot) (*cluster.Txn, error) {
+			if calls++; calls == 1 {
+				m.mustPut("b") // between reading and writing
+			}
+			c := *s.Config("a")
+			return &cluster.Txn{Guards: []cluster.Guard{{Kind: cluster.KindConfig, Index: s.Index()}}, Changes: []cluster.Change{cluster.UpdateOf(&c)}}, nil
+		})
+		if err != nil || calls != 2 {
+			t.Errorf("%d calls, %v; want success at the second", calls, err)
+		}
+
+		calls = 0
+		_, err = m.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) {
+			calls++
+			return &cluster.Txn{Changes: []cluster.Change{{Action: cluster.Update, Kind: cluster.KindConfig, ID: "a", Version: 1, Object: config("a", 1)}}}, nil
+		})
+		if !errors.Is(err, cluster.ErrOutOfSequence) || calls != 1 {
+			t.Errorf("%d calls, %v; want one and %v", calls, err, cluster.ErrOutOfSequence)
+		}
+
+		before := m.Status().Applied
+		index, err := m.Update(t.Context(), func(s *cluster.Snapshot) (*cluster.Txn, error) { return nil, nil })
+		if err != nil || index != m.Snapshot().Index() || m.Status().Applied != before {
+			t.Errorf("an update without changes: index %d, %v", index, err)
+		}
+		own := errors.New("own")
+		if _, err := m.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) { return nil, own }); !errors.Is(err, own) {
+			t.Errorf("an error of the function's own came back as %v", err)
+		}
+		var refused *cluster.TxnError
+		if err := m.put("a"); !errors.As(err, &refused) || !errors.Is(err, cluster.ErrExists) {
+			t.Errorf("a second object of one id: %v", err)
+		}
+		if _, err := m.Propose(t.Context(), &cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(config("huge", MaxTxnBytes))}}); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("a transaction that is too large: %v", err)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(own)
+		if _, err := m.Propose(ctx, &cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(config("late", 1))}}); err != nil && !errors.Is(err, own) {
+			t.Errorf("a write that was given up: %v", err)
+		}
+	})
+}
+
+func TestAStoppedStoreLetsNobodyWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(1)
+		m := g.leader()
+		w := m.Watch(1)
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		for range w.Events() {
+		}
+		_, read := m.Read(t.Context())
+		_, update := m.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) { return nil, nil })
+		_, add := m.AddMember(t.Context(), protocol.Member{NodeID: "x", Addr: "x:1"})
+		late := m.Watch(1)
+		for what, err := range map[string]error{"watch": w.Err(), "read": read, "update": update, "late watch": late.Err()} {
+			if !errors.Is(err, ErrStopped) {
+				t.Errorf("%s: %v, want %v", what, err, ErrStopped)
+			}
+		}
+		if put := m.put("a"); put == nil || add == nil {
+			t.Errorf("put: %v, add: %v", put, add)
+		}
+		if m.Snapshot() == nil || m.Close() != nil || m.Run(t.Context()) == nil {
+			t.Error("what is left of a stopped store is wrong")
+		}
+	})
+}
+
+func TestADiskThatFailsStopsTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(1)
+		m := g.leader()
+		m.mustPut("a")
+		m.disk.wal.Close() // every write to the log fails from now on
+		if err := m.put("b"); err == nil {
+			t.Error("a write was acknowledged without a disk")
+		}
+		if err := m.gone(); err == nil || !strings.Contains(err.Error(), m.dir) {
+			t.Errorf("the store ended with %v, want an error that names its directory", err)
+		}
+		if m.Snapshot().Config("b") != nil {
+			t.Error("what was not stored is visible")
+		}
+	})
+}
