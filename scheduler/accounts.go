@@ -156,7 +156,7 @@ func (a *Accounts) SetNode(n *cluster.Node) {
 	nd := a.account(n.ID)
 	old := nd.obj
 	nd.obj = n
-	nd.ready = n.Status.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive
+	nd.ready = n.Status.State == swarm.NodeStateReady && availability(n) == swarm.NodeAvailabilityActive
 	nd.cpu, nd.mem = n.Description.Resources.NanoCPUs, n.Description.Resources.MemoryBytes
 	nd.setGenericCapacity(n.Description.Resources.GenericResources)
 	a.touch(nd)
@@ -170,6 +170,11 @@ func (a *Accounts) SetNode(n *cluster.Node) {
 	for _, v := range a.views {
 		v.changed(nd)
 	}
+}
+
+// availability is the node's availability for tasks: active unless it says otherwise.
+func availability(n *cluster.Node) swarm.NodeAvailability {
+	return cmp.Or(n.Spec.Availability, swarm.NodeAvailabilityActive)
 }
 
 // RemoveNode observes that a node is gone. Its tasks go on counting until they are observed to be gone too, which

@@ -376,9 +376,8 @@ func tasks(n int) string {
 
 // verdicts asks every filter that the task enables about the node.
 func (d *demand) verdicts(a *Accounts, nd *node) []Verdict {
-	state := string(cmp.Or(nd.obj.Status.State, swarm.NodeStateUnknown))
-	vs := []Verdict{{FilterReady, nd.ready, fmt.Sprintf("state %s, availability %s", state,
-		cmp.Or(nd.obj.Spec.Availability, "not set"))}}
+	vs := []Verdict{{FilterReady, nd.ready, fmt.Sprintf("state %s, availability %s",
+		cmp.Or(nd.obj.Status.State, swarm.NodeStateUnknown), availability(nd.obj))}}
 	add := func(f Filter, passed bool, detail string) { vs = append(vs, Verdict{f, passed, detail}) }
 	if d.resources {
 		add(d.resourceVerdict(nd))

@@ -3,13 +3,9 @@ package scheduler
 import (
 	"encoding/json"
 	"fmt"
-	"go/parser"
-	"go/token"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -457,38 +453,5 @@ func TestFailuresAreForgotten(t *testing.T) {
 	a.SetTask(nil, global)
 	if a.failures[versionOf(global)] != nil {
 		t.Error("a global task's failure is on record")
-	}
-}
-
-// TestPure keeps I/O, clocks and goroutines out of the package.
-func TestPure(t *testing.T) {
-	allowed := strings.Fields(`cmp errors fmt maps math math/bits net/netip slices strconv strings text/tabwriter time
-		github.com/docker/docker/api/types/swarm github.com/miniswarm/miniswarm/cluster`)
-	files, err := os.ReadDir(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if !strings.HasSuffix(f.Name(), ".go") || strings.HasSuffix(f.Name(), "_test.go") {
-			continue
-		}
-		src, err := os.ReadFile(f.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), f.Name(), src, parser.ImportsOnly)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, imp := range parsed.Imports {
-			if path, _ := strconv.Unquote(imp.Path.Value); !slices.Contains(allowed, path) {
-				t.Errorf("%s imports %s: decisions stay free of I/O, clocks and goroutines", f.Name(), path)
-			}
-		}
-		for _, word := range []string{"time.Now", "time.Since", "\tgo ", "chan ", "select {"} {
-			if strings.Contains(string(src), word) {
-				t.Errorf("%s uses %q: decisions stay free of I/O, clocks and goroutines", f.Name(), word)
-			}
-		}
 	}
 }
