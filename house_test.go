@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"agent":              {"cluster", "cluster/protocol", "ingress", "ingress/plan"},
 	"manager/identity":   {"cluster"},
 	"manager/dispatcher": {"cluster", "cluster/protocol"},
-	"manager/engineapi":  {"cluster", "cluster/protocol", "scheduler", "orchestrator", "manager/identity"},
+	"manager/engineapi":  {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager/identity"},
 	"manager":            {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager/identity", "manager/dispatcher"},
 	"node":               {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager", "manager/identity", "manager/dispatcher", "manager/engineapi", "agent", "ingress", "ingress/plan"},
 	"lab":                {},
