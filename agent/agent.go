@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -29,7 +30,10 @@ const (
 	// describeLimit is how long the first session waits for the engine to say what the node is like. A node whose engine
 	// is away is still a node.
 	describeLimit = 2 * time.Second
-	databaseName  = "tasks.db"
+	// Containers are created and started a few at a time: measured on two processors, four give as short a time for
+	// all as eight do, and a shorter one to the first.
+	minSlots, slotsPerCPU = 4, 2
+	databaseName          = "tasks.db"
 )
 
 // Config is what an agent is made of.
@@ -126,6 +130,7 @@ func New(cfg Config) (*Agent, error) {
 			return docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil}
 		},
 		Attachment: a.worker.attachment, Offline: cfg.Offline, Logger: a.log,
+		Slots: make(chan struct{}, max(minSlots, slotsPerCPU*runtime.NumCPU())),
 	}
 	return a, nil
 }

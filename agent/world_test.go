@@ -26,10 +26,12 @@ import (
 
 const nodeID = "node1"
 
-// world is one node with a fake engine and fake managers, in a synctest bubble.
+// world is one node with fake managers. Most tests run it in a synctest bubble on a fake engine.
 type world struct {
 	*testing.T
-	engine   *fake.Engine
+	engine   *fake.Engine // nil where a real one is used
+	life     context.Context
+	settle   func() // lets everything come to rest, and a little time pass for what is batched
 	mesh     *fakeMesh
 	dir      string
 	config   Config
@@ -44,7 +46,11 @@ type world struct {
 func withWorld(t *testing.T, f func(w *world)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{T: t, engine: fake.New(), mesh: &fakeMesh{}, dir: dir, managers: map[string]*manager{}}
+		w := &world{T: t, life: t.Context(), engine: fake.New(), mesh: &fakeMesh{}, dir: dir, managers: map[string]*manager{}}
+		w.settle = func() {
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
 		w.manager("a").leads()
 		w.manager("b").follows("a")
 		w.config = Config{NodeID: nodeID, StateDir: dir, Engine: w.engine, Dial: w.dial, Mesh: w.mesh, Version: "test",
@@ -65,23 +71,17 @@ func (w *world) start() {
 	if err != nil {
 		w.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(w.Context())
+	ctx, cancel := context.WithCancel(w.life)
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
 	w.agent, w.cancel, w.ended = a, cancel, ended
-	synctest.Wait()
+	w.settle()
 }
 
 // stop ends the agent, as an upgrade of miniswarm does.
 func (w *world) stop() error {
 	w.cancel()
 	return <-w.ended
-}
-
-// settle lets everything come to rest, and a little time pass for what is batched.
-func (w *world) settle() {
-	time.Sleep(time.Second)
-	synctest.Wait()
 }
 
 func (w *world) manager(addr string) *manager {

@@ -61,7 +61,23 @@ type Runtime struct {
 	Attachment func(ctx context.Context, networkID string) (netip.Prefix, error)
 	// Offline skips pulls of images that are present (DOCKER_SERVICE_PREFER_OFFLINE_IMAGE).
 	Offline bool
-	Logger  *slog.Logger
+	// Slots bounds how many containers are being created or started at the same time: a buffered channel, whose
+	// capacity is the bound. Nil: no bound. An engine that starts very many at once finishes none for long.
+	Slots  chan struct{}
+	Logger *slog.Logger
+}
+
+// slot waits for a place among those who create and start; call done to give it up.
+func (rt *Runtime) slot(ctx context.Context) (done func(), err error) {
+	if rt.Slots == nil {
+		return func() {}, nil
+	}
+	select {
+	case rt.Slots <- struct{}{}:
+		return func() { <-rt.Slots }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // Controller drives the container of one task. Its steps are called one at a time; Status at any time.
@@ -132,9 +148,11 @@ func (c *Controller) Prepare(ctx context.Context) error {
 }
 
 func (c *Controller) create(ctx context.Context, want *Container) error {
-	if err := ctx.Err(); err != nil {
+	done, err := c.rt.slot(ctx)
+	if err != nil {
 		return err
 	}
+	defer done()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
 	defer cancel()
 	id, err := c.rt.Engine.Create(ctx, want)
@@ -215,13 +233,15 @@ func (c *Controller) Start(ctx context.Context) error {
 }
 
 func (c *Controller) start(ctx context.Context, id string) error {
-	if err := ctx.Err(); err != nil {
+	done, err := c.rt.slot(ctx)
+	if err != nil {
 		return err
 	}
+	defer done()
 	c.upEpoch = c.rt.Watcher.Epoch()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
 	defer cancel()
-	err := c.rt.Engine.Start(ctx, id)
+	err = c.rt.Engine.Start(ctx, id)
 	if err != nil && !errors.Is(err, ErrUnavailable) {
 		err = fmt.Errorf("starting container failed: %w", err)
 	}
