@@ -133,6 +133,9 @@ func Validate(t *cluster.Task) error {
 		return fmt.Errorf("unsupported runtime %q: nodes run tasks of type container", t.Spec.Runtime)
 	case t.Spec.ContainerSpec.Image == "":
 		return errors.New("ContainerSpec: image reference must be provided")
+	case len(t.Spec.ContainerSpec.Secrets) > 0, len(t.Spec.ContainerSpec.Configs) > 0:
+		// A process must not be started without the files it was promised.
+		return errors.New("secrets and configs cannot be mounted into containers by this version of miniswarm")
 	}
 	for _, m := range t.Spec.ContainerSpec.Mounts {
 		// Sources and targets may be templates, which make sense of themselves only when expanded.

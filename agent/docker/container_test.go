@@ -175,6 +175,9 @@ func TestTranslateRefuses(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
+	if err := Validate(webTask(swarm.ContainerSpec{Secrets: []*swarm.SecretReference{{SecretID: "s"}}})); err == nil {
+		t.Error("a task that needs a secret was accepted")
+	}
 	plugin := webTask(swarm.ContainerSpec{})
 	plugin.Spec.Runtime = swarm.RuntimePlugin
 	if err := Validate(plugin); err == nil {
