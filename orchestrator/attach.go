@@ -59,6 +59,9 @@ func (x *pass) starved(n *node, net *network) {
 
 // attachNodes writes the attachments that have changed, and drops those that nothing needs any more.
 func (x *pass) attachNodes() {
+	if len(x.attached) == 0 {
+		return
+	}
 	nodes := slices.SortedFunc(maps.Keys(x.attached), func(a, b *node) int { return cmp.Compare(a.id, b.id) })
 	needed := x.neededAttachments()
 	for _, n := range nodes {

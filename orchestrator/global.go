@@ -140,7 +140,9 @@ func (x *pass) lookAtNodes() {
 			s.dirty[n.num] = struct{}{}
 			x.dirty[s] = struct{}{}
 		}
-		x.lookAtTasksOn(n)
+		if !x.fresh {
+			x.lookAtTasksOn(n)
+		}
 		if !n.lost() && n.obj.Spec.Availability == swarm.NodeAvailabilityActive {
 			x.enforce(n)
 		}
@@ -164,7 +166,7 @@ func (x *pass) lookAtTasksOn(n *node) {
 func (x *pass) enforce(n *node) {
 	var tasks []*cluster.Task
 	for t := range x.snap.TasksOfNode(n.id) {
-		if t = x.view(t); t != nil && t.ServiceID != "" && t.Wanted() && t.Live() {
+		if t = x.view(t); t != nil && t.Wanted() && t.Live() && x.demanding(t) {
 			tasks = append(tasks, t)
 		}
 	}
@@ -198,6 +200,15 @@ func (x *pass) enforce(n *node) {
 			x.dirty[s] = struct{}{}
 		}
 	}
+}
+
+// demanding says whether the task asks anything of its node that it may lose.
+func (x *pass) demanding(t *cluster.Task) bool {
+	if t.Spec.Resources != nil && t.Spec.Resources.Reservations != nil || len(t.GenericResources) > 0 {
+		return true
+	}
+	s := x.services[t.ServiceID]
+	return s != nil && s.obj != nil && s.obj.Spec.TaskTemplate.Placement != nil
 }
 
 // genericLeft counts a node's generic resources: named ones one by one, the others by kind.

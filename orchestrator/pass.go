@@ -371,6 +371,7 @@ func (x *pass) finish() Plan {
 	if x.retried && len(plan.Changes) > 0 {
 		x.roomier = true // what became of the retry rests on changes that are not committed yet
 	}
+	x.fresh = false
 	plan.Wake = x.timers.first()
 	return plan
 }

@@ -201,11 +201,12 @@ func (x *pass) assign(t *cluster.Task, pl scheduler.Placement, nets []*network, 
 			attachments[i].Addresses = []string{addr}
 		}
 	}
-	status := swarm.TaskStatus{Timestamp: x.now, State: swarm.TaskStateAssigned, Message: message}
 	if t.CreatedAt.IsZero() {
-		t.NodeID, t.Status, t.NetworksAttachments, t.GenericResources = pl.NodeID, status, attachments, pl.GenericResources
+		t.NodeID, t.NetworksAttachments, t.GenericResources = pl.NodeID, attachments, pl.GenericResources
+		t.Status = swarm.TaskStatus{Timestamp: x.now, State: swarm.TaskStateAssigned, Message: message}
 		return ""
 	}
+	status := swarm.TaskStatus{Timestamp: x.now, State: swarm.TaskStateAssigned, Message: message}
 	p := x.change(t)
 	c := p.task
 	if c.NodeID == "" {

@@ -51,6 +51,8 @@ type Planner struct {
 	ports   map[port]string
 	ingress string // id of the ingress network, "" if there is none
 
+	// fresh is set from Reset to the end of the next pass, which looks at everything.
+	fresh bool
 	// What has to be looked at in the next pass.
 	dirty           map[*service]struct{}
 	changedNodes    map[string]nodeEvent
@@ -99,6 +101,7 @@ func (p *Planner) clear() {
 // Events with an index up to snap.Index must not be observed afterwards.
 func (p *Planner) Reset(snap *cluster.Snapshot) {
 	p.clear()
+	p.fresh = true
 	p.observeCluster(snap.Cluster())
 	p.accounts.SetIndex(snap.Index())
 	for n := range snap.Nodes() {
@@ -112,7 +115,7 @@ func (p *Planner) Reset(snap *cluster.Snapshot) {
 		p.holdAttachments(n, true)
 	}
 	for s := range snap.Services() {
-		p.observeService(nil, s)
+		p.observeService(nil, s) // which marks all its slots
 	}
 	latest := make(map[*pool]resume)
 	for t := range snap.Tasks() {
@@ -278,7 +281,7 @@ func (p *Planner) observeTask(old, new *cluster.Task) {
 			delete(p.waiting, s)
 		}
 	}
-	if s.mode == job {
+	if s.mode == job || s.all {
 		return
 	}
 	num := p.slotOf(s, t)
