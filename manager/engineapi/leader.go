@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 // endpoint is an endpoint of the swarm part: it runs on the leader, with its view of the cluster.
@@ -38,9 +39,6 @@ var (
 	// errLeaderChanged: another manager leads than the one that was asked, which may never answer.
 	errLeaderChanged = errors.New("another manager leads now")
 )
-
-// notLeader is what a Control's error is recognised by when this manager ceased to lead before anything was changed.
-type notLeader interface{ NotLeader() bool }
 
 // onLeader serves an endpoint here if this manager leads, and else passes the request on to the leader.
 func (s *Server) onLeader(e endpoint) http.Handler { return s.leaderOnly(e, managerTimeout) }
@@ -97,8 +95,8 @@ func (s *Server) onceOnLeader(patience context.Context, c Control, e endpoint, w
 }
 
 func again(err error) bool {
-	var n notLeader
-	return errors.Is(err, errMisdirected) || errors.As(err, &n) && n.NotLeader()
+	var lost *raftstore.ErrNotLeader // this manager ceased to lead before anything was changed
+	return errors.Is(err, errMisdirected) || errors.As(err, &lost)
 }
 
 // wholeBody reads the request's body, so that the request can be sent again. It is bounded.

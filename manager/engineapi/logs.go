@@ -2,7 +2,6 @@ package engineapi
 
 import (
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
@@ -20,11 +19,6 @@ type logQuery struct {
 	stdout, stderr, follow, timestamps, details bool
 	since                                       time.Time // zero: from the beginning
 	tail                                        string    // "all" or a number of lines of each task
-}
-
-// flag reads a boolean as Docker does for logs: everything but "", 0, no, false and none is true.
-func flag(r *http.Request, name string) bool {
-	return !slices.Contains([]string{"", "0", "no", "false", "none"}, r.URL.Query().Get(name))
 }
 
 // readLogQuery reads the query with Docker's words (swarm-semantics, 10.6).

@@ -231,7 +231,7 @@ func (s *Server) anyNetwork(w http.ResponseWriter, r *http.Request) error {
 	}
 	ref, scope := r.PathValue("id"), r.URL.Query().Get("scope")
 	if scope == "" || scope == scopeSwarm {
-		n, err := s.findSwarmNetwork(r.Context(), ref, verbose)
+		n, err := s.findSwarmNetwork(r.Context(), ref, scope, verbose)
 		if err != nil || n != nil {
 			if err == nil {
 				writeJSON(w, http.StatusOK, n)
@@ -252,7 +252,7 @@ func networkNotFound(ref string) error {
 
 // findSwarmNetwork gives the swarm network that ref means, with the containers that this node has on it; nil if there is
 // none.
-func (s *Server) findSwarmNetwork(ctx context.Context, ref string, verbose bool) (*network.Inspect, error) {
+func (s *Server) findSwarmNetwork(ctx context.Context, ref, scope string, verbose bool) (*network.Inspect, error) {
 	snap := s.snapshot(ctx)
 	if snap == nil {
 		stand, err := s.standIns(ctx, "")
@@ -267,6 +267,15 @@ func (s *Server) findSwarmNetwork(ctx context.Context, ref string, verbose bool)
 		}
 		return nil, nil
 	}
+	if ref == network.NetworkHost || ref == network.NetworkBridge {
+		if scope != scopeSwarm {
+			return nil, nil // the engine's own
+		}
+		// What services can be put on, whether or not one already is: see resolveSpec.
+		n := presentNetwork(predefinedNetwork(ref))
+		n.ID = ref
+		return &n, nil
+	}
 	found := snap.Matches(cluster.KindNetwork, ref)
 	switch len(found) {
 	case 0:
@@ -275,8 +284,7 @@ func (s *Server) findSwarmNetwork(ctx context.Context, ref string, verbose bool)
 	default:
 		return nil, errorf(http.StatusBadRequest, "network %s is ambiguous (%d matches found)", ref, len(found))
 	}
-	stored := found[0].(*cluster.Network)
-	n := presentNetwork(stored)
+	n := presentNetwork(found[0].(*cluster.Network))
 	s.addContainers(ctx, &n)
 	addPeers(snap, &n)
 	if verbose {

@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/filters"
@@ -34,12 +35,12 @@ func (s *Server) listNodes(c Control, w http.ResponseWriter, r *http.Request) er
 		return err
 	}
 	for _, role := range args.Get("role") {
-		if role != string(swarm.NodeRoleWorker) && role != string(swarm.NodeRoleManager) {
+		if role != "" && !strings.EqualFold(role, string(swarm.NodeRoleWorker)) && !strings.EqualFold(role, string(swarm.NodeRoleManager)) {
 			return errorf(http.StatusInternalServerError, "Invalid role filter: '%s'", role)
 		}
 	}
 	for _, m := range args.Get("membership") {
-		if m != "accepted" && m != "pending" {
+		if m != "" && !strings.EqualFold(m, "accepted") && !strings.EqualFold(m, "pending") {
 			return errorf(http.StatusInternalServerError, "Invalid membership filter: '%s'", m)
 		}
 	}
@@ -60,8 +61,8 @@ func (s *Server) listNodes(c Control, w http.ResponseWriter, r *http.Request) er
 func nodePasses(args filters.Args, n *cluster.Node) bool {
 	return prefixed(args, "name", n.Description.Hostname) && prefixed(args, "id", n.ID) &&
 		labelled(args, "label", n.Description.Engine.Labels) && labelled(args, "node.label", n.Spec.Labels) &&
-		(!args.Contains("role") || args.ExactMatch("role", string(n.Role))) &&
-		(!args.Contains("membership") || args.ExactMatch("membership", "accepted"))
+		(!args.Contains("role") || hasFold(args.Get("role"), string(n.Role))) &&
+		(!args.Contains("membership") || hasFold(args.Get("membership"), "accepted"))
 }
 
 func (s *Server) inspectNode(c Control, w http.ResponseWriter, r *http.Request) error {
@@ -118,12 +119,9 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 const removedFor = 97 * 24 * time.Hour
 
 func (s *Server) removeNode(c Control, w http.ResponseWriter, r *http.Request) error {
-	force, err := boolParam(r, "force")
-	if err != nil {
-		return err
-	}
+	force := flag(r, "force")
 	now := time.Now()
-	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+	_, err := c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		n, err := find[*cluster.Node](snap, cluster.KindNode, r.PathValue("id"))
 		if err != nil {
 			return nil, err

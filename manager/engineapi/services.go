@@ -1,7 +1,6 @@
 package engineapi
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"net/http"
@@ -127,11 +126,11 @@ func (s *Server) createService(c Control, w http.ResponseWriter, r *http.Request
 	warnings := s.resolveForOldClient(r, &spec)
 	id := c.IDs().Next()
 	_, err := c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
-		resolved, err := resolveSpec(snap, spec)
+		resolved, changes, err := resolveSpec(snap, spec, c.IDs())
 		if err != nil {
 			return nil, err
 		}
-		if err := validateSpec(snap, resolved, ""); err != nil {
+		if err := validateSpec(snap, resolved, nil); err != nil {
 			return nil, err
 		}
 		if snap.ServiceNamed(resolved.Name) != nil {
@@ -142,14 +141,23 @@ func (s *Server) createService(c Control, w http.ResponseWriter, r *http.Request
 		if resolved.EndpointSpec != nil {
 			svc.Endpoint.Spec = *resolved.EndpointSpec
 		}
-		return &cluster.Txn{Time: time.Now(), Guards: []cluster.Guard{{Kind: cluster.KindService, Index: snap.Index()}},
-			Changes: []cluster.Change{cluster.CreateOf(svc)}}, nil
+		return &cluster.Txn{Time: time.Now(), Guards: referenceGuards(snap), Changes: append(changes, cluster.CreateOf(svc))}, nil
 	})
 	if err != nil {
-		return err
+		return s.explainNetwork(r.Context(), err)
 	}
 	writeJSON(w, http.StatusCreated, swarm.ServiceCreateResponse{ID: id, Warnings: warnings})
 	return nil
+}
+
+// referenceGuards hold what a specification was checked against until it is stored: the names and ports of other services,
+// and the networks, secrets and configs it refers to.
+func referenceGuards(snap *cluster.Snapshot) []cluster.Guard {
+	var guards []cluster.Guard
+	for _, k := range []cluster.Kind{cluster.KindService, cluster.KindNetwork, cluster.KindSecret, cluster.KindConfig} {
+		guards = append(guards, cluster.Guard{Kind: k, Index: snap.Index()})
+	}
+	return guards
 }
 
 func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request) error {
@@ -180,11 +188,11 @@ func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request
 		if err != nil {
 			return nil, err
 		}
-		resolved, err := resolveSpec(snap, spec)
+		resolved, changes, err := resolveSpec(snap, spec, c.IDs())
 		if err != nil {
 			return nil, err
 		}
-		if err := validateSpec(snap, resolved, svc.ID); err != nil {
+		if err := validateSpec(snap, resolved, svc); err != nil {
 			return nil, err
 		}
 		if svc.Version.Index != version {
@@ -202,11 +210,10 @@ func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request
 		if err != nil {
 			return nil, err
 		}
-		return &cluster.Txn{Time: time.Now(), Guards: []cluster.Guard{{Kind: cluster.KindService, Index: snap.Index()}},
-			Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
+		return &cluster.Txn{Time: time.Now(), Guards: referenceGuards(snap), Changes: append(changes, cluster.UpdateOf(&next))}, nil
 	})
 	if err != nil {
-		return err
+		return s.explainNetwork(r.Context(), err)
 	}
 	writeJSON(w, http.StatusOK, swarm.ServiceUpdateResponse{Warnings: warnings})
 	return nil
@@ -277,9 +284,4 @@ func randomName() string {
 	var b [6]byte
 	_, _ = rand.Read(b[:]) // crypto/rand never fails
 	return "service-" + hex.EncodeToString(b[:])
-}
-
-// serviceOf gives the service that a task filter or a log request means by id, name or prefix.
-func serviceOf(ctx context.Context, c Control, ref string) (*cluster.Snapshot, *cluster.Service, error) {
-	return read[*cluster.Service](ctx, c, cluster.KindService, ref)
 }

@@ -1,21 +1,19 @@
 package engineapi
 
 import (
-	"context"
 	"net/http"
-	"net/url"
-	"time"
+	"slices"
+	"strings"
 
-	"github.com/distribution/reference"
-	"github.com/docker/docker/api/types/registry"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/api/types/versions"
-
-	"github.com/miniswarm/miniswarm/cluster"
 )
 
-// normalizeSpec checks the form of a specification and gives absent modes their meaning, before anything is looked up
-// in the cluster. Fields that the client's API version does not know are dropped, as Docker drops them.
+// normalizeSpec checks the form of a specification and gives absent words their meaning, before anything is looked up in
+// the cluster. What Docker stores in a canonical form is stored in the same here, so that clients read it back alike and
+// comparing two specifications means something. Fields that the client's API version does not know are dropped.
 func normalizeSpec(spec *swarm.ServiceSpec, version string) error {
 	if spec.Labels == nil {
 		spec.Labels = map[string]string{}
@@ -30,8 +28,34 @@ func normalizeSpec(spec *swarm.ServiceSpec, version string) error {
 	default:
 		return errorf(http.StatusBadRequest, "unsupported runtime")
 	}
+	dropNewer(spec, version)
+	if len(spec.Networks) > 0 && len(t.Networks) == 0 && versions.LessThan(version, "1.44") {
+		t.Networks = spec.Networks
+	}
+	spec.Networks = nil
+	dropNulls(t)
+	for _, part := range []func() error{
+		func() error { return normalizeContainer(t.ContainerSpec) },
+		func() error { return normalizeRestart(t.RestartPolicy) },
+		func() error { return normalizeUpdate(spec.UpdateConfig) },
+		func() error { return normalizeUpdate(spec.RollbackConfig) },
+		func() error { return normalizeEndpoint(spec.EndpointSpec) },
+		func() error { return normalizeMode(&spec.Mode) },
+	} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxReplicas bounds a service: beyond it no manager could hold the tasks, and a slip of the finger must not be the end of
+// a cluster.
+const maxReplicas = 1_000_000
+
+func normalizeMode(m *swarm.ServiceMode) error {
 	modes := 0
-	for _, set := range []bool{spec.Mode.Replicated != nil, spec.Mode.Global != nil, spec.Mode.ReplicatedJob != nil, spec.Mode.GlobalJob != nil} {
+	for _, set := range []bool{m.Replicated != nil, m.Global != nil, m.ReplicatedJob != nil, m.GlobalJob != nil} {
 		if set {
 			modes++
 		}
@@ -40,184 +64,184 @@ func normalizeSpec(spec *swarm.ServiceSpec, version string) error {
 	case modes > 1:
 		return errorf(http.StatusBadRequest, "must specify only one service mode")
 	case modes == 0:
-		spec.Mode.Replicated = &swarm.ReplicatedService{}
+		m.Replicated = &swarm.ReplicatedService{}
 	}
-	if m := spec.Mode.Replicated; m != nil && m.Replicas == nil {
+	if m.Replicated == nil {
+		return nil
+	}
+	if m.Replicated.Replicas == nil {
 		one := uint64(1)
-		m.Replicas = &one
+		m.Replicated.Replicas = &one
 	}
-	if m := spec.Mode.Replicated; m != nil && int64(*m.Replicas) < 0 {
+	switch n := *m.Replicated.Replicas; {
+	case int64(n) < 0:
 		return rpcErrorf(invalidArgument, "Number of replicas must be non-negative")
+	case n > maxReplicas:
+		return rpcErrorf(invalidArgument, "Number of replicas must be at most %d", maxReplicas)
 	}
-	if spec.EndpointSpec != nil {
-		switch spec.EndpointSpec.Mode {
-		case "", swarm.ResolutionModeVIP, swarm.ResolutionModeDNSRR:
-		default:
-			return errorf(http.StatusBadRequest, "invalid resolution mode: %q", spec.EndpointSpec.Mode)
-		}
-		for i := range spec.EndpointSpec.Ports {
-			p := &spec.EndpointSpec.Ports[i]
-			if p.Protocol == "" {
-				p.Protocol = swarm.PortConfigProtocolTCP
-			}
-			if p.PublishMode == "" {
-				p.PublishMode = swarm.PortConfigPublishModeIngress
-			}
-		}
-	}
-	if p := t.RestartPolicy; p != nil {
-		switch p.Condition {
-		case "", swarm.RestartPolicyConditionNone, swarm.RestartPolicyConditionOnFailure, swarm.RestartPolicyConditionAny:
-		default:
-			return errorf(http.StatusBadRequest, "invalid RestartCondition: %q", p.Condition)
-		}
-	}
-	for _, u := range []*swarm.UpdateConfig{spec.UpdateConfig, spec.RollbackConfig} {
-		if err := checkUpdateConfig(u); err != nil {
-			return err
-		}
-	}
-	if len(spec.Networks) > 0 && len(t.Networks) == 0 && versions.LessThan(version, "1.44") {
-		t.Networks = spec.Networks
-	}
-	spec.Networks = nil
 	return nil
 }
 
-func checkUpdateConfig(u *swarm.UpdateConfig) error {
+func normalizeEndpoint(e *swarm.EndpointSpec) error {
+	if e == nil {
+		return nil
+	}
+	switch e.Mode {
+	case "":
+		e.Mode = swarm.ResolutionModeVIP
+	case swarm.ResolutionModeVIP, swarm.ResolutionModeDNSRR:
+	default:
+		return errorf(http.StatusBadRequest, "invalid resolution mode: %q", e.Mode)
+	}
+	for i := range e.Ports {
+		p := &e.Ports[i]
+		p.Protocol = swarm.PortConfigProtocol(strings.ToLower(string(p.Protocol)))
+		if p.Protocol == "" {
+			p.Protocol = swarm.PortConfigProtocolTCP
+		}
+		switch p.PublishMode = swarm.PortConfigPublishMode(strings.ToLower(string(p.PublishMode))); p.PublishMode {
+		case "":
+			p.PublishMode = swarm.PortConfigPublishModeIngress
+		case swarm.PortConfigPublishModeIngress, swarm.PortConfigPublishModeHost:
+		default:
+			return errorf(http.StatusBadRequest, "invalid publish mode: %q", p.PublishMode)
+		}
+	}
+	return nil
+}
+
+func normalizeRestart(p *swarm.RestartPolicy) error {
+	if p == nil {
+		return nil
+	}
+	switch p.Condition {
+	case "":
+		p.Condition = swarm.RestartPolicyConditionAny
+	case swarm.RestartPolicyConditionNone, swarm.RestartPolicyConditionOnFailure, swarm.RestartPolicyConditionAny:
+	default:
+		return errorf(http.StatusBadRequest, "invalid RestartCondition: %q", p.Condition)
+	}
+	if p.MaxAttempts == nil {
+		p.MaxAttempts = new(uint64)
+	}
+	return nil
+}
+
+func normalizeUpdate(u *swarm.UpdateConfig) error {
 	if u == nil {
 		return nil
 	}
 	switch u.FailureAction {
-	case "", swarm.UpdateFailureActionPause, swarm.UpdateFailureActionContinue, swarm.UpdateFailureActionRollback:
+	case "":
+		u.FailureAction = swarm.UpdateFailureActionPause
+	case swarm.UpdateFailureActionPause, swarm.UpdateFailureActionContinue, swarm.UpdateFailureActionRollback:
 	default:
 		return errorf(http.StatusBadRequest, "unrecognized update failure action %s", u.FailureAction)
 	}
 	switch u.Order {
-	case "", swarm.UpdateOrderStopFirst, swarm.UpdateOrderStartFirst:
+	case "":
+		u.Order = swarm.UpdateOrderStopFirst
+	case swarm.UpdateOrderStopFirst, swarm.UpdateOrderStartFirst:
 	default:
 		return errorf(http.StatusBadRequest, "unrecognized update order %s", u.Order)
 	}
 	return nil
 }
 
-// resolveSpec turns the names of networks into ids. The result shares nothing that is changed with spec.
-func resolveSpec(snap *cluster.Snapshot, spec swarm.ServiceSpec) (swarm.ServiceSpec, error) {
-	if len(spec.TaskTemplate.Networks) == 0 {
-		return spec, nil
+func normalizeContainer(c *swarm.ContainerSpec) error {
+	if c.Isolation == "" {
+		c.Isolation = container.IsolationDefault
 	}
-	nets := make([]swarm.NetworkAttachmentConfig, len(spec.TaskTemplate.Networks))
-	for i, cfg := range spec.TaskTemplate.Networks {
-		found := snap.Matches(cluster.KindNetwork, cfg.Target)
-		switch {
-		case len(found) == 1:
-			cfg.Target = found[0].ObjectID()
-		case len(found) > 1:
-			return spec, errorf(http.StatusInternalServerError, "network %s is ambiguous (%d matches found)", cfg.Target, len(found))
-		case cfg.Target == "bridge" || cfg.Target == "host" || cfg.Target == "none":
-			return spec, errorf(http.StatusNotFound, "could not find the corresponding predefined swarm network: network %s not found", cfg.Target)
-		default:
-			return spec, errorf(http.StatusInternalServerError, "network %s not found", cfg.Target)
+	for i := range c.Mounts {
+		if err := normalizeMount(&c.Mounts[i]); err != nil {
+			return err
 		}
-		nets[i] = cfg
 	}
-	spec.TaskTemplate.Networks = nets
-	return spec, nil
-}
-
-// resolveForOldClient pins the image's digest for clients older than API 1.30, which leave that to the daemon; newer
-// ones ask /distribution themselves.
-func (s *Server) resolveForOldClient(r *http.Request, spec *swarm.ServiceSpec) []string {
-	if !versions.LessThan(apiVersion(r), "1.30") {
-		return nil
+	for _, ref := range c.Configs {
+		switch {
+		case ref.File == nil && ref.Runtime == nil:
+			return errorf(http.StatusBadRequest, "invalid Config: either File or Runtime should be set")
+		case ref.File != nil && ref.Runtime != nil:
+			return errorf(http.StatusBadRequest, "invalid Config: cannot specify both File and Runtime")
+		}
 	}
-	named, err := reference.ParseNormalizedNamed(spec.TaskTemplate.ContainerSpec.Image)
-	if err != nil {
-		return nil // refused with words by the validation
-	}
-	if _, pinned := named.(reference.Digested); pinned {
-		return nil
-	}
-	named = reference.TagNameOnly(named)
-	digest, err := s.imageDigest(r.Context(), reference.FamiliarString(named), r.Header.Get(headerRegistryAuth))
-	if err != nil {
-		return []string{"image " + spec.TaskTemplate.ContainerSpec.Image + " could not be accessed on a registry to record its digest. Each node will access it independently, possibly leading to different nodes running different versions of the image."}
-	}
-	spec.TaskTemplate.ContainerSpec.Image = reference.FamiliarString(named) + "@" + digest
 	return nil
 }
 
-func (s *Server) imageDigest(ctx context.Context, image, auth string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	header := http.Header{}
-	if auth != "" {
-		header.Set(headerRegistryAuth, auth)
+func normalizeMount(m *mount.Mount) error {
+	switch m.Type = mount.Type(strings.ToLower(string(m.Type))); m.Type {
+	case "":
+		m.Type = mount.TypeBind
+	case mount.TypeBind, mount.TypeVolume, mount.TypeTmpfs, mount.TypeNamedPipe:
+	case mount.TypeCluster:
+		return rpcErrorf(unimplemented, "cluster volumes are not supported: mount %s as a volume of its node", m.Target)
+	default:
+		return errorf(http.StatusBadRequest, "invalid MountType: %q", m.Type)
 	}
-	resp, err := s.engine.open(ctx, http.MethodGet, "/distribution/"+url.PathEscape(image)+"/json", nil, header)
-	if err != nil {
-		return "", err
+	if b := m.BindOptions; b != nil && b.Propagation != "" && !slices.Contains(mount.Propagations, b.Propagation) {
+		return errorf(http.StatusBadRequest, "invalid MountPropagation: %q", b.Propagation)
 	}
-	defer resp.Body.Close()
-	var answer registry.DistributionInspect
-	if err := decodeAnswer(resp, &answer); err != nil {
-		return "", err
-	}
-	return answer.Descriptor.Digest.String(), nil
+	return nil
 }
 
-// withServiceDefaults fills what controllers assume where a specification says nothing (swarm-semantics, 1.7).
-func withServiceDefaults(spec swarm.ServiceSpec) swarm.ServiceSpec {
-	grace, delay, window, attempts := 10*time.Second, 5*time.Second, time.Duration(0), uint64(0)
-	if c := spec.TaskTemplate.ContainerSpec; c != nil {
-		next := *c
-		if next.StopGracePeriod == nil {
-			next.StopGracePeriod = &grace
+// dropNulls takes the nulls out of lists, so that nobody has to look for them afterwards.
+func dropNulls(t *swarm.TaskSpec) {
+	c := t.ContainerSpec
+	c.Secrets, c.Configs, c.Ulimits = notNil(c.Secrets), notNil(c.Configs), notNil(c.Ulimits)
+	if p := t.Placement; p != nil {
+		p.Preferences = slices.DeleteFunc(p.Preferences, func(p swarm.PlacementPreference) bool { return p.Spread == nil })
+	}
+	if t.Resources != nil && t.Resources.Reservations != nil {
+		r := t.Resources.Reservations
+		r.GenericResources = slices.DeleteFunc(r.GenericResources, func(g swarm.GenericResource) bool {
+			return g.NamedResourceSpec == nil && g.DiscreteResourceSpec == nil
+		})
+	}
+}
+
+func notNil[T any](list []*T) []*T {
+	return slices.DeleteFunc(list, func(v *T) bool { return v == nil })
+}
+
+// dropNewer drops what the client's API version has no meaning for, as Docker does (swarm-semantics, 10.5).
+func dropNewer(spec *swarm.ServiceSpec, version string) {
+	t := &spec.TaskTemplate
+	c := t.ContainerSpec
+	if versions.LessThan(version, "1.46") {
+		for i := range c.Mounts {
+			if o := c.Mounts[i].TmpfsOptions; o != nil {
+				o.Options = nil
+			}
 		}
-		if next.DNSConfig == nil {
-			next.DNSConfig = &swarm.DNSConfig{}
+		c.OomScoreAdj = 0
+	}
+	if versions.LessThan(version, "1.44") {
+		if p := c.Privileges; p != nil {
+			p.Seccomp, p.AppArmor, p.NoNewPrivileges = nil, nil, false
 		}
-		spec.TaskTemplate.ContainerSpec = &next
+		if c.Healthcheck != nil {
+			c.Healthcheck.StartInterval = 0
+		}
 	}
-	restart := swarm.RestartPolicy{}
-	if p := spec.TaskTemplate.RestartPolicy; p != nil {
-		restart = *p
+	if versions.LessThan(version, "1.41") {
+		c.CapabilityAdd, c.CapabilityDrop, c.Ulimits = nil, nil, nil
+		if t.Resources != nil && t.Resources.Limits != nil {
+			t.Resources.Limits.Pids = 0
+		}
+		spec.Mode.ReplicatedJob, spec.Mode.GlobalJob = nil, nil
 	}
-	if restart.Condition == "" {
-		restart.Condition = swarm.RestartPolicyConditionAny
+	if versions.LessThan(version, "1.40") {
+		c.Sysctls = nil
+		if c.Privileges != nil && c.Privileges.CredentialSpec != nil {
+			c.Privileges.CredentialSpec.Config = ""
+		}
+		for _, ref := range c.Configs {
+			if ref != nil {
+				ref.Runtime = nil
+			}
+		}
+		if t.Placement != nil {
+			t.Placement.MaxReplicas = 0
+		}
 	}
-	if restart.Delay == nil {
-		restart.Delay = &delay
-	}
-	if restart.Window == nil {
-		restart.Window = &window
-	}
-	if restart.MaxAttempts == nil {
-		restart.MaxAttempts = &attempts
-	}
-	spec.TaskTemplate.RestartPolicy = &restart
-	if spec.TaskTemplate.Resources == nil {
-		spec.TaskTemplate.Resources = &swarm.ResourceRequirements{}
-	}
-	if spec.TaskTemplate.Placement == nil {
-		spec.TaskTemplate.Placement = &swarm.Placement{}
-	}
-	update := swarm.UpdateConfig{Parallelism: 1, Monitor: 5 * time.Second, FailureAction: swarm.UpdateFailureActionPause, Order: swarm.UpdateOrderStopFirst}
-	if spec.UpdateConfig == nil {
-		u := update
-		spec.UpdateConfig = &u
-	}
-	if spec.RollbackConfig == nil {
-		u := update
-		spec.RollbackConfig = &u
-	}
-	endpoint := swarm.EndpointSpec{}
-	if spec.EndpointSpec != nil {
-		endpoint = *spec.EndpointSpec
-	}
-	if endpoint.Mode == "" {
-		endpoint.Mode = swarm.ResolutionModeVIP
-	}
-	spec.EndpointSpec = &endpoint
-	return spec
 }

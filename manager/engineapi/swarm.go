@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -46,11 +48,7 @@ func (s *Server) joinSwarm(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) leaveSwarm(w http.ResponseWriter, r *http.Request) error {
-	force, err := boolParam(r, "force")
-	if err != nil {
-		return err
-	}
-	if err := s.cfg.Local.Leave(r.Context(), force); err != nil {
+	if err := s.cfg.Local.Leave(r.Context(), flag(r, "force")); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusOK)
@@ -174,7 +172,13 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 	return nil
 }
 
-// boolParam reads a query parameter as Docker does: absent is false.
+// flag reads a boolean query parameter in Docker's lenient way: everything but "", 0, no, false and none is true.
+func flag(r *http.Request, name string) bool {
+	v := strings.ToLower(strings.TrimSpace(r.URL.Query().Get(name)))
+	return !slices.Contains([]string{"", "0", "no", "false", "none"}, v)
+}
+
+// boolParam reads a boolean query parameter in Docker's strict way: absent is false.
 func boolParam(r *http.Request, name string) (bool, error) {
 	v := r.URL.Query().Get(name)
 	if v == "" {

@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,7 +18,7 @@ func (s *Server) listTasks(c Control, w http.ResponseWriter, r *http.Request) er
 		return err
 	}
 	for _, state := range args.Get("desired-state") {
-		if !cluster.ValidState(swarm.TaskState(state)) {
+		if state != "" && !cluster.ValidState(swarm.TaskState(strings.ToLower(state))) {
 			return errorf(http.StatusInternalServerError, "Invalid desired-state filter: '%s'", state)
 		}
 	}
@@ -40,7 +41,11 @@ func (s *Server) listTasks(c Control, w http.ResponseWriter, r *http.Request) er
 		return err
 	}
 	out := []swarm.Task{}
+	onlyWanted := args.Contains("desired-state")
 	keep := func(t *cluster.Task) {
+		if onlyWanted && t.ServiceID != "" && snap.Service(t.ServiceID) == nil {
+			return // on its way out, though that is not stored yet; clients that list what is wanted look up the service
+		}
 		if !taskPasses(args, t) || len(services) > 0 && !services[t.ServiceID] || len(nodes) > 0 && !nodes[t.NodeID] {
 			return
 		}
@@ -73,19 +78,28 @@ func (s *Server) listTasks(c Control, w http.ResponseWriter, r *http.Request) er
 	return nil
 }
 
-// presentTask gives a task as clients see it.
+// presentTask gives a task as clients see it. One that has a node has a container's status, if an empty one: visualizers
+// look into it without asking.
 func presentTask(t *cluster.Task) swarm.Task {
 	out := t.Task
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
+	}
+	if out.Status.ContainerStatus == nil && out.NodeID != "" {
+		out.Status.ContainerStatus = &swarm.ContainerStatus{}
 	}
 	return out
 }
 
 func taskPasses(args filters.Args, t *cluster.Task) bool {
 	return prefixed(args, "id", t.ID) && prefixed(args, "name", t.FullName()) && labelled(args, "label", t.ServiceAnnotations.Labels) &&
-		(!args.Contains("desired-state") || args.ExactMatch("desired-state", string(t.DesiredState))) &&
+		(!args.Contains("desired-state") || hasFold(args.Get("desired-state"), string(t.DesiredState))) &&
 		(!args.Contains("runtime") || args.ExactMatch("runtime", string(swarm.RuntimeContainer)))
+}
+
+// hasFold says whether list has text, letter case aside; empty entries stand for nothing.
+func hasFold(list []string, text string) bool {
+	return slices.ContainsFunc(list, func(v string) bool { return strings.EqualFold(v, text) }) || !slices.ContainsFunc(list, func(v string) bool { return v != "" })
 }
 
 // resolveRefs turns what users call objects into a set of ids; each must be known.

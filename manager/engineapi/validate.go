@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"fmt"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -37,9 +38,9 @@ func validateName(name string) error {
 	return nil
 }
 
-// validateSpec checks a service's specification against the cluster, with Swarm's words. self is the service's id when
-// it is updated.
-func validateSpec(snap *cluster.Snapshot, spec swarm.ServiceSpec, self string) error {
+// validateSpec checks a service's specification against the cluster, with Swarm's words. current is the service when it is
+// updated, nil when it is created.
+func validateSpec(snap *cluster.Snapshot, spec swarm.ServiceSpec, current *cluster.Service) error {
 	if err := validateName(spec.Name); err != nil {
 		return err
 	}
@@ -49,11 +50,12 @@ func validateSpec(snap *cluster.Snapshot, spec swarm.ServiceSpec, self string) e
 		func() error { return validateRestart(t.RestartPolicy) },
 		func() error { return validatePlacement(t.Placement) },
 		func() error { return validateContainer(t.ContainerSpec) },
+		func() error { return validateTemplates(spec) },
 		func() error { return validateUpdate(spec) },
 		func() error { return validateEndpoint(spec.EndpointSpec) },
 		func() error { return validateNetworks(snap, t.Networks) },
+		func() error { return validatePorts(snap, spec.EndpointSpec, current) },
 		func() error { return validateReferences(snap, t.ContainerSpec) },
-		func() error { return validatePorts(snap, spec.EndpointSpec, self) },
 	} {
 		if err := check(); err != nil {
 			return err
@@ -258,9 +260,10 @@ func notFoundList(kind string, names []string) error {
 }
 
 // validatePorts refuses a published port that another service has, by wish or by allocation, and names that service.
-// Host ports of two services may be equal: the scheduler keeps those apart.
-func validatePorts(snap *cluster.Snapshot, e *swarm.EndpointSpec, self string) error {
-	if e == nil {
+// Host ports of two services may be equal: the scheduler keeps those apart. An update that leaves the ports as they are is
+// not held up by them.
+func validatePorts(snap *cluster.Snapshot, e *swarm.EndpointSpec, current *cluster.Service) error {
+	if e == nil || current != nil && reflect.DeepEqual(e, current.Spec.EndpointSpec) {
 		return nil
 	}
 	wanted := map[string]swarm.PortConfigPublishMode{}
@@ -278,7 +281,7 @@ func validatePorts(snap *cluster.Snapshot, e *swarm.EndpointSpec, self string) e
 		return nil
 	}
 	for svc := range snap.Services() {
-		if svc.ID == self {
+		if current != nil && svc.ID == current.ID {
 			continue
 		}
 		ports := svc.Endpoint.Ports
