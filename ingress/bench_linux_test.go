@@ -12,6 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
@@ -27,30 +30,41 @@ func BenchmarkPaths(b *testing.B) {
 	if _, err := exec.LookPath("wrk"); err != nil {
 		b.Skip("wrk is not installed (apt-get install wrk)")
 	}
-	c := newCluster(b, options{hosts: 2, bridgeFilter: true})
-	client := c.plug("client", addr("192.0.2.100"))
-	all := c.replicas(ingressID, 1, 2)
-	for _, ct := range all {
-		ct.serveHTTP(8080)
+	// Two clusters with a mesh, one of which uses the plain way between its hosts.
+	mesh := func(plain bool) (c *cluster, client *space) {
+		c = newCluster(b, options{hosts: 2, bridgeFilter: true, run: plain})
+		client = c.plug("client", addr("192.0.2.100"))
+		all := c.replicas(ingressID, 1, 2)
+		for i, ct := range all {
+			ct.serveHTTP(8080)
+			port := uint16(8001 + i)
+			c.ports = append(c.ports, plan.PublishedPort{ServiceID: fmt.Sprint(port), Name: fmt.Sprint(port), Protocol: plan.TCP,
+				Published: port, Target: 8080, Backends: []plan.Backend{ct.task}})
+		}
+		c.apply()
+		if plain {
+			c.awaitPlain(all)
+		}
+		return c, client
 	}
-	publish := func(port uint16, backends ...plan.Backend) {
-		c.ports = append(c.ports, plan.PublishedPort{ServiceID: fmt.Sprint(port), Name: fmt.Sprint(port), Protocol: plan.TCP, Published: port, Target: 8080, Backends: backends})
-	}
-	publish(8001, all[0].task)
-	publish(8002, all[1].task)
-	c.apply()
+	vxlan, vxlanClient := mesh(false)
+	plain, plainClient := mesh(true)
+	// What the engine itself would do for a container with a published port.
+	docker := vxlan.hosts[0]
+	docker.run("iptables", "-w", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "8003", "-j", "DNAT", "--to-destination", "10.0.0.101:8080")
+	docker.run("iptables", "-w", "-A", "FORWARD", "-d", "10.0.0.101", "!", "-i", plan.BridgeName(ingressID), "-p", "tcp", "--dport", "8080", "-j", "ACCEPT")
+	docker.run("nft", "delete", "chain", "ip", "miniswarm", "protect")
 
 	// The paths without a mesh, in a cluster of their own: the same machines,
 	// bridges, containers and routed VXLAN, without rules or connection tracking.
 	bare := newCluster(b, options{hosts: 2})
 	bareClient := bare.plug("client", addr("192.0.2.100"))
-	bareAll := bare.replicas(ingressID, 1, 2)
+	bareAll := bare.replicas(ingressID, 1, 2, 2)
 	for _, ct := range bareAll {
 		ct.serveHTTP(8080)
 	}
 	for _, h := range bare.hosts {
-		h.must(h.mesh.Close)
-		h.mesh = nil
+		h.close()
 		h.run("nft", "flush", "ruleset")
 	}
 	first, second := bare.hosts[0], bare.hosts[1]
@@ -59,15 +73,22 @@ func BenchmarkPaths(b *testing.B) {
 	second.run("ip", "rule", "add", "from", bareAll[1].addr.String(), "table", "100")
 	second.run("ip", "route", "add", "default", "via", first.gateway(ingressSubnet).String(), "dev", plan.VXLANName(ingressID), "onlink", "table", "100")
 
+	first.run("ip", "route", "replace", bareAll[2].addr.String(), "via", second.underlay.String())
+	second.run("ip", "rule", "add", "from", bareAll[2].addr.String(), "table", "101")
+	second.run("ip", "route", "add", "default", "via", first.underlay.String(), "table", "101")
+
 	paths := []struct {
 		name string
 		from *space
 		to   string
 	}{
 		{"direct", bareClient, netip.AddrPortFrom(bareAll[0].addr, 8080).String()},
-		{"mesh-local", client, c.hosts[0].at(8001)},
+		{"docker-local", vxlanClient, vxlan.hosts[0].at(8003)},
+		{"mesh-local", plainClient, plain.hosts[0].at(8001)},
+		{"bare-plain", bareClient, netip.AddrPortFrom(bareAll[2].addr, 8080).String()},
+		{"mesh-plain", plainClient, plain.hosts[0].at(8002)},
 		{"bare-vxlan", bareClient, netip.AddrPortFrom(bareAll[1].addr, 8080).String()},
-		{"mesh-vxlan", client, c.hosts[0].at(8002)},
+		{"mesh-vxlan", vxlanClient, vxlan.hosts[0].at(8002)},
 	}
 	for _, mode := range []struct {
 		name string
@@ -77,35 +98,59 @@ func BenchmarkPaths(b *testing.B) {
 		{"connect", []string{"-H", "Connection: close"}},
 	} {
 		b.Run(mode.name, func(b *testing.B) {
-			rates := map[string][]float64{}
+			rates, costs := map[string][]float64{}, map[string][]float64{}
 			for b.Loop() {
 				for _, p := range paths {
-					rates[p.name] = append(rates[p.name], wrk(b, p.from, p.to, mode.args...))
+					rate, cost := wrk(b, p.from, p.to, mode.args...)
+					rates[p.name], costs[p.name] = append(rates[p.name], rate), append(costs[p.name], cost)
 				}
 			}
 			for _, p := range paths {
-				slices.Sort(rates[p.name])
-				m := rates[p.name][len(rates[p.name])/2]
-				b.ReportMetric(m, p.name+"-req/s")
+				b.ReportMetric(median(rates[p.name]), p.name+"-req/s")
+				b.ReportMetric(median(costs[p.name]), p.name+"-cpu-µs/req")
 			}
 		})
 	}
 }
 
-var wrkRate = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
+func median(v []float64) float64 {
+	slices.Sort(v)
+	return v[len(v)/2]
+}
 
-func wrk(b *testing.B, from *space, to string, args ...string) float64 {
+var wrkRate = regexp.MustCompile(`(\d+) requests in`)
+
+// wrk loads a server and returns requests per second, and the processor time that
+// client, server and what the kernel did for them took per request, in µs.
+func wrk(b *testing.B, from *space, to string, args ...string) (rate, cost float64) {
 	b.Helper()
-	out := from.run("wrk", append(append([]string{"-t2", "-c64", "-d2s"}, args...), "http://"+to+"/")...)
-	m := wrkRate.FindStringSubmatch(out)
-	if m == nil || strings.Contains(out, "Socket errors") || strings.Contains(out, "Non-2xx") {
+	const seconds = 2
+	cmd := exec.Command("wrk", append(append([]string{"-t2", "-c64", fmt.Sprintf("-d%ds", seconds)}, args...), "http://"+to+"/")...)
+	before := processorTime()
+	var out []byte
+	from.must(func() (err error) {
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	used := processorTime() - before + cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	m := wrkRate.FindSubmatch(out)
+	if m == nil || strings.Contains(string(out), "Socket errors") || strings.Contains(string(out), "Non-2xx") {
 		b.Fatalf("%s: %s", to, out)
 	}
-	rate, err := strconv.ParseFloat(m[1], 64)
+	n, err := strconv.Atoi(string(m[1]))
 	if err != nil {
 		b.Fatal(err)
 	}
-	return rate
+	return float64(n) / seconds, float64(used.Microseconds()) / float64(n)
+}
+
+// processorTime is what this process has used.
+func processorTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // serveHTTP answers every request with a hundred bytes.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -74,6 +75,27 @@ func (s *space) do(f func() error) error {
 	return <-err
 }
 
+// background runs f on another thread of the namespace until the returned
+// function is called, which must make f return, and waits for it.
+func (s *space) background(f func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := netns.Set(s.fd)
+		if err == nil {
+			err = f(ctx)
+		}
+		ended <- err
+	}()
+	return sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			s.t.Errorf("%s: %v", s.name, err)
+		}
+	})
+}
+
 func (s *space) must(f func() error) {
 	s.t.Helper()
 	if err := s.do(f); err != nil {
@@ -133,12 +155,14 @@ type cluster struct {
 	hosts []*host
 	ports []plan.PublishedPort
 	dead  map[int]bool
+	run   bool
 	plugs int
 	next  int // last byte of the next container's address
 }
 
 type host struct {
 	*space
+	stop     func() // ends Run
 	c        *cluster
 	number   int
 	underlay netip.Addr
@@ -152,6 +176,8 @@ type options struct {
 	hosts int
 	// bridgeFilter is bridge-nf-call-iptables, which Docker turns on.
 	bridgeFilter bool
+	// run has the meshes run by themselves, and so use plain ways.
+	run bool
 }
 
 func newCluster(t testing.TB, o options) *cluster {
@@ -159,7 +185,7 @@ func newCluster(t testing.TB, o options) *cluster {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	c := &cluster{t: t, lan: newSpace(t, "lan"), dead: map[int]bool{}, next: 100}
+	c := &cluster{t: t, run: o.run, lan: newSpace(t, "lan"), dead: map[int]bool{}, next: 100}
 	c.lan.run("ip", "link", "add", "lan", "type", "bridge")
 	c.lan.run("ip", "link", "set", "lan", "up")
 	for i := 1; i <= o.hosts; i++ {
@@ -187,16 +213,26 @@ func (c *cluster) plug(name string, addr netip.Addr) *space {
 func (h *host) start() {
 	h.t.Helper()
 	h.must(func() (err error) {
-		h.mesh, err = New(Config{Engine: h.engine, StateDir: h.stateDir})
+		h.mesh, err = New(Config{Engine: h.engine, StateDir: h.stateDir, ProbeKey: []byte("test"), Logger: slog.New(slog.NewTextHandler(h.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", h.name)})
 		return err
 	})
-	h.t.Cleanup(func() {
-		h.do(func() error {
-			if h.mesh != nil {
-				return h.mesh.Close()
-			}
+	if h.c.run {
+		h.stop = h.background(h.mesh.Run)
+	}
+	h.t.Cleanup(h.close)
+}
+
+// close ends the host's process, so to speak.
+func (h *host) close() {
+	if h.stop != nil {
+		h.stop()
+	}
+	h.do(func() error {
+		if h.mesh == nil {
 			return nil
-		})
+		}
+		defer func() { h.mesh = nil }()
+		return h.mesh.Close()
 	})
 }
 
@@ -236,9 +272,14 @@ func (c *cluster) apply() {
 	c.t.Helper()
 	for _, h := range c.hosts {
 		if !c.dead[h.number] {
-			h.must(func() error { return h.mesh.Apply(c.t.Context(), c.input(h)) })
+			c.applyTo(h)
 		}
 	}
+}
+
+func (c *cluster) applyTo(h *host) {
+	c.t.Helper()
+	h.must(func() error { return h.mesh.Apply(c.t.Context(), c.input(h)) })
 }
 
 // container is a namespace on a host's bridges, with a server on port 8000.

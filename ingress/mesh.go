@@ -35,14 +35,21 @@ type Config struct {
 	StateDir string
 	// Engine makes the networks that containers are attached to.
 	Engine Networks
+	// ProbeKey authenticates probes between nodes. All nodes of a cluster must have
+	// the same.
+	ProbeKey []byte
+	// AlwaysVXLAN leaves plain ways between neighbours unused.
+	AlwaysVXLAN bool
 }
 
 // Mesh keeps the network of one node as the cluster wants it. See the package
 // comment for who may call what.
 type Mesh struct {
-	log    *slog.Logger
-	engine Networks
-	unlock func() error
+	log         *slog.Logger
+	engine      Networks
+	unlock      func() error
+	probeKey    []byte
+	alwaysVXLAN bool
 
 	mu       sync.Mutex // guards all below
 	kernel   *overlay.Kernel
@@ -51,10 +58,11 @@ type Mesh struct {
 	reserved map[plan.PortKey]*ports.Reservation
 	bridges  map[string]BridgeNetwork // the engine's networks, by id; nil if not known
 	input    plan.Input
-	want     plan.State // what the last Apply asked for
-	have     plan.State // what the kernel holds apart from the table
-	known    bool       // whether have is true
-	applied  bool       // whether there was an Apply in this process
+	want     plan.State             // what the last Apply asked for
+	have     plan.State             // what the kernel holds apart from the table
+	known    bool                   // whether have is true
+	applied  bool                   // whether there was an Apply in this process
+	direct   map[string]plan.Direct // neighbours, by node id
 }
 
 // dataPlane holds the rules that translate connections. Apply changes what
@@ -62,6 +70,11 @@ type Mesh struct {
 type dataPlane interface {
 	Apply(ctx context.Context, want plan.Table) error
 	Verify(ctx context.Context, want plan.Table) (repaired bool, err error)
+	// Disturbed says whether anybody else changed any rules since it was last known
+	// what they are. It is cheap.
+	Disturbed() (bool, error)
+	// Recall reads the peers that are known, also to a former process.
+	Recall(ctx context.Context) ([]plan.PeerMark, error)
 	Remove(ctx context.Context) error
 	Close() error
 }
@@ -87,7 +100,7 @@ func New(c Config) (*Mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the data plane: %w", err)
 	}
-	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, reserved: map[plan.PortKey]*ports.Reservation{}}
+	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, probeKey: c.ProbeKey, alwaysVXLAN: c.AlwaysVXLAN, reserved: map[plan.PortKey]*ports.Reservation{}}
 	if m.kernel, err = overlay.Open(c.StateDir); err == nil {
 		if m.table, err = nft.Open(); err != nil {
 			m.kernel.Close()
@@ -134,6 +147,10 @@ func (m *Mesh) Verify(ctx context.Context) (repaired bool, err error) {
 func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
 	in := m.input
 	var errs []error
+	if err := m.recall(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	in.Peers = m.withDirect(in.Peers)
 	in.Ports = m.reserve(in.Ports, &errs)
 	var prev *plan.State
 	if m.applied {
@@ -284,13 +301,13 @@ func (m *Mesh) Remove(ctx context.Context) error {
 		errs = append(errs, m.reserved[k].Close())
 		delete(m.reserved, k)
 	}
-	m.input, m.want, m.have, m.known, m.applied, m.bridges = plan.Input{}, plan.State{}, plan.State{}, false, false, nil
+	m.input, m.want, m.have, m.known, m.applied, m.bridges, m.direct = plan.Input{}, plan.State{}, plan.State{}, false, false, nil, nil
 	return errors.Join(errs...)
 }
 
 // Close gives the data plane to whoever asks next, and leaves it at work.
-// Published ports stay translated but are no longer reserved. The Mesh must not be
-// used afterwards.
+// Published ports stay translated but are no longer reserved. Run must have ended,
+// and the Mesh must not be used afterwards.
 func (m *Mesh) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

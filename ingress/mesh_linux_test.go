@@ -371,7 +371,7 @@ func TestRestartDisturbsNoConnection(t *testing.T) {
 		defer conn.Close()
 		conns = append(conns, conn)
 	}
-	h.must(h.mesh.Close)
+	h.close()
 	for _, conn := range conns {
 		if _, _, err := ask(conn); err != nil {
 			t.Errorf("while no process has the data plane: %v", err)
@@ -399,7 +399,7 @@ func TestOnlyOneHasTheDataPlane(t *testing.T) {
 	if err := h.do(func() error { _, err := New(Config{Engine: h.engine}); return err }); !errors.Is(err, ErrTaken) {
 		t.Errorf("a second one: %v, want ErrTaken", err)
 	}
-	h.must(h.mesh.Close)
+	h.close()
 	h.start()
 }
 
@@ -426,7 +426,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 		h.run("ip", "link", "del", fmt.Sprintf("v%s-%d", all[0].name, i)) // containers stop first
 	}
 	// By another process than the one that made it all.
-	h.must(h.mesh.Close)
+	h.close()
 	h.start()
 	h.must(func() error { return h.mesh.Remove(t.Context()) })
 	after := h.snapshot()

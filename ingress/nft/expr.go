@@ -127,6 +127,20 @@ func connectionMark(mask, v uint32) []expr.Any {
 	return append([]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg}}, masked(host32(mask), host32(v))...)
 }
 
+func notConnectionMark(mask, v uint32) []expr.Any {
+	e := connectionMark(mask, v)
+	e[len(e)-1] = &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: host32(v)}
+	return e
+}
+
+// notFrom holds for packets that came in by another device.
+func notFrom(device string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: deviceName(device)},
+	}
+}
+
 // markConnection writes the register into the connection's mark.
 func markConnection() expr.Any {
 	return &expr.Ct{Key: expr.CtKeyMARK, Register: reg, SourceRegister: true}

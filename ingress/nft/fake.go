@@ -57,6 +57,17 @@ func (f *Fake) Remove(ctx context.Context) error {
 	return nil
 }
 
+// Disturbed is always false: nobody else has the table.
+func (f *Fake) Disturbed() (bool, error) { return false, nil }
+
+// Recall returns the peers of the table.
+func (f *Fake) Recall(ctx context.Context) ([]plan.PeerMark, error) {
+	if f.table == nil {
+		return nil, ctx.Err()
+	}
+	return slices.Clone(f.table.Peers), ctx.Err()
+}
+
 // Close does nothing: the table stays.
 func (f *Fake) Close() error { return nil }
 
@@ -128,6 +139,12 @@ func (f *Fake) Walk(p Packet) Fate {
 			fate.Verdict = Refused // input: refuse
 			return fate
 		}
+	}
+	// forward: protect
+	if !p.ToSelf && p.Device != "" && p.Device != t.Bridge && t.Ingress.IsValid() && t.Ingress.Contains(p.Dst.Addr()) &&
+		fate.Mark&plan.MarkMask != plan.MarkOurs {
+		fate.Verdict = Dropped
+		return fate
 	}
 	// postrouting, nat: source
 	if fate.Mark&plan.MarkSideMask == plan.MarkEntry {

@@ -70,10 +70,14 @@ func baseChains(base plan.Base) []baseChain {
 		accept := nftables.ChainPolicyAccept
 		return &nftables.Chain{Table: table, Name: name, Type: kind, Hooknum: hook, Priority: &priority, Policy: &accept}
 	}
-	notrack := rule{"what is in them is tracked", match(udpTo(base.VXLANPort), []expr.Any{&expr.Notrack{}})}
+	untracked := []rule{
+		{"what is in them is tracked", match(udpTo(base.VXLANPort), []expr.Any{&expr.Notrack{}})},
+		// Docker would masquerade what leaves an address of its network.
+		{"probes travel as they are", match(destinationIn(base.Ingress), udpTo(plan.ProbePort), []expr.Any{&expr.Notrack{}})},
+	}
 	chains := []baseChain{
-		{chain("untracked", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300), []rule{notrack}},
-		{chain("untracked-local", nftables.ChainTypeFilter, nftables.ChainHookOutput, -300), []rule{notrack}},
+		{chain("untracked", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300), untracked},
+		{chain("untracked-local", nftables.ChainTypeFilter, nftables.ChainHookOutput, -300), untracked},
 		{chain("classify", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -150), []rule{
 			{"replies go back through the entry node", match(
 				connection(reply), connectionMark(plan.MarkSideMask, plan.MarkServing),
@@ -92,6 +96,12 @@ func baseChains(base plan.Base) []baseChain {
 		}},
 		{chain("enter-local", nftables.ChainTypeNAT, nftables.ChainHookOutput, -110), []rule{
 			{"published ports, from this node itself", match(localDestination(), loadPort(), []expr.Any{verdictOf(setDispatch)})},
+		}},
+		{chain("protect", nftables.ChainTypeFilter, nftables.ChainHookForward, -10), []rule{
+			{"containers are reached by published ports only", match(
+				destinationIn(base.Ingress), connection(original), notFrom(base.Bridge),
+				notConnectionMark(plan.MarkMask, plan.MarkOurs), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}},
+			)},
 		}},
 		{chain("refuse", nftables.ChainTypeFilter, nftables.ChainHookInput, -10), []rule{
 			{"no backend: reset", match(protocol(unix.IPPROTO_TCP), newConnection(), loadPort(),

@@ -115,6 +115,37 @@ func (t *Table) Verify(ctx context.Context, want plan.Table) (repaired bool, err
 	return true, t.commit(d, want)
 }
 
+// Disturbed says whether anybody else changed any rule of the machine since the
+// content of the table was last known for certain.
+func (t *Table) Disturbed() (bool, error) {
+	now, err := t.currentGeneration()
+	return !t.known || t.generation != now, err
+}
+
+// Recall reads the peers that the kernel's table knows, whoever wrote it. Without
+// a table there are none.
+func (t *Table) Recall(ctx context.Context) ([]plan.PeerMark, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	exists, err := t.exists()
+	if err != nil || !exists {
+		return nil, err
+	}
+	sets, err := t.conn.GetSets(table)
+	if err != nil || !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == setPeers }) {
+		return nil, err
+	}
+	var peers []plan.PeerMark
+	err = readSet(t.conn, setPeers, &peers, parsePeer)
+	return peers, err
+}
+
+func (t *Table) exists() (bool, error) {
+	tables, err := t.conn.ListTablesOfFamily(table.Family)
+	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == TableName }), err
+}
+
 // Remove deletes the table. It is no error if there is none.
 func (t *Table) Remove(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
@@ -353,14 +384,8 @@ func deleteElements(c *nftables.Conn, s *nftables.Set, all []nftables.SetElement
 // its rules are not those we write.
 func (t *Table) read(ctx context.Context, base plan.Base) (_ plan.Table, intact bool, err error) {
 	have := plan.Table{Base: base}
-	if _, err := t.conn.ListTableOfFamily(TableName, table.Family); err != nil {
-		tables, listErr := t.conn.ListTablesOfFamily(table.Family)
-		if listErr != nil {
-			return have, false, listErr
-		}
-		if !slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == TableName }) {
-			return have, false, nil
-		}
+	if exists, err := t.exists(); err != nil || !exists {
+		return have, false, err
 	}
 	sets, err := t.conn.GetSets(table)
 	if err != nil {

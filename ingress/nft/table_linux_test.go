@@ -59,7 +59,7 @@ func backends(names ...string) []netip.AddrPort {
 
 func sample() plan.Table {
 	t := plan.Table{
-		Base:    plan.Base{Ingress: netip.MustParsePrefix("10.0.0.0/24"), Source: netip.MustParseAddr("192.0.2.1"), VXLANPort: 4789},
+		Base:    plan.Base{Ingress: netip.MustParsePrefix("10.0.0.0/24"), Bridge: "msb-ingress", Source: netip.MustParseAddr("192.0.2.1"), VXLANPort: 4789},
 		Guarded: []string{"msb-ingress"},
 		Inside:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.0/24"), netip.MustParsePrefix("127.0.0.0/8")},
 		Loops:   []plan.Loop{{Src: netip.MustParseAddr("192.0.2.2"), Dst: netip.MustParseAddr("10.0.0.21")}},

@@ -175,6 +175,9 @@ func TestWalkRefusesAndDrops(t *testing.T) {
 		{"a port without backends", Packet{Device: "eth0", Protocol: plan.TCP, Dst: netip.AddrPortFrom(self, 81), ToSelf: true}, Refused},
 		{"the middle of a connection nobody knows", Packet{Device: "eth0", Protocol: plan.TCP, Dst: netip.AddrPortFrom(self, 80), ToSelf: true, Established: true}, Refused},
 		{"passing by", Packet{Device: "eth0", Protocol: plan.TCP, Dst: netip.MustParseAddrPort("198.51.100.1:80")}, Pass},
+		{"a container addressed from outside", Packet{Device: "eth0", Protocol: plan.TCP, Dst: netip.MustParseAddrPort("10.0.0.11:22")}, Dropped},
+		{"a container addressed by its neighbour", Packet{Device: "msb-ingress", Protocol: plan.TCP, Dst: netip.MustParseAddrPort("10.0.0.11:22")}, Pass},
+		{"a container addressed by a peer", Packet{Device: "eth0", MAC: plan.MAC{2, 1, 2, 3, 4, 5}, Protocol: plan.TCP, Dst: netip.MustParseAddrPort("10.0.0.11:8000")}, Pass},
 		{"loopback from outside", Packet{Device: "eth0", Protocol: plan.TCP, Dst: netip.MustParseAddrPort("127.0.0.1:80"), ToSelf: true}, Pass},
 		{"loopback from a device where it is routed", Packet{Device: "msb-ingress", Protocol: plan.TCP, Dst: netip.MustParseAddrPort("127.0.0.1:80"), ToSelf: true}, Dropped},
 	} {

@@ -38,21 +38,28 @@ func current(key string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// value is what to write for s. A device filters by reverse path as strictly as
-// itself or "all" says; where "all" is strict, 2 (loose) is the least that a device
-// can have.
-func value(s plan.Sysctl) string {
-	if strings.HasSuffix(s.Key, "/rp_filter") && s.Value == "0" {
-		if all, err := current("net/ipv4/conf/all/rp_filter"); err == nil && all != "0" {
-			return "2"
-		}
+// value is what a setting has to be, given what it is. A device filters by
+// reverse path as the higher of its own value and that of "all": 0 not at all, 1
+// strictly, 2 loosely. Strictly is what must not be.
+func value(want plan.Sysctl, have string) string {
+	if !strings.HasSuffix(want.Key, "/rp_filter") {
+		return want.Value
 	}
-	return s.Value
+	all, err := current("net/ipv4/conf/all/rp_filter")
+	switch {
+	case err != nil:
+		return want.Value
+	case want.Value == "0" && all != "0":
+		return "2"
+	case want.Value == "2" && max(all, have) != "1":
+		return have
+	}
+	return want.Value
 }
 
 func (s *settings) fits(want plan.Sysctl) bool {
 	have, err := current(want.Key)
-	return err == nil && have == value(want)
+	return err == nil && have == value(want, have)
 }
 
 func (s *settings) set(want plan.Sysctl) error {
@@ -60,7 +67,7 @@ func (s *settings) set(want plan.Sysctl) error {
 	if err != nil {
 		return fmt.Errorf("kernel setting %s: %w", want.Key, err)
 	}
-	v := value(want)
+	v := value(want, have)
 	if have == v {
 		return nil
 	}

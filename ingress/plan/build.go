@@ -126,7 +126,7 @@ func (b *builder) peers() {
 	if b.ingress == nil {
 		return
 	}
-	b.out.Table.Base = Base{Ingress: b.ingress.Subnet, Source: b.in.Self.Underlay, VXLANPort: b.port}
+	b.out.Table.Base = Base{Ingress: b.ingress.Subnet, Bridge: b.ingress.Bridge, Source: b.in.Self.Underlay, VXLANPort: b.port}
 	b.out.Table.Guarded = append(b.out.Table.Guarded, b.ingress.Bridge, b.ingress.Device)
 	for _, p := range b.in.Peers {
 		gw, ok := p.Gateways[b.ingress.ID]
@@ -136,6 +136,10 @@ func (b *builder) peers() {
 		mark := MarkServing | hostBits(gw, b.ingress.Subnet)
 		b.wayBack(PeerMark{Device: b.ingress.Device, MAC: GatewayMAC(gw), Mark: mark}, gw)
 		if d := p.Direct; d != nil {
+			// Only probes are addressed to a peer's own address on this network.
+			b.out.Routes = append(b.out.Routes, Route{Table: MainTable, Dst: netip.PrefixFrom(gw, 32), Via: p.Underlay, Device: d.Device})
+		}
+		if d := p.Direct; d != nil && d.MAC != (MAC{}) {
 			b.wayBack(PeerMark{Device: d.Device, MAC: d.MAC, Mark: mark | markDirect}, p.Underlay)
 			if !slices.Contains(b.out.Table.Guarded, d.Device) {
 				b.out.Table.Guarded = append(b.out.Table.Guarded, d.Device)
@@ -294,7 +298,7 @@ func (b *builder) sysctls() {
 	for _, dev := range b.out.Table.Guarded {
 		set("net/ipv4/conf/"+dev+"/route_localnet", "1") // 127.0.0.1 of this node as a client
 		if dev != b.ingress.Bridge && dev != b.ingress.Device {
-			set("net/ipv4/conf/"+dev+"/rp_filter", "0")
+			set("net/ipv4/conf/"+dev+"/rp_filter", "2") // clients of the entry node may be elsewhere
 			set("net/ipv4/conf/"+dev+"/send_redirects", "0")
 		}
 	}

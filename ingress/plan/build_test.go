@@ -90,7 +90,7 @@ func TestBuild(t *testing.T) {
 			{"net/ipv4/ip_forward", "1"},
 		},
 		Table: Table{
-			Base:    Base{Ingress: netip.MustParsePrefix("10.0.0.0/24"), Source: addr("192.0.2.1"), VXLANPort: 4789},
+			Base:    Base{Ingress: netip.MustParsePrefix("10.0.0.0/24"), Bridge: in, Source: addr("192.0.2.1"), VXLANPort: 4789},
 			Guarded: []string{in, "msv-in"},
 			Inside:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.0/24"), netip.MustParsePrefix("127.0.0.0/8")},
 			Loops:   []Loop{{Src: addr("192.0.2.2"), Dst: addr("10.0.0.12")}},
@@ -261,3 +261,24 @@ func patch(all []Route, c Change[Route]) []Route {
 }
 
 func sortedRoutes(r []Route) []Route { return sorted(slices.Clone(r), compareRoute) }
+
+func TestRecallFindsWhatTheKernelHolds(t *testing.T) {
+	in := example()
+	want := map[string]Direct{
+		"node2": {Device: "eth0", MAC: MAC{2, 2}, Proven: true}, // it has a backend, routed to directly
+		"node3": {Device: "eth0", MAC: MAC{2, 3}},
+	}
+	for i, p := range in.Peers {
+		d := want[p.ID]
+		in.Peers[i].Direct = &d
+	}
+	s := build(t, in, nil)
+	if got := Recall(example(), s.Table.Peers, s.Routes); !reflect.DeepEqual(got, want) {
+		t.Errorf("recalled %v, want %v", got, want)
+	}
+	in = example()
+	in.Networks = nil
+	if got := Recall(in, s.Table.Peers, s.Routes); len(got) != 0 {
+		t.Errorf("without an ingress network: %v", got)
+	}
+}

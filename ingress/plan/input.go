@@ -39,15 +39,17 @@ type Node struct {
 	// Alive is false for a node that must receive no new connection. It says
 	// nothing about what that node may still send to us.
 	Alive bool
-	// Direct, when set, says that the node is a neighbour on a segment we share.
+	// Direct, when set, says that the node is a neighbour on a segment we share. The
+	// cluster does not know; the Mesh finds out and fills it in.
 	Direct *Direct
 }
 
-// Direct is what is known of a neighbour that can be reached without VXLAN.
+// Direct is what is known of a neighbour that may be reachable without VXLAN.
 type Direct struct {
 	// Device is our device on the shared segment.
 	Device string
-	// MAC is the source address of the neighbour's frames there.
+	// MAC is the source address of the neighbour's frames there; zero if not known
+	// yet.
 	MAC MAC
 	// Proven says that a probe travelled both ways, so connections may be sent to
 	// the neighbour without VXLAN. Those it sends us are recognised regardless.
@@ -143,6 +145,9 @@ func GatewayMAC(addr netip.Addr) MAC {
 const (
 	// DefaultVXLANPort is Swarm's data path port.
 	DefaultVXLANPort = 4789
+	// ProbePort is the UDP port neighbours probe each other at. Swarm's documentation
+	// asks for it to be open between nodes, for a gossip that miniswarm does without.
+	ProbePort = 7946
 	// DefaultMTU leaves room for the 50 bytes of VXLAN in an Ethernet frame.
 	DefaultMTU = 1450
 )

@@ -108,7 +108,8 @@ const (
 	rulesEnd   = 4202
 )
 
-// Sysctl is one kernel setting.
+// Sysctl is one kernel setting. Of reverse path filtering (rp_filter) 0 asks for
+// none and 2 for at most the loose kind.
 type Sysctl struct {
 	// Key is the path below /proc/sys.
 	Key   string
@@ -138,6 +139,8 @@ type Base struct {
 	// Ingress is the subnet of the ingress network; packets addressed straight to
 	// it come from peers.
 	Ingress netip.Prefix
+	// Bridge is where the ingress network's containers on this node are.
+	Bridge string
 	// Source is this node's address, used as source where the client's cannot be
 	// kept.
 	Source netip.Addr
