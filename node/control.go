@@ -82,17 +82,15 @@ func (c control) Decisions(taskID string) []orchestrator.Decision {
 	return c.m.manager.Decisions(taskID)
 }
 
-// Explain implements engineapi.Control. The task itself is left out of the accounts, so that the answer is what a
-// scheduler would say that has yet to place it.
+// Explain implements engineapi.Control. The answer is what a scheduler would say that has yet to place the task: it takes
+// the task off the books by itself.
 func (c control) Explain(snap *cluster.Snapshot, t *cluster.Task) scheduler.Decision {
 	accounts := scheduler.New()
 	for n := range snap.Nodes() {
 		accounts.SetNode(n)
 	}
 	for other := range snap.Tasks() {
-		if other.ID != t.ID {
-			accounts.SetTask(nil, other)
-		}
+		accounts.SetTask(nil, other)
 	}
 	return accounts.Explain(t, time.Now())
 }

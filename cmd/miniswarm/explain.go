@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,11 +10,15 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 
 	dockercli "github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/cli/command/completion"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
 	"github.com/spf13/cobra"
 )
@@ -22,7 +27,7 @@ import (
 func explainService(dc command.Cli) *cobra.Command {
 	return explain(dc, "service",
 		"Show why a service's tasks are where they are, and where the next would go",
-		"  miniswarm service explain web\n  miniswarm service explain --format json web")
+		"  miniswarm service explain web\n  miniswarm service explain --tasks 0 web\n  miniswarm service explain --format json web")
 }
 
 // explainTask tells why a task is where it is.
@@ -33,13 +38,26 @@ func explainTask(dc command.Cli) *cobra.Command {
 }
 
 func explain(dc command.Cli, noun, short, example string) *cobra.Command {
-	var format string
+	var (
+		format string
+		tasks  uint
+	)
 	cmd := &cobra.Command{Use: "explain [OPTIONS] " + strings.ToUpper(noun), Short: short, Args: dockercli.ExactArgs(1), Example: example,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if format != "" && format != "json" {
 				return dockercli.StatusError{Status: fmt.Sprintf("invalid --format %q: json, or leave it out for text", format), StatusCode: exitUsage}
 			}
-			path := "/miniswarm/" + noun + "s/" + url.PathEscape(args[0]) + "/explain"
+			ref := args[0]
+			if noun == "task" {
+				var err error
+				if ref, err = taskOfSlot(cmd.Context(), dc.Client(), ref); err != nil {
+					return err
+				}
+			}
+			path := "/miniswarm/" + noun + "s/" + url.PathEscape(ref) + "/explain"
+			if cmd.Flags().Changed("tasks") {
+				path += "?limit=" + strconv.FormatUint(uint64(tasks), 10)
+			}
 			body, err := get(cmd.Context(), dc.Client(), path)
 			if err != nil {
 				return err
@@ -57,7 +75,44 @@ func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 		},
 		ValidArgsFunction: completion.NoComplete}
 	cmd.Flags().StringVar(&format, "format", "", `"json" prints the whole decision`)
+	if noun == "service" {
+		cmd.Flags().UintVar(&tasks, "tasks", 20, "How many of its tasks to explain, besides the next replica")
+	}
 	return cmd
+}
+
+// taskOfSlot gives the id of the task that a name as "service ps" shows it means, SERVICE.SLOT: the one that is to run, or
+// else the latest. Anything else is left to the daemon.
+func taskOfSlot(ctx context.Context, cl client.APIClient, ref string) (string, error) {
+	dot := strings.LastIndexByte(ref, '.')
+	if dot < 0 {
+		return ref, nil
+	}
+	slot, err := strconv.Atoi(ref[dot+1:])
+	if err != nil {
+		return ref, nil
+	}
+	tasks, err := cl.TaskList(ctx, swarm.TaskListOptions{Filters: filters.NewArgs(filters.Arg("service", ref[:dot]))})
+	if err != nil {
+		return "", err
+	}
+	tasks = slices.DeleteFunc(tasks, func(t swarm.Task) bool { return t.Slot != slot })
+	if len(tasks) == 0 {
+		return "", fmt.Errorf("service %s has no task in slot %d; 'miniswarm service ps %s' lists its tasks", ref[:dot], slot, ref[:dot])
+	}
+	return slices.MaxFunc(tasks, func(a, b swarm.Task) int {
+		if r := cmp.Compare(wanted(a), wanted(b)); r != 0 {
+			return r
+		}
+		return a.CreatedAt.Compare(b.CreatedAt)
+	}).ID, nil
+}
+
+func wanted(t swarm.Task) int {
+	if t.DesiredState == swarm.TaskStateRunning {
+		return 1
+	}
+	return 0
 }
 
 // get asks the daemon for what Docker's client has no call for.

@@ -84,6 +84,7 @@ func (f *fakeDaemon) routes() http.Handler {
 		"GET /networks":                        func(*http.Request) (any, error) { return f.networks, nil },
 		"POST /networks/create":                f.createNetwork,
 		"GET /miniswarm/services/{id}/explain": f.explainService,
+		"GET /miniswarm/tasks/{id}/explain":    func(r *http.Request) (any, error) { return map[string]any{"Text": "task " + r.PathValue("id")}, nil },
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			f.mu.Lock()
@@ -247,7 +248,7 @@ func (f *fakeDaemon) tasks(r *http.Request) (any, error) {
 	}
 	out := []swarm.Task{}
 	for i := range f.services {
-		if args.Contains("service") && !args.ExactMatch("service", f.services[i].ID) {
+		if args.Contains("service") && !args.ExactMatch("service", f.services[i].ID) && !args.ExactMatch("service", f.services[i].Spec.Name) {
 			continue
 		}
 		out = append(out, f.tasksOf(&f.services[i])...)
