@@ -118,7 +118,8 @@ func New(cfg Config) (*Agent, error) {
 	a.worker = newWorker(a.log, a.reporter, a.recorder)
 	a.describer = newDescriber(cfg.Engine, cfg.Hostname, cfg.TLSInfo, a.log, a.redescribe)
 	a.mesh = &meshKeeper{nodeID: cfg.NodeID, dataAddr: cfg.DataAddr, mesh: cfg.Mesh, place: a.worker.place, recorder: a.recorder,
-		log: a.log, wake: make(chan struct{}, 1)}
+		log: a.log, wake: make(chan struct{}, 1), suspect: make(chan struct{}, 1)}
+	a.watcher.Opened = a.mesh.doubt
 	a.janitor = &janitor{nodeID: cfg.NodeID, engine: cfg.Engine, knows: a.worker.knows, log: a.log, wake: make(chan struct{}, 1)}
 	if cfg.Mesh == nil {
 		a.janitor.networks = a.networks

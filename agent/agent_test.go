@@ -420,6 +420,20 @@ func TestLogs(t *testing.T) {
 		if len(m.heard().logEnds) != 2 {
 			t.Errorf("ends %+v", m.heard().logEnds)
 		}
+		// Followed from before its start; and one that never starts.
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t2", ready), w.task("t3", ready)}})
+		for _, id := range []string{"t2", "t3"} {
+			m.send(protocol.ToAgent{LogRequest: &protocol.LogRequest{ID: id, TaskID: id, Stdout: true, Follow: true}})
+		}
+		w.settle()
+		w.engine.Print("web.1.t2", "stdout", time.Now(), "later")
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t2", running), w.task("t3", shutdown)}})
+		if lines := m.heard().logLines; lines[len(lines)-1] != "stdout: later\n" {
+			t.Errorf("lines %q", lines)
+		}
+		if e := m.heard().logEnds; len(e) != 3 || e[2] != (protocol.LogEnd{ID: "t3"}) {
+			t.Errorf("ends %+v", e)
+		}
 	})
 }
 

@@ -58,14 +58,20 @@ func (l *logRequests) cancel(id string) {
 	}
 }
 
-// sendLog sends the log of a task line by line.
+// sendLog sends the log of a task line by line. Following a task that has not been started waits for it.
 func (a *Agent) sendLog(ctx context.Context, send func(protocol.FromAgent) error, req protocol.LogRequest) error {
 	r := a.worker.runnerOf(req.TaskID)
 	if r == nil {
 		return fmt.Errorf("task %s is not on this node", req.TaskID)
 	}
-	t, _ := r.current()
-	c, err := a.cfg.Engine.Inspect(ctx, t.FullName())
+	if req.Follow && !r.begun(ctx) {
+		return nil // it has ended without saying anything
+	}
+	_, st := r.current()
+	if st.ContainerStatus == nil || st.ContainerStatus.ContainerID == "" {
+		return fmt.Errorf("task %s has not been started", req.TaskID)
+	}
+	c, err := a.cfg.Engine.Inspect(ctx, st.ContainerStatus.ContainerID)
 	if err != nil {
 		return fmt.Errorf("log of task %s: %w", req.TaskID, err)
 	}

@@ -44,6 +44,7 @@ type meshKeeper struct {
 	recorder *recorder
 	log      *slog.Logger
 	wake     chan struct{} // capacity 1
+	suspect  chan struct{} // capacity 1: the engine was away, and may have changed rules and devices when it came back
 
 	mu       sync.Mutex
 	services map[string]protocol.MeshService // guarded by mu, like all below
@@ -59,6 +60,14 @@ type meshKeeper struct {
 func (k *meshKeeper) poke() {
 	select {
 	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// doubt has the data plane read back soon.
+func (k *meshKeeper) doubt() {
+	select {
+	case k.suspect <- struct{}{}:
 	default:
 	}
 }
@@ -116,10 +125,15 @@ func (k *meshKeeper) run(ctx context.Context) error {
 		case <-again:
 			err = k.apply(ctx)
 		case <-verify.C:
-			if k.mesh == nil || again != nil {
+			if again != nil {
+				continue // it is about to be applied again anyway
+			}
+			err = k.verify(ctx)
+		case <-k.suspect:
+			if again != nil {
 				continue
 			}
-			_, err = k.mesh.Verify(ctx)
+			err = k.verify(ctx)
 		}
 		if err == nil {
 			again, pause, said = nil, minMeshRetry, ""
@@ -132,6 +146,14 @@ func (k *meshKeeper) run(ctx context.Context) error {
 		again = time.After(pause)
 		pause = min(2*pause, maxMeshRetry)
 	}
+}
+
+func (k *meshKeeper) verify(ctx context.Context) error {
+	if k.mesh == nil {
+		return nil
+	}
+	_, err := k.mesh.Verify(ctx)
+	return err
 }
 
 func (k *meshKeeper) apply(ctx context.Context) error {

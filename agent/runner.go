@@ -47,10 +47,11 @@ type runner struct {
 	status    swarm.TaskStatus        // guarded by mu
 	leaving   bool                    // guarded by mu; the task is no longer assigned: stop, remove, end
 	interrupt context.CancelCauseFunc // guarded by mu; of the step in progress, nil if it is not to be interrupted
+	moved     chan struct{}           // guarded by mu; closed and replaced when status changes
 }
 
 func newRunner(t *cluster.Task, status swarm.TaskStatus, ctl controller, log *slog.Logger, report func(*cluster.Task, swarm.TaskStatus)) *runner {
-	return &runner{ctl: ctl, log: log, report: report, task: t, status: status, goal: make(chan struct{}, 1), done: make(chan struct{})}
+	return &runner{ctl: ctl, log: log, report: report, task: t, status: status, goal: make(chan struct{}, 1), done: make(chan struct{}), moved: make(chan struct{})}
 }
 
 // current gives the task and its status.
@@ -58,6 +59,26 @@ func (r *runner) current() (*cluster.Task, swarm.TaskStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.task, r.status
+}
+
+// begun waits until the task has been started, or has ended without that. False: it ended without, or its runner or ctx
+// did.
+func (r *runner) begun(ctx context.Context) bool {
+	for {
+		r.mu.Lock()
+		st, moved := r.status, r.moved
+		r.mu.Unlock()
+		if !cluster.Before(st.State, swarm.TaskStateRunning) {
+			return st.ContainerStatus != nil && st.ContainerStatus.ContainerID != ""
+		}
+		select {
+		case <-moved:
+		case <-r.done:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // want takes a newer version of the task. Only its desired state counts, and only forward.
@@ -225,6 +246,8 @@ func (r *runner) set(change func(*swarm.TaskStatus)) {
 		st.ContainerStatus, st.PortStatus = &cs, ports
 	}
 	r.status = st
+	close(r.moved)
+	r.moved = make(chan struct{})
 	t := r.task
 	r.mu.Unlock()
 	r.log.Debug("task state", "state", st.State, "err", st.Err)

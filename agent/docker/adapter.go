@@ -9,6 +9,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -35,9 +36,10 @@ const replay = 2 * time.Second
 // Adapter is an [Engine] that speaks to dockerd. It may be used concurrently.
 type Adapter struct {
 	cli *client.Client
-	// negotiated is set once the API version is agreed on. The client would otherwise take its own, newest, version for
-	// good when the first question happens to meet an engine that is starting.
-	negotiated atomic.Bool
+	// negotiated is set once the API version is agreed on; negotiating is held meanwhile. The client would otherwise take
+	// its own, newest, version for good when the first question happens to meet an engine that is starting.
+	negotiated  atomic.Bool
+	negotiating sync.Mutex
 }
 
 // Open gives an adapter for the engine at host, such as unix:///var/run/docker.sock or tcp://10.0.0.1:2375. It does not
@@ -57,6 +59,11 @@ var _ Engine = (*Adapter)(nil)
 
 // ready agrees on an API version if that has not happened yet.
 func (a *Adapter) ready(ctx context.Context) error {
+	if a.negotiated.Load() {
+		return nil
+	}
+	a.negotiating.Lock()
+	defer a.negotiating.Unlock()
 	if a.negotiated.Load() {
 		return nil
 	}

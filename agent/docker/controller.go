@@ -327,7 +327,11 @@ func (c *Controller) stopUnhealthy(ctx context.Context) error {
 // Shutdown stops the container, giving it the grace of its spec. A container that does not run or does not exist is
 // stopped already.
 func (c *Controller) Shutdown(ctx context.Context) error {
-	err := c.rt.Engine.Stop(ctx, c.ref(), c.task.Spec.ContainerSpec.StopGracePeriod)
+	id, err := c.find(ctx)
+	if id == "" || err != nil {
+		return err
+	}
+	err = c.rt.Engine.Stop(ctx, id, c.task.Spec.ContainerSpec.StopGracePeriod)
 	if cerrdefs.IsNotFound(err) {
 		return nil
 	}
@@ -340,23 +344,36 @@ func (c *Controller) Shutdown(ctx context.Context) error {
 
 // Remove removes the container and its anonymous volumes, whether it runs or not.
 func (c *Controller) Remove(ctx context.Context) error {
-	return c.rt.Engine.Remove(ctx, c.ref())
+	id, err := c.find(ctx)
+	if id == "" || err != nil {
+		return err
+	}
+	return c.rt.Engine.Remove(ctx, id)
 }
 
-// ref names the container to the engine. Before its id is known the name does, which contains the task's id.
-func (c *Controller) ref() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.status.ContainerID != "" {
-		return c.status.ContainerID
+// find gives the id of the task's container, "" if there is none. Before its id is known it is looked for by name, and
+// must be labelled as this task's: somebody else's container of that name is not to be touched.
+func (c *Controller) find(ctx context.Context) (id string, err error) {
+	if st, _ := c.Status(); st.ContainerID != "" {
+		return st.ContainerID, nil
 	}
-	return c.task.FullName()
+	have, err := c.rt.Engine.Inspect(ctx, c.task.FullName())
+	if cerrdefs.IsNotFound(err) || err == nil && have.Config.Labels[LabelTaskID] != c.task.ID {
+		return "", nil
+	}
+	return have.ID, err
 }
 
 // inspect looks at the container and remembers what a task's status tells of it.
-func (c *Controller) inspect(ctx context.Context) (container.InspectResponse, error) {
-	have, err := c.rt.Engine.Inspect(ctx, c.ref())
-	if cerrdefs.IsNotFound(err) {
+func (c *Controller) inspect(ctx context.Context) (have container.InspectResponse, err error) {
+	id, err := c.find(ctx)
+	if err != nil {
+		return have, err
+	}
+	if id != "" {
+		have, err = c.rt.Engine.Inspect(ctx, id)
+	}
+	if id == "" || cerrdefs.IsNotFound(err) {
 		return have, fmt.Errorf("No such container: %s", c.task.FullName()) //nolint:staticcheck // the engine's words, which clients match on
 	}
 	if err != nil {

@@ -388,4 +388,38 @@ func TestAbandonedCreationIsTakenOver(t *testing.T) {
 			b.Errorf("status %+v", st)
 		}
 	})
+	// One that was cut off before its network was connected is made anew.
+	withBench(t, func(b *bench) {
+		b.e.SetImage("web:1", fake.Program{})
+		half := docker.Container{Name: "web.1.task1"}
+		half.Config.Image, half.Config.Labels = "web:1", map[string]string{docker.LabelTaskID: "task1", docker.LabelNodeID: node1}
+		_, err := b.e.Create(b.Context(), &half)
+		b.must(err)
+		task := b.task("web:1")
+		n := swarm.Network{ID: "net1"}
+		n.Spec.Name = "app"
+		task.NetworksAttachments = []swarm.NetworkAttachment{{Network: n, Addresses: []string{"10.0.1.44/24"}}}
+		b.up(b.controller(task))
+		want := "container web.1.task1 web:1 running app=10.0.1.44\nnetwork app 10.0.1.0/24 via 10.0.1.9"
+		if d := cmp.Diff(b.e.Describe(), want); d != "" {
+			b.Error(d)
+		}
+	})
+	// Somebody else's of that name is left alone.
+	withBench(t, func(b *bench) {
+		b.e.SetImage("web:1", fake.Program{})
+		foreign := docker.Container{Name: "web.1.task1"}
+		foreign.Config.Image = "web:1"
+		_, err := b.e.Create(b.Context(), &foreign)
+		b.must(err)
+		c := b.controller(b.task("web:1"))
+		if err := c.Prepare(b.Context()); err == nil || !strings.Contains(err.Error(), "already in use") {
+			b.Errorf("got %v", err)
+		}
+		b.must(c.Shutdown(b.Context()))
+		b.must(c.Remove(b.Context()))
+		if len(b.e.Ids()) != 1 {
+			b.Error("somebody else's container was removed")
+		}
+	})
 }

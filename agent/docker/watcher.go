@@ -20,6 +20,10 @@ const (
 // woken means "look again", nothing more: an event may be reported twice, and after a break of the stream everyone is
 // woken.
 type Watcher struct {
+	// Opened is called whenever the stream stands, so at first and after each absence of the engine; nil: nothing is.
+	// Set it before Run. It must return quickly.
+	Opened func()
+
 	engine Engine
 	nodeID string
 	log    *slog.Logger
@@ -126,6 +130,9 @@ func (w *Watcher) recheck(ctx context.Context) {
 }
 
 func (w *Watcher) opened() {
+	if w.Opened != nil {
+		w.Opened()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last++
