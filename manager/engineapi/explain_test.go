@@ -1,0 +1,59 @@
+package engineapi
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/orchestrator"
+)
+
+func TestExplain(t *testing.T) {
+	w := newWorld(t)
+	svc := aService("svc1", "web", 3)
+	svc.Spec.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: 1 << 30}}
+	small := aNode("node3", "vm3")
+	small.Description.Resources.MemoryBytes = 1 << 28
+	pending := aTask("task3", svc, 3, "", swarm.TaskStatePending)
+	pending.Status.Err = "no suitable node (insufficient resources on 3 nodes)"
+	old := aTask("task0", svc, 1, "node2", swarm.TaskStateFailed)
+	old.DesiredState = swarm.TaskStateShutdown
+	w.control.put(t, aNode("node1", "vm1"), aNode("node2", "vm2"), small, svc, aTask("task1", svc, 1, "node1", swarm.TaskStateRunning), aTask("task2", svc, 2, "node1", swarm.TaskStateRunning), pending, old)
+	w.control.decisions["task1"] = []orchestrator.Decision{{Kind: orchestrator.ScaleUp, ServiceID: "svc1", Tasks: []string{"task1"}, Reason: "slot 1 of web is empty"}}
+
+	e := must[TaskExplanation](w, 200, "GET", "/miniswarm/tasks/task1/explain", nil)
+	if e.Task.ID != "task1" || e.Service != "web" || len(e.Recorded) != 1 || e.Now.CurrentNode != "node1" || len(e.Now.Table) != 3 {
+		t.Errorf("task: %+v", e)
+	}
+	for _, text := range []string{"task task1 (web.1): running, wanted running, on vm1", "scale-up: slot 1 of web is empty", "as of now:", "the task is on vm1; the table shows the cluster without it", "vm3", "FAILS"} {
+		if !strings.Contains(e.Text, text) {
+			t.Errorf("%q is not in:\n%s", text, e.Text)
+		}
+	}
+	p := must[TaskExplanation](w, 200, "GET", "/miniswarm/tasks/web.3.task3/explain", nil)
+	if p.Recorded == nil || !strings.Contains(p.Text, "nothing is remembered of how it came about") || !strings.Contains(p.Text, "no suitable node (insufficient resources on 3 nodes)") {
+		t.Errorf("pending: %+v\n%s", p.Recorded, p.Text)
+	}
+	s := must[ServiceExplanation](w, 200, "GET", "/miniswarm/services/web/explain", nil)
+	if len(s.Tasks) != 3 || s.Omitted != 0 || s.Next == nil || !strings.Contains(s.Text, "one replica more:") {
+		t.Errorf("service: %d tasks, %d omitted, next %+v\n%s", len(s.Tasks), s.Omitted, s.Next, s.Text)
+	}
+	if s := must[ServiceExplanation](w, 200, "GET", "/v1.41/miniswarm/services/svc1/explain?limit=1", nil); len(s.Tasks) != 1 || s.Omitted != 2 || !strings.Contains(s.Text, "2 more tasks are left out") {
+		t.Errorf("limited: %d tasks, %d omitted", len(s.Tasks), s.Omitted)
+	}
+	w.refused("GET", "/miniswarm/tasks/x/explain", nil, 404, "task x not found")
+	w.refused("GET", "/miniswarm/services/x/explain", nil, 404, "service x not found")
+	w.refused("GET", "/miniswarm/services/web/explain?limit=few", nil, 400, "invalid value for limit: few: give a number of tasks")
+}
+
+func TestHypotheticalTakesTheFirstFreeSlot(t *testing.T) {
+	c := newFakeControl()
+	svc := aService("svc1", "web", 3)
+	ended := aTask("t2", svc, 2, "node1", swarm.TaskStateFailed)
+	ended.DesiredState = swarm.TaskStateShutdown
+	c.put(t, svc, aTask("t1", svc, 1, "node1", swarm.TaskStateRunning), ended, aTask("t3", svc, 3, "node1", swarm.TaskStateRunning))
+	if got := hypothetical(c.snapshot(), svc).Slot; got != 2 {
+		t.Errorf("slot %d", got)
+	}
+}

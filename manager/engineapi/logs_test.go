@@ -1,0 +1,264 @@
+package engineapi
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/pkg/stdcopy"
+
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+type logReader = func(context.Context, protocol.LogRequest, func(protocol.LogMessage) error) error
+
+// lines is a log that ends.
+func lines(stream string, text ...string) logReader {
+	return func(_ context.Context, _ protocol.LogRequest, each func(protocol.LogMessage) error) error {
+		for i, s := range text {
+			if err := each(protocol.LogMessage{Timestamp: time.Unix(100+int64(i), 5), Stream: stream, Data: []byte(s + "\n")}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// logWorld has a service with a task on each of two nodes.
+func logWorld(t *testing.T) *world {
+	w := newWorld(t)
+	svc := aService("svc1", "web", 2)
+	w.control.put(t, aNode("node1", "vm1"), aNode("node2", "vm2"), svc, aTask("task1", svc, 1, "node1", swarm.TaskStateRunning), aTask("task2", svc, 2, "node2", swarm.TaskStateRunning),
+		aTask("task3", svc, 2, "", swarm.TaskStatePending))
+	return w
+}
+
+// demux takes Docker's frames apart with Docker's own code.
+func demux(t *testing.T, body string) (stdout, stderr string, err error) {
+	t.Helper()
+	var o, e strings.Builder
+	_, err = stdcopy.StdCopy(&o, &e, strings.NewReader(body))
+	return o.String(), e.String(), err
+}
+
+// logBody gets a log to its end, not cut at the last line break.
+func (w *world) logBody(path string) (string, http.Header) {
+	w.t.Helper()
+	req, _ := http.NewRequestWithContext(w.t.Context(), "GET", "http://docker"+path, nil)
+	resp, err := w.http.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 {
+		w.t.Fatalf("%s: %d %v %s", path, resp.StatusCode, err, b)
+	}
+	return string(b), resp.Header
+}
+
+func sorted(text string) string {
+	all := strings.SplitAfter(text, "\n")
+	slices.Sort(all)
+	return strings.Join(all, "")
+}
+
+func TestLogsThatAreRefused(t *testing.T) {
+	w := logWorld(t)
+	for _, what := range []string{"/services/web", "/tasks/task1"} {
+		w.refused("GET", what+"/logs", nil, 400, "must specify at least one of 'stdout' or 'stderr'")
+		w.refused("GET", what+"/logs?stdout=1&tail=x", nil, 500, `tail value must be a positive integer or "all"`)
+		w.refused("GET", what+"/logs?stdout=1&tail=-1", nil, 500, "negative tail values not supported")
+		if a := w.do("GET", what+"/logs?stdout=1&since=x", nil); a.status != 400 {
+			t.Errorf("since: %d %s", a.status, a.body)
+		}
+	}
+	w.refused("GET", "/services/x/logs?stdout=1", nil, 404, "service x not found")
+	w.refused("GET", "/tasks/x/logs?stdout=1", nil, 404, "task x not found")
+}
+
+func TestLogsOfSeveralTasks(t *testing.T) {
+	w := logWorld(t)
+	w.control.setLog("task1", lines("stdout", "one", "two"))
+	w.control.setLog("task2", lines("stderr", "oops"))
+	body, header := w.logBody("/v1.51/services/web/logs?stdout=1&stderr=1")
+	stdout, stderr, err := demux(t, body)
+	if err != nil || stdout != "one\ntwo\n" || stderr != "oops\n" || header.Get("Content-Type") != "application/vnd.docker.multiplexed-stream" {
+		t.Errorf("%q %q %v %s", stdout, stderr, err, header.Get("Content-Type"))
+	}
+	if _, header := w.logBody("/v1.41/services/web/logs?stdout=1"); header.Get("Content-Type") != "application/vnd.docker.raw-stream" {
+		t.Errorf("content type for an old client: %s", header.Get("Content-Type"))
+	}
+	body, _ = w.logBody("/services/web/logs?stdout=1&stderr=1&details=1&timestamps=1")
+	stdout, stderr, _ = demux(t, body)
+	if want := "1970-01-01T00:01:40.000000005Z com.docker.swarm.node.id=node1,com.docker.swarm.service.id=svc1,com.docker.swarm.task.id=task1 one\n" +
+		"1970-01-01T00:01:41.000000005Z com.docker.swarm.node.id=node1,com.docker.swarm.service.id=svc1,com.docker.swarm.task.id=task1 two\n"; stdout != want {
+		t.Errorf("stdout:\n%swant\n%s", stdout, want)
+	}
+	if !strings.HasSuffix(stderr, "com.docker.swarm.task.id=task2 oops\n") {
+		t.Errorf("stderr: %s", stderr)
+	}
+	body, _ = w.logBody("/tasks/task2/logs?stdout=1&stderr=1")
+	if stdout, stderr, _ = demux(t, body); stdout != "" || stderr != "oops\n" {
+		t.Errorf("one task: %q %q", stdout, stderr)
+	}
+	body, _ = w.logBody("/services/web/logs?stdout=1&stderr=0")
+	if _, stderr, _ = demux(t, body); stderr != "" {
+		t.Errorf("stderr that nobody asked for: %q", stderr)
+	}
+}
+
+func TestLogRequestsReachTheNodes(t *testing.T) {
+	w := logWorld(t)
+	var mu sync.Mutex
+	var got []protocol.LogRequest
+	read := func(_ context.Context, req protocol.LogRequest, _ func(protocol.LogMessage) error) error {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, req)
+		return nil
+	}
+	w.control.setLog("task1", read)
+	w.logBody("/tasks/task1/logs?stdout=1&stderr=1&tail=5&since=1500000000.5")
+	w.logBody("/tasks/task1/logs?stderr=1")
+	want := []protocol.LogRequest{
+		{TaskID: "task1", Stdout: true, Stderr: true, Tail: "5", Since: "2017-07-14T02:40:00.5Z"},
+		{TaskID: "task1", Stderr: true, Tail: "all"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestMissingNodesAreNamedAfterTheOthers(t *testing.T) {
+	w := logWorld(t)
+	w.control.setLog("task1", lines("stdout", "one"))
+	body, _ := w.logBody("/services/web/logs?stdout=1&stderr=1")
+	stdout, _, err := demux(t, body)
+	if stdout != "one\n" || err == nil || !strings.Contains(err.Error(), "Error grabbing logs: warning: incomplete log stream. some logs could not be retrieved for the following reasons: node node2 is not available") {
+		t.Errorf("%q %v", stdout, err)
+	}
+}
+
+func TestTTYLogsAreRaw(t *testing.T) {
+	w := newWorld(t)
+	svc := aService("svc1", "web", 1)
+	svc.Spec.TaskTemplate.ContainerSpec.TTY = true
+	w.control.put(t, aNode("node1", "vm1"), svc, aTask("task1", svc, 1, "node1", swarm.TaskStateRunning))
+	w.control.setLog("task1", lines("stdout", "raw"))
+	body, header := w.logBody("/v1.51/services/web/logs?stdout=1")
+	if body != "raw\n" || header.Get("Content-Type") != "application/vnd.docker.raw-stream" {
+		t.Errorf("%q %s", body, header.Get("Content-Type"))
+	}
+}
+
+// following opens a log that follows and gives its lines.
+func (w *world) following(path string) (next func() string, stop func()) {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(w.t.Context())
+	req, _ := http.NewRequestWithContext(ctx, "GET", "http://docker"+path, nil)
+	resp, err := w.http.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	pr, pw := io.Pipe()
+	go func() {
+		_, err := stdcopy.StdCopy(pw, pw, resp.Body)
+		pw.CloseWithError(err)
+	}()
+	scan := bufio.NewScanner(pr)
+	w.t.Cleanup(func() { cancel(); resp.Body.Close(); pr.Close() })
+	return func() string {
+		if !scan.Scan() {
+			return fmt.Sprint("end ", scan.Err())
+		}
+		return scan.Text()
+	}, cancel
+}
+
+func TestFollowTakesInNewTasksAndNodesThatComeBack(t *testing.T) {
+	w := logWorld(t)
+	svc := w.control.snapshot().Service("svc1")
+	ended := make(chan struct{})
+	w.control.setLog("task1", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+		defer close(ended)
+		if err := lines("stdout", "one")(ctx, req, each); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	next, stop := w.following("/services/web/logs?stdout=1&stderr=1&follow=1&tail=3")
+	got := []string{next(), next()}
+	slices.Sort(got)
+	if want := []string{"miniswarm: node node2 is not available; the log goes on when it can be read again", "one"}; !slices.Equal(got, want) {
+		t.Fatalf("got %q", got)
+	}
+	// A new task of the service is taken in when it has a node.
+	w.control.setLog("task3", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+		_ = lines("stdout", "three")(ctx, req, each)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	w.control.put(t, aTask("task3", svc, 3, "node1", swarm.TaskStateRunning))
+	if got := next(); got != "three" {
+		t.Errorf("the new task: %q", got)
+	}
+	// Taken up again, a log goes on after the last line.
+	var since sync.Map
+	w.control.setLog("task2", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+		since.Store(req.Since+" "+req.Tail, true)
+		if req.Since == "" {
+			_ = lines("stdout", "first")(ctx, req, each)
+			return errors.New("node node2: gone again")
+		}
+		_ = lines("stdout", "second")(ctx, req, each)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	for _, want := range []string{"first", "miniswarm: node node2: gone again; the log goes on when it can be read again", "second"} {
+		if got := next(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	if _, ok := since.Load("1970-01-01T00:01:40.000000006Z all"); !ok {
+		t.Error("the log was not taken up after its last line")
+	}
+	stop()
+	<-ended // a client that goes away ends the readers
+}
+
+func TestFollowSurvivesAWatchThatLags(t *testing.T) {
+	w := logWorld(t)
+	svc := w.control.snapshot().Service("svc1")
+	wait := func(ctx context.Context, _ protocol.LogRequest, _ func(protocol.LogMessage) error) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	w.control.setLog("task1", wait)
+	w.control.setLog("task2", wait)
+	w.control.setLog("task4", lines("stdout", "four"))
+	next, _ := w.following("/services/web/logs?stdout=1&follow=1")
+	w.await("the watch", func() bool { return w.control.watching() == 1 })
+	w.control.endWatches()
+	w.control.put(t, aTask("task4", svc, 3, "node1", swarm.TaskStateRunning))
+	if got := next(); got != "four" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestHeadOfALogDoesNotRead(t *testing.T) {
+	w := logWorld(t)
+	if a := w.do("HEAD", "/services/web/logs?stdout=1&follow=1", nil); a.status != 200 {
+		t.Errorf("%d", a.status)
+	}
+}
