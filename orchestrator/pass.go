@@ -305,7 +305,7 @@ func (x *pass) because(kind Kind, s *service, task, reason string) {
 // shared by all tasks of one spec version.
 func (x *pass) newTask(s *service, num int) *cluster.Task {
 	if len(x.blank) == 0 {
-		x.blank = make([]cluster.Task, 256)
+		x.blank = make([]cluster.Task, min(4+len(x.created), 256))
 	}
 	t := &x.blank[0]
 	x.blank = x.blank[1:]
@@ -376,16 +376,9 @@ func (x *pass) finish() Plan {
 	return plan
 }
 
-// newestFirst orders the tasks of a slot from the latest created. Tasks of this pass have no time yet: they are the
-// latest.
+// newestFirst orders the stored tasks of a slot from the latest created.
 func newestFirst(tasks []*cluster.Task) {
-	slices.SortStableFunc(tasks, func(a, b *cluster.Task) int {
-		if a.CreatedAt.IsZero() != b.CreatedAt.IsZero() {
-			if a.CreatedAt.IsZero() {
-				return -1
-			}
-			return 1
-		}
+	slices.SortFunc(tasks, func(a, b *cluster.Task) int {
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
 }

@@ -237,8 +237,13 @@ func (x *pass) hold(s *service, t *cluster.Task, state swarm.TaskState, message,
 // placeAttachments gives addresses to the tasks that stand for containers which a person attached to a network; they
 // have their node from the start (swarm-semantics.md, 5.6).
 func (x *pass) placeAttachments() {
+	x.retried = x.retried || len(x.attachments) > 0
 	for _, id := range slices.Sorted(maps.Keys(x.attachments)) {
 		t := x.task(id)
+		if forgotten(t) {
+			x.remove(t)
+			continue
+		}
 		n := x.nodes[t.NodeID]
 		if n == nil || n.obj == nil {
 			continue
@@ -252,6 +257,7 @@ func (x *pass) placeAttachments() {
 		if err := x.assign(t, scheduler.Placement{NodeID: n.id}, nets, messagePreassigned); err != "" {
 			if t.Status.Err != err {
 				x.report(t, t.Status.State, t.Status.Message, err)
+				x.decide(Decision{Kind: Wait, Tasks: []string{id}, Reason: err})
 			}
 			continue
 		}

@@ -64,8 +64,8 @@ type Planner struct {
 	unserved map[*service]struct{}
 	// hungry has the nodes that could not be given an address on ingress.
 	hungry map[*node]struct{}
-	// attachments has the wanted tasks without a service and without addresses: containers that a person attached to
-	// a network.
+	// attachments has the tasks without a service, which stand for containers that a person attached to a network, as
+	// long as they have no addresses yet or are to be forgotten.
 	attachments map[string]struct{}
 }
 
@@ -240,6 +240,11 @@ func unplaced(t *cluster.Task) bool {
 	return t != nil && t.Wanted() && cluster.Before(t.Status.State, swarm.TaskStateAssigned)
 }
 
+// forgotten says whether a task without a service has come to its end: nothing else would clear it away.
+func forgotten(t *cluster.Task) bool {
+	return t != nil && (t.Status.State == swarm.TaskStateOrphaned || t.DesiredState == swarm.TaskStateRemove && finished(t))
+}
+
 func (p *Planner) observeTask(old, new *cluster.Task) {
 	p.accounts.SetTask(old, new)
 	if was, is := holdsAddresses(old), holdsAddresses(new); was != is || was && &old.NetworksAttachments[0] != &new.NetworksAttachments[0] {
@@ -259,8 +264,9 @@ func (p *Planner) observeTask(old, new *cluster.Task) {
 		t = old
 	}
 	if t.ServiceID == "" {
-		if new != nil && new.Wanted() && unplaced(new) {
+		if unplaced(new) || forgotten(new) {
 			p.attachments[t.ID] = struct{}{}
+			p.roomier = true
 		} else {
 			delete(p.attachments, t.ID)
 		}

@@ -102,6 +102,31 @@ func (s *sim) command(f []string) (string, error) {
 		}
 		c.Spec.Orchestration.TaskHistoryRetentionLimit = &n
 		s.commit(cluster.UpdateOf(&c))
+	case "cluster":
+		c := *s.state.Snapshot().Cluster()
+		for _, a := range args {
+			switch k, v, _ := strings.Cut(a, "="); k {
+			case "pool":
+				c.DefaultAddrPool = append(slices.Clone(c.DefaultAddrPool), v)
+			case "size":
+				n, err := strconv.ParseUint(v, 10, 32)
+				if err != nil {
+					return "", err
+				}
+				c.SubnetSize = uint32(n)
+			}
+		}
+		s.commit(cluster.UpdateOf(&c))
+	case "attach": // docker run --network
+		t := &cluster.Task{}
+		t.ID, t.NodeID = args[0], args[1]
+		t.Spec.Networks = []swarm.NetworkAttachmentConfig{{Target: args[2]}}
+		t.Spec.NetworkAttachmentSpec = &swarm.NetworkAttachmentSpec{ContainerID: args[0]}
+		t.DesiredState, t.Status.State = swarm.TaskStateRunning, swarm.TaskStateNew
+		s.names[t.ID] = t.ID
+		s.commit(cluster.CreateOf(t))
+	case "detach":
+		s.commit(cluster.RemoveOf(s.state.Snapshot().Task(args[0])))
 	case "crash", "freeze", "hang", "heal":
 		for _, m := range []map[string]bool{s.crashing, s.frozen, s.hung} {
 			delete(m, args[0])
@@ -123,6 +148,17 @@ func (s *sim) command(f []string) (string, error) {
 		if !s.end(name, slot, state, err) {
 			return "", fmt.Errorf("no running task %s", args[0])
 		}
+	case "reject": // the newest task of a slot ends before it was started
+		name, slot, _ := strings.Cut(args[0], ".")
+		var newest *cluster.Task
+		for t := range s.state.Snapshot().TasksOfService(name) {
+			if t.SlotName() == slot && (newest == nil || t.CreatedAt.After(newest.CreatedAt)) {
+				newest = t
+			}
+		}
+		st := newest.Status
+		st.State, st.Err = swarm.TaskStateRejected, "No such image: app:1"
+		s.commit(cluster.PatchTask(newest.ID, cluster.TaskPatch{Status: &st, AppliedAt: s.now}))
 	case "plan":
 		var out strings.Builder
 		plan := s.plan()
@@ -182,6 +218,9 @@ func (s *sim) nodeCommand(args []string) error {
 		case "rm":
 			s.down[id] = true
 			s.removeNode(id)
+		case "vanish": // the node's object goes without a word about its tasks
+			s.down[id] = true
+			s.commit(cluster.RemoveOf(s.state.Snapshot().Node(id)))
 		case "set":
 			var err error
 			s.editNode(id, func(n *cluster.Node) {
