@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,55 +59,84 @@ func (n BridgeNetwork) DriverOptions(engineVersion string) map[string]string {
 	return options
 }
 
-func bridgeOf(o plan.Overlay) BridgeNetwork {
-	return BridgeNetwork{ID: o.ID, Name: o.Name, Bridge: o.Bridge, Subnet: o.Subnet, Gateway: o.Gateway, MTU: o.MTU, Internal: o.Internal}
-}
-
-// readBridges asks the engine once, until somebody may have changed something.
-func (m *Mesh) readBridges(ctx context.Context) error {
-	if m.bridges != nil {
-		return nil
-	}
+func (m *Mesh) listBridges(ctx context.Context) (map[string]BridgeNetwork, error) {
 	all, err := m.engine.List(ctx)
 	if err != nil {
-		return fmt.Errorf("list the engine's networks: %w", err)
+		return nil, fmt.Errorf("list the engine's networks: %w", err)
 	}
-	m.bridges = map[string]BridgeNetwork{}
+	bridges := map[string]BridgeNetwork{}
 	for _, n := range all {
-		m.bridges[n.ID] = n
+		bridges[n.ID] = n
 	}
-	return nil
+	return bridges, nil
+}
+
+// readBridges asks the engine unless it is known what it has.
+func (m *Mesh) readBridges(ctx context.Context) (err error) {
+	if m.bridges == nil {
+		m.bridges, err = m.listBridges(ctx)
+	}
+	return err
+}
+
+// bridgeOf is what the engine should have for a network, if that can be made.
+func (m *Mesh) bridgeOf(n plan.Network) (BridgeNetwork, bool) {
+	gw, ok := m.input.Self.Gateways[n.ID]
+	return BridgeNetwork{ID: n.ID, Name: n.Name, Bridge: plan.BridgeName(n.ID), Subnet: n.Subnet.Masked(), Gateway: gw,
+		MTU: cmp.Or(n.MTU, plan.DefaultMTU), Internal: n.Internal}, ok && n.Subnet.Contains(gw)
+}
+
+// withoutMissing leaves out the networks that the engine has yet to make. ok says
+// that this is worth doing first: there are such, and published ports do not depend
+// on them.
+func (m *Mesh) withoutMissing(in plan.Input) (_ plan.Input, ok bool) {
+	if m.bridges == nil || !m.applied {
+		return in, false
+	}
+	present := make([]plan.Network, 0, len(in.Networks))
+	for _, n := range in.Networks {
+		b, _ := m.bridgeOf(n)
+		switch {
+		case m.bridges[n.ID] == b:
+			present = append(present, n)
+		case n.Ingress:
+			return in, false
+		}
+	}
+	ok = len(present) < len(in.Networks)
+	in.Networks = present
+	return in, ok
 }
 
 // ensureBridges makes the networks that are missing.
-func (m *Mesh) ensureBridges(ctx context.Context, want plan.State) error {
+func (m *Mesh) ensureBridges(ctx context.Context, in plan.Input) error {
 	if err := m.readBridges(ctx); err != nil {
 		return err
 	}
 	var errs []error
-	for _, o := range want.Overlays {
-		n := bridgeOf(o)
-		if m.bridges[n.ID] == n {
-			continue
+	for _, n := range in.Networks {
+		b, ok := m.bridgeOf(n)
+		if !ok || m.bridges[n.ID] == b {
+			continue // plan says what is wrong with it
 		}
-		if err := m.engine.Ensure(ctx, n); err != nil {
+		if err := m.engine.Ensure(ctx, b); err != nil {
 			errs = append(errs, fmt.Errorf("network %s (%s) in the engine: %w", n.Name, n.ID, err))
 			continue
 		}
-		m.bridges[n.ID] = n
+		m.bridges[n.ID] = b
 	}
 	return errors.Join(errs...)
 }
 
 // removeBridges removes the networks that are not wanted. One that still has
 // containers stays until the next time.
-func (m *Mesh) removeBridges(ctx context.Context, want plan.State) error {
+func (m *Mesh) removeBridges(ctx context.Context, want []plan.Network) error {
 	if err := m.readBridges(ctx); err != nil {
 		return err
 	}
 	wanted := map[string]bool{}
-	for _, o := range want.Overlays {
-		wanted[o.ID] = true
+	for _, n := range want {
+		wanted[n.ID] = true
 	}
 	var errs []error
 	for id, n := range m.bridges {

@@ -129,29 +129,50 @@ func (m *Mesh) Apply(ctx context.Context, in plan.Input) error {
 // from the last Apply. Repaired says that there was something. Before the first
 // Apply it does nothing.
 func (m *Mesh) Verify(ctx context.Context) (repaired bool, err error) {
+	// An engine that hangs must not keep others from changing routes.
+	bridges, engineErr := m.listBridges(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.applied {
 		return false, nil
 	}
-	m.known, m.bridges, m.firewall.asserted = false, nil, false
+	if engineErr == nil {
+		m.bridges = bridges
+	}
+	m.known, m.firewall.asserted = false, false
 	repaired, err = m.reconcile(ctx)
 	if repaired {
 		m.log.Warn("data plane differed from what was applied and is repaired")
 	}
-	return repaired, errors.Join(err, m.hairpin())
+	return repaired, errors.Join(engineErr, err, m.hairpin())
 }
 
-// reconcile goes the steps of the package comment. It reads back first unless
-// the kernel's content is known.
+// reconcile goes the steps of the package comment. Where the engine has to make a
+// network first, everything that does not depend on it goes before, since engines
+// can be slow.
 func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
-	in := m.input
 	var errs []error
 	if err := m.recall(ctx); err != nil {
 		errs = append(errs, err)
 	}
+	in := m.input
 	in.Peers = m.withDirect(in.Peers)
 	in.Ports = m.reserve(in.Ports, &errs)
+	if rest, ok := m.withoutMissing(in); ok {
+		changed, err = m.converge(ctx, rest)
+		errs = append(errs, err)
+	}
+	if err := m.ensureBridges(ctx, in); err != nil {
+		errs = append(errs, err)
+	}
+	also, err := m.converge(ctx, in)
+	return changed || also, errors.Join(append(errs, err)...)
+}
+
+// converge makes the kernel agree with in. It reads back first unless the kernel's
+// content is known.
+func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed bool, err error) {
+	var errs []error
 	var prev *plan.State
 	if m.applied {
 		prev = &m.want
@@ -160,11 +181,8 @@ func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
 	if err != nil {
 		errs = append(errs, err)
 		if len(want.Sysctls) == 0 {
-			return false, errors.Join(errs...) // nothing could be planned at all
+			return false, err // nothing could be planned at all
 		}
-	}
-	if err := m.ensureBridges(ctx, want); err != nil {
-		errs = append(errs, err)
 	}
 	verify := !m.known
 	if verify {
@@ -196,7 +214,7 @@ func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
 	}
 	if tableErr == nil {
 		// Only now nothing leads to what is to be removed.
-		kernelErr = errors.Join(kernelErr, m.kernel.Delete(ctx, d), m.removeBridges(ctx, want))
+		kernelErr = errors.Join(kernelErr, m.kernel.Delete(ctx, d), m.removeBridges(ctx, m.input.Networks))
 	}
 	errs = append(errs, kernelErr, tableErr, m.forget(ctx, want))
 	newBackends := prev == nil || !slices.Equal(prev.Backends, want.Backends)
@@ -296,7 +314,7 @@ func (m *Mesh) Remove(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var errs []error
-	errs = append(errs, m.table.Remove(ctx), m.kernel.Remove(ctx), m.firewall.remove(ctx), conntrack.ForgetOurs(ctx), m.removeBridges(ctx, plan.State{}))
+	errs = append(errs, m.table.Remove(ctx), m.kernel.Remove(ctx), m.firewall.remove(ctx), conntrack.ForgetOurs(ctx), m.removeBridges(ctx, nil))
 	for _, k := range slices.Collect(maps.Keys(m.reserved)) {
 		errs = append(errs, m.reserved[k].Close())
 		delete(m.reserved, k)

@@ -71,7 +71,8 @@ func (t *Table) Close() error { return errors.Join(t.conn.CloseLasting(), t.ask.
 
 // Apply makes the table say what want says. What the kernel already holds is
 // left alone, also when this is the first call in a process that follows
-// another: connections are not disturbed. It fails as a whole.
+// another: connections are not disturbed. It fails as a whole. The Table keeps
+// want, which must not be changed afterwards.
 func (t *Table) Apply(ctx context.Context, want plan.Table) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -180,20 +181,11 @@ func (t *Table) commit(d plan.TableDiff, want plan.Table) error {
 	if err != nil {
 		return err
 	}
-	t.have, t.known = clone(want), true
+	t.have, t.known = want, true
 	if after == before+1 && (d.Rebuild || before == t.generation) {
 		t.generation = after // nobody else was there in between
 	}
 	return nil
-}
-
-func clone(t plan.Table) plan.Table {
-	t.Guarded, t.Inside, t.Loops, t.Peers = slices.Clone(t.Guarded), slices.Clone(t.Inside), slices.Clone(t.Loops), slices.Clone(t.Peers)
-	t.Ports = slices.Clone(t.Ports)
-	for i := range t.Ports {
-		t.Ports[i].Backends = slices.Clone(t.Ports[i].Backends)
-	}
-	return t
 }
 
 func (t *Table) flush(verb string) error {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -197,27 +198,24 @@ func BenchmarkChange(b *testing.B) {
 	if err := table.Apply(b.Context(), base); err != nil {
 		b.Fatal(err)
 	}
-	changed := clone(base)
+	changed := base
+	change := func(backends []netip.AddrPort) {
+		changed.Ports = slices.Clone(changed.Ports)
+		changed.Ports[500].Backends = backends
+	}
+	extra := append(slices.Clone(base.Ports[500].Backends), netip.MustParseAddrPort("10.200.0.1:8000"))
 	for _, c := range []struct {
-		name   string
-		change func()
+		name     string
+		backends [2][]netip.AddrPort
 	}{
-		{"endpoint=comes or goes", func() {
-			p := &changed.Ports[500]
-			if len(p.Backends) == 10 {
-				p.Backends = append(p.Backends, netip.MustParseAddrPort("10.200.0.1:8000"))
-			} else {
-				p.Backends = p.Backends[:10]
-			}
-		}},
-		{"endpoint=is replaced", func() {
-			p := &changed.Ports[500]
-			p.Backends[3] = netip.AddrPortFrom(p.Backends[3].Addr().Next(), 8000)
-		}},
+		{"endpoint=comes or goes", [2][]netip.AddrPort{extra, extra[:10]}},
+		{"endpoint=is replaced", [2][]netip.AddrPort{extra[:10], append(slices.Clone(extra[:9]), extra[10])}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
+			n := 0
 			for b.Loop() {
-				c.change()
+				n++
+				change(c.backends[n%2])
 				if err := table.Apply(b.Context(), changed); err != nil {
 					b.Fatal(err)
 				}

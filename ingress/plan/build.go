@@ -169,9 +169,7 @@ func (b *builder) wayBack(m PeerMark, via netip.Addr) {
 
 // hostBits numbers a node by its address on the ingress network.
 func hostBits(a netip.Addr, in netip.Prefix) uint32 {
-	b := a.As4()
-	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	return n & (1<<(32-in.Bits()) - 1) & markPeerMask
+	return number(a.As4()) & (1<<(32-in.Bits()) - 1) & markPeerMask
 }
 
 // published plans the ports and a host route to each backend on another node.
@@ -231,6 +229,8 @@ func (b *builder) published(prev *State) {
 		}
 		b.out.Table.Ports = append(b.out.Table.Ports, Port{PortKey: key, Backends: slots(b.in.Self.ID, serving, p.Target, before[key])})
 	}
+	b.out.Routes = slices.Grow(b.out.Routes, len(far))
+	b.out.Table.Loops = make([]Loop, 0, len(far))
 	for addr, peer := range far {
 		// Routes stay for draining backends, whose connections go on.
 		r := Route{Table: MainTable, Dst: netip.PrefixFrom(addr, 32), Via: peer.Gateways[b.ingress.ID], Device: b.ingress.Device}
@@ -247,34 +247,70 @@ func (b *builder) published(prev *State) {
 // differs from node to node, so that nodes do not all send their first connection
 // to the same replica.
 func slots(self string, serving []Backend, target uint16, before []netip.AddrPort) []netip.AddrPort {
-	rank := map[netip.AddrPort]uint64{}
+	now := make([]netip.AddrPort, 0, len(serving))
 	for _, e := range serving {
-		h := fnv.New64a()
-		h.Write([]byte(self + "/" + e.TaskID))
-		rank[netip.AddrPortFrom(e.Addr, target)] = h.Sum64()
+		now = append(now, netip.AddrPortFrom(e.Addr, target))
 	}
-	out := make([]netip.AddrPort, len(rank))
-	var waiting []netip.AddrPort
+	waiting := newcomers(now, before)
+	if len(waiting) == 0 && len(newcomers(before, now)) == 0 {
+		return before // the usual case, for all ports but one
+	}
+	place := map[netip.AddrPort]uint64{} // differs from node to node
+	for i, a := range now {
+		if _, ok := waiting[a]; ok {
+			h := fnv.New64a()
+			h.Write([]byte(self + "/" + serving[i].TaskID))
+			place[a] = h.Sum64()
+		}
+	}
+	fresh := slices.SortedFunc(maps.Keys(place), func(x, y netip.AddrPort) int {
+		return cmp.Or(cmp.Compare(place[x], place[y]), x.Compare(y))
+	})
+	current := map[netip.AddrPort]bool{}
+	for _, a := range now {
+		current[a] = true
+	}
+	out := make([]netip.AddrPort, len(current))
+	var behind []netip.AddrPort
 	for i, a := range before {
-		if _, ok := rank[a]; !ok {
-			continue
-		}
-		delete(rank, a)
-		if i < len(out) {
+		switch {
+		case !current[a]:
+		case i < len(out):
 			out[i] = a
-		} else {
-			waiting = append(waiting, a)
+		default:
+			behind = append(behind, a)
 		}
 	}
-	waiting = append(waiting, slices.SortedFunc(maps.Keys(rank), func(x, y netip.AddrPort) int {
-		return cmp.Or(cmp.Compare(rank[x], rank[y]), x.Compare(y))
-	})...)
+	fill := append(behind, fresh...)
 	for i := range out {
 		if !out[i].IsValid() {
-			out[i], waiting = waiting[0], waiting[1:]
+			out[i], fill = fill[0], fill[1:]
 		}
 	}
 	return out
+}
+
+// newcomers are those of now that were not there before.
+func newcomers(now, before []netip.AddrPort) map[netip.AddrPort]struct{} {
+	const few = 32 // up to which looking through is quicker than a map
+	there := func(a netip.AddrPort) bool { return slices.Contains(before, a) }
+	if len(before) > few {
+		known := make(map[netip.AddrPort]struct{}, len(before))
+		for _, a := range before {
+			known[a] = struct{}{}
+		}
+		there = func(a netip.AddrPort) bool { _, ok := known[a]; return ok }
+	}
+	var fresh map[netip.AddrPort]struct{}
+	for _, a := range now {
+		if !there(a) {
+			if fresh == nil {
+				fresh = map[netip.AddrPort]struct{}{}
+			}
+			fresh[a] = struct{}{}
+		}
+	}
+	return fresh
 }
 
 // sysctls plans the kernel settings the ways above need.

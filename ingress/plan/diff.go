@@ -173,7 +173,7 @@ func (o *State) Sort() {
 	o.Routes = sorted(o.Routes, compareRoute)
 	o.Rules = sorted(o.Rules, compareRule)
 	o.Sysctls = sorted(o.Sysctls, compareSysctl)
-	o.Backends = sorted(o.Backends, netip.Addr.Compare)
+	o.Backends = sorted(o.Backends, compareAddr)
 	o.Table.Normalize()
 }
 
@@ -199,11 +199,14 @@ func compareForward(a, b Forward) int {
 }
 
 func compareNeighbor(a, b Neighbor) int {
-	return cmp.Or(cmp.Compare(a.Device, b.Device), a.Addr.Compare(b.Addr))
+	return cmp.Or(cmp.Compare(a.Device, b.Device), compareAddr(a.Addr, b.Addr))
 }
 
 func compareRoute(a, b Route) int {
-	return cmp.Or(cmp.Compare(a.Table, b.Table), comparePrefix(a.Dst, b.Dst))
+	if n := cmp.Compare(a.Table, b.Table); n != 0 {
+		return n
+	}
+	return comparePrefix(a.Dst, b.Dst)
 }
 
 func compareRule(a, b Rule) int {
@@ -212,7 +215,25 @@ func compareRule(a, b Rule) int {
 
 func compareSysctl(a, b Sysctl) int { return cmp.Compare(a.Key, b.Key) }
 
-func compareLoop(a, b Loop) int { return cmp.Or(a.Src.Compare(b.Src), a.Dst.Compare(b.Dst)) }
+func compareLoop(a, b Loop) int {
+	if n := compareAddr(a.Dst, b.Dst); n != 0 {
+		return n
+	}
+	return compareAddr(a.Src, b.Src)
+}
+
+// compareAddr orders IPv4 addresses, which are all there are here, as numbers.
+func compareAddr(a, b netip.Addr) int {
+	if !a.Is4() || !b.Is4() {
+		return a.Compare(b)
+	}
+	x, y := a.As4(), b.As4()
+	return cmp.Compare(number(x), number(y))
+}
+
+func number(b [4]byte) uint32 {
+	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+}
 
 func comparePeer(a, b PeerMark) int {
 	return cmp.Or(cmp.Compare(a.Device, b.Device), slices.Compare(a.MAC[:], b.MAC[:]))
@@ -224,5 +245,8 @@ func ComparePorts(a, b Port) int {
 }
 
 func comparePrefix(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	if n := compareAddr(a.Addr(), b.Addr()); n != 0 {
+		return n
+	}
+	return cmp.Compare(a.Bits(), b.Bits())
 }
