@@ -42,7 +42,7 @@ type Accounts struct {
 
 	views []*view // by use, the latest first
 
-	journal []booking
+	journal journal
 	runs    []*run // not in use
 
 	// pending remembers groups that fit nowhere; changes is a ring of the slots of nodes that changed since anything

@@ -130,12 +130,16 @@ func (p *placement) decide(d *Decision, g Group, now time.Time) {
 	}
 	var won, next [maxWinners]*candidate
 	winners, runners := won[:0], next[:0]
+	ranked := len(p.runs) == 1 && p.runs[0].visits == 1 // candidates were found in the order of their ranks
 	for _, r := range p.runs {
 		r.each(func(c *candidate) {
-			if c.placed > 0 {
+			switch {
+			case c.placed > 0:
 				d.WinnerNodes++
-				winners = keepBest(winners, c, maxWinners)
-			} else {
+				if !ranked || len(winners) < maxWinners {
+					winners = keepBest(winners, c, maxWinners)
+				}
+			case !ranked || len(runners) < maxRunnersUp:
 				runners = keepBest(runners, c, maxRunnersUp)
 			}
 		})
@@ -213,7 +217,7 @@ func (a *Accounts) Explain(t *cluster.Task, now time.Time) Decision {
 	}
 	bare := *t
 	bare.NodeID = ""
-	mark := len(a.journal)
+	mark := len(a.journal.groups)
 	res := a.Place(Group{Task: &bare, N: 1}, now)
 	a.rollbackTo(mark)
 

@@ -37,11 +37,24 @@ type Result struct {
 // noSuitableNode is how Swarm begins to explain that tasks fit nowhere.
 const noSuitableNode = "no suitable node"
 
-// booking is one provisional entry in the accounts: n tasks on a node, or generic resources claimed there.
-type booking struct {
-	node   *node
-	of     *demand
-	n      int32
+// journal lists what is booked provisionally. It holds few pointers, because a pass may book a million tasks.
+type journal struct {
+	groups []bookedGroup
+	// nodes are the bookings of all groups: so many tasks on the node of that slot. A node on which something is booked
+	// keeps its slot.
+	nodes  []slotCount
+	claims []bookedClaims
+}
+
+// bookedGroup are the bookings of one group; its nodes and claims are those from the group before up to the given ends.
+type bookedGroup struct {
+	of            *demand
+	nodes, claims int
+}
+
+// bookedClaims are generic resources given to one task.
+type bookedClaims struct {
+	slot   int32
 	claims []swarm.GenericResource
 }
 
@@ -175,7 +188,7 @@ func (p *placement) place(nd *node) {
 	if len(p.generic) > 0 {
 		pl.GenericResources = nd.choose(p.generic)
 		nd.claim(pl.GenericResources, 1)
-		p.a.journal = append(p.a.journal, booking{node: nd, of: p.demand, claims: pl.GenericResources})
+		p.a.journal.claims = append(p.a.journal.claims, bookedClaims{nd.slot, pl.GenericResources})
 	}
 	if p.placements == nil {
 		p.placements = make([]Placement, 0, p.left)
@@ -192,7 +205,7 @@ func (p *placement) book(c *candidate) {
 	if p.service == nil {
 		p.service = p.a.open(p.serviceID)
 	}
-	p.a.journal = append(p.a.journal, booking{node: c.node, of: p.demand, n: c.placed})
+	p.a.journal.nodes = append(p.a.journal.nodes, slotCount{c.node.slot, c.placed})
 	p.a.enter(c.node, p.demand, p.service, c.placed)
 }
 
@@ -202,6 +215,18 @@ func (p *placement) finish() {
 		r.each(p.book)
 		r.leaf.run = nil
 		p.a.putRun(r)
+	}
+	p.a.journal.end(p.demand)
+}
+
+// end closes the bookings of a group.
+func (j *journal) end(of *demand) {
+	nodes := 0
+	if k := len(j.groups); k > 0 {
+		nodes = j.groups[k-1].nodes
+	}
+	if len(j.nodes) > nodes { // claims come only with tasks
+		j.groups = append(j.groups, bookedGroup{of, len(j.nodes), len(j.claims)})
 	}
 }
 
@@ -220,37 +245,44 @@ func (a *Accounts) enter(nd *node, d *demand, s *service, n int32) {
 // decisions ends with it, whether they will be committed or not: what is committed comes back through SetTask.
 func (a *Accounts) Rollback() {
 	a.rollbackTo(0)
-	if cap(a.journal) > maxSpareBookings {
-		a.journal = nil
+	if cap(a.journal.nodes) > maxSpareBookings {
+		a.journal = journal{}
 	}
 }
 
-func (a *Accounts) rollbackTo(mark int) {
-	var of *demand
-	var s *service
-	for i := len(a.journal) - 1; i >= mark; i-- {
-		b := &a.journal[i]
-		if b.of != of {
-			of, s = b.of, a.open(b.of.serviceID)
+// rollbackTo takes back all groups from that one on.
+func (a *Accounts) rollbackTo(group int) {
+	j := &a.journal
+	for len(j.groups) > group {
+		last := len(j.groups) - 1
+		g, before := j.groups[last], bookedGroup{}
+		if last > 0 {
+			before = j.groups[last-1]
 		}
-		b.node.claim(b.claims, -1)
-		if b.n != 0 {
-			a.enter(b.node, of, s, -b.n)
-		} else {
-			a.touch(b.node)
+		for _, c := range j.claims[before.claims:g.claims] {
+			a.slots[c.slot].claim(c.claims, -1)
 		}
-		if s.nodes == 0 {
-			a.close(of.serviceID, s)
-			of = nil
+		s := a.open(g.of.serviceID)
+		for _, b := range j.nodes[before.nodes:g.nodes] {
+			nd := a.slots[b.slot]
+			a.enter(nd, g.of, s, -b.count)
+			a.release(nd)
 		}
-		a.release(b.node)
+		a.close(g.of.serviceID, s)
+		clear(j.claims[before.claims:])
+		j.groups[last] = bookedGroup{}
+		j.groups, j.nodes, j.claims = j.groups[:last], j.nodes[:before.nodes], j.claims[:before.claims]
 	}
-	clear(a.journal[mark:])
-	a.journal = a.journal[:mark]
 }
 
-// Booked is the number of entries that Rollback would take back.
-func (a *Accounts) Booked() int { return len(a.journal) }
+// Booked is the number of tasks that Rollback would take back.
+func (a *Accounts) Booked() int {
+	n := 0
+	for _, b := range a.journal.nodes {
+		n += int(b.count)
+	}
+	return n
+}
 
 // explanation says why the tasks that are left fit nowhere.
 func (p *placement) explanation() string {
@@ -279,5 +311,6 @@ func (a *Accounts) Check(t *cluster.Task, nodeID string, _ time.Time) (Placement
 	p := placement{a: a, demand: d, left: 1}
 	p.place(nd)
 	p.book(&candidate{node: nd, placed: 1})
+	a.journal.end(d)
 	return p.placements[0], ""
 }

@@ -76,6 +76,13 @@ func (r *run) peek() *candidate {
 
 // more puts the best node that is not in use into use. It reports whether there was one.
 func (r *run) more() bool {
+	if r.searching && !r.hasAhead && len(r.again) == 0 { // the usual case, without a detour
+		c, ok := r.search.next(unlimited)
+		if ok {
+			r.cands = append(r.cands, c)
+		}
+		return ok
+	}
 	c := r.peek()
 	if c == nil {
 		return false
