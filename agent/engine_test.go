@@ -136,14 +136,15 @@ func (n *node) inspect(taskID string) container.InspectResponse {
 	return c
 }
 
+// report waits for what the probe tells first; from then on it handles signals.
 func (n *node) report(taskID string) probeReport {
 	n.Helper()
 	var r probeReport
-	out := n.onHost("docker", "logs", n.inspect(taskID).ID)
-	first, _, _ := strings.Cut(out, "\n")
-	if err := json.Unmarshal([]byte(first), &r); err != nil {
-		n.Fatalf("probe said %q: %v", out, err)
-	}
+	id := n.inspect(taskID).ID
+	n.eventually("report of the probe in "+taskID, func() bool {
+		first, _, whole := strings.Cut(n.onHost("docker", "logs", id)+"\n", "\n")
+		return whole && json.Unmarshal([]byte(first), &r) == nil
+	})
 	return r
 }
 
@@ -315,7 +316,7 @@ func TestOnAnEngine(t *testing.T) {
 		if err := os.Remove(filepath.Join(dir, "ok")); err != nil {
 			t.Fatal(err)
 		}
-		if st := n.reaches("h1", swarm.TaskStateFailed); st.Err != "task: non-zero exit (0): dockerexec: unhealthy container" && st.Err != "task: exit (0): dockerexec: unhealthy container" {
+		if st := n.reaches("h1", swarm.TaskStateFailed); st.Err != "task: non-zero exit (0): dockerexec: unhealthy container" {
 			t.Errorf("unhealthy: %q", st.Err)
 		}
 		n.end("h1")
@@ -328,8 +329,10 @@ func TestOnAnEngine(t *testing.T) {
 		polite := n.probe("polite", "serve", "5")
 		polite.Spec.ContainerSpec.StopSignal = "SIGINT"
 		n.assignMore(deaf, polite)
-		n.reaches("deaf", running)
-		n.reaches("polite", running)
+		for _, id := range []string{"deaf", "polite"} {
+			n.reaches(id, running)
+			n.report(id)
+		}
 		for _, task := range []*cluster.Task{deaf, polite} {
 			stop := *task
 			stop.DesiredState = shutdown
@@ -395,9 +398,9 @@ func TestOnAnEngine(t *testing.T) {
 		tty := n.probe("tty", "serve")
 		tty.Spec.ContainerSpec.TTY = true
 		n.assignMore(n.probe("plain", "serve"), tty)
-		n.reaches("plain", running)
-		n.reaches("tty", running)
 		for _, id := range []string{"plain", "tty"} {
+			n.reaches(id, running)
+			n.report(id)
 			m.send(protocol.ToAgent{LogRequest: &protocol.LogRequest{ID: id, TaskID: id, Stdout: true, Stderr: true, Follow: true, Tail: "all"}})
 		}
 		stop := func(id string) {
@@ -442,8 +445,10 @@ func TestOnAnEngine(t *testing.T) {
 	}{{"the engine stops", n.lab.StopEngine}, {"the engine is killed", n.lab.KillEngine}} {
 		part(how.name, func(t *testing.T) {
 			m.complete(n.probe("s1", "serve", "0"), n.probe("s2", "serve", "4"))
-			n.reaches("s1", running)
-			n.reaches("s2", running)
+			for _, id := range []string{"s1", "s2"} {
+				n.reaches(id, running)
+				n.report(id)
+			}
 			sessions := m.heard().sessions
 			if err := how.end(t.Context(), "vm1"); err != nil {
 				t.Fatal(err)

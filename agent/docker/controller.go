@@ -37,14 +37,13 @@ type ExitError struct {
 }
 
 func (e *ExitError) Error() string {
-	text := fmt.Sprintf("task: non-zero exit (%d)", e.Code)
-	if e.Code == 0 {
-		text = "task: exit (0)"
+	switch e.Cause {
+	case nil:
+		return fmt.Sprintf("task: non-zero exit (%d)", e.Code)
+	case errUnseen:
+		return fmt.Sprintf("task: exit (%d): %v", e.Code, e.Cause)
 	}
-	if e.Cause != nil {
-		text += ": " + e.Cause.Error()
-	}
-	return text
+	return fmt.Sprintf("task: non-zero exit (%d): %v", e.Code, e.Cause) // in Swarm's words even where the code is 0
 }
 
 func (e *ExitError) Unwrap() error { return e.Cause }
@@ -374,7 +373,8 @@ func (c *Controller) inspect(ctx context.Context) (have container.InspectRespons
 		have, err = c.rt.Engine.Inspect(ctx, id)
 	}
 	if id == "" || cerrdefs.IsNotFound(err) {
-		return have, fmt.Errorf("No such container: %s", c.task.FullName()) //nolint:staticcheck // the engine's words, which clients match on
+		//lint:ignore ST1005 the engine's words, which clients match on
+		return have, fmt.Errorf("No such container: %s", c.task.FullName())
 	}
 	if err != nil {
 		return have, err

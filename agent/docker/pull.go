@@ -144,5 +144,6 @@ func (im *Images) ensure(ctx context.Context, ref, auth string, offline bool) (w
 	case missing == nil:
 		return pullErr, nil
 	}
-	return nil, fmt.Errorf("No such image: %s (%w)", ref, pullErr) //nolint:staticcheck // the engine's words, which clients match on
+	//lint:ignore ST1005 the engine's words, which clients match on
+	return nil, fmt.Errorf("No such image: %s (%w)", ref, pullErr)
 }

@@ -40,7 +40,8 @@ func (e *Engine) Create(ctx context.Context, want *docker.Container) (string, er
 		return "", fmt.Errorf("the container name %q is already in use: %w", want.Name, cerrdefs.ErrConflict)
 	}
 	if _, ok := e.images[want.Config.Image]; !ok {
-		return "", fmt.Errorf("No such image: %s: %w", want.Config.Image, cerrdefs.ErrNotFound) //nolint:staticcheck // the engine's words
+		//lint:ignore ST1005 the engine's words
+		return "", fmt.Errorf("No such image: %s: %w", want.Config.Image, cerrdefs.ErrNotFound)
 	}
 	for _, n := range want.Networks {
 		if e.networkLocked(n.Network) == nil {
@@ -143,10 +144,12 @@ func (e *Engine) Inspect(ctx context.Context, id string) (container.InspectRespo
 	for _, n := range c.want.Networks {
 		nets[n.Network] = n.Endpoint.Copy()
 	}
+	settings := &container.NetworkSettings{Networks: nets}
+	settings.Ports = c.want.Host.PortBindings
 	return container.InspectResponse{
 		ContainerJSONBase: &container.ContainerJSONBase{ID: c.id, Name: "/" + c.want.Name, State: &state},
 		Config:            &config,
-		NetworkSettings:   &container.NetworkSettings{NetworkSettingsBase: container.NetworkSettingsBase{Ports: c.want.Host.PortBindings}, Networks: nets},
+		NetworkSettings:   settings,
 	}, nil
 }
 

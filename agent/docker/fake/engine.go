@@ -230,7 +230,8 @@ func (e *Engine) Image(ctx context.Context, ref string) (string, error) {
 	defer e.mu.Unlock()
 	id, ok := e.images[ref]
 	if !ok {
-		return "", fmt.Errorf("No such image: %s: %w", ref, cerrdefs.ErrNotFound) //nolint:staticcheck // the engine's words
+		//lint:ignore ST1005 the engine's words
+		return "", fmt.Errorf("No such image: %s: %w", ref, cerrdefs.ErrNotFound)
 	}
 	return id, nil
 }
@@ -388,7 +389,8 @@ func (e *Engine) findLocked(ref string) (*instance, error) {
 			return c, nil
 		}
 	}
-	return nil, fmt.Errorf("No such container: %s: %w", ref, cerrdefs.ErrNotFound) //nolint:staticcheck // the engine's words
+	//lint:ignore ST1005 the engine's words
+	return nil, fmt.Errorf("No such container: %s: %w", ref, cerrdefs.ErrNotFound)
 }
 
 // List implements docker.Engine.

@@ -33,6 +33,14 @@ type Report struct {
 }
 
 func main() {
+	// Whoever has read the report may rely on signals being handled.
+	stop := make(chan os.Signal, 1)
+	switch os.Args[1] {
+	case "serve":
+		signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	case "deaf":
+		signal.Ignore(syscall.SIGTERM)
+	}
 	report()
 	switch os.Args[1] {
 	case "exit": // exit CODE [AFTER]
@@ -43,8 +51,6 @@ func main() {
 		code, _ := strconv.Atoi(os.Args[2])
 		os.Exit(code)
 	case "serve": // until a stop signal, then exit with CODE
-		stop := make(chan os.Signal, 1)
-		signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 		fmt.Fprintln(os.Stderr, "got", <-stop)
 		code := 0
 		if len(os.Args) > 2 {
@@ -52,7 +58,6 @@ func main() {
 		}
 		os.Exit(code)
 	case "deaf": // ignores stop signals
-		signal.Ignore(syscall.SIGTERM)
 		time.Sleep(time.Hour)
 	case "stat": // stat PATH: a health check, succeeds if the path exists
 		if _, err := os.Stat(os.Args[2]); err != nil {
