@@ -30,9 +30,9 @@ const (
 	// describeLimit is how long the first session waits for the engine to say what the node is like. A node whose engine
 	// is away is still a node.
 	describeLimit = 2 * time.Second
-	// Containers are created and started a few at a time: measured on two processors, four give as short a time for
-	// all as eight do, and a shorter one to the first.
-	minSlots, slotsPerCPU = 4, 2
+	// Containers are created and started a few at a time: measured on two processors, four to six give as short a
+	// time for all as eight do, and a shorter one to the first.
+	minSlots, slotsPerCPU = 6, 2
 	databaseName          = "tasks.db"
 )
 
@@ -164,6 +164,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.worker.ctx = ctx
 	a.addManagers(stored.Managers)
 	a.mesh.resume(stored.Mesh)
+	if stored.Node != nil {
+		a.describer.assume(stored.Node.Description)
+	}
 	g.Go(func() error { return a.watcher.Run(ctx) })
 	g.Go(func() error { return a.describer.run(ctx) })
 	g.Go(func() error { return a.mesh.run(ctx) })

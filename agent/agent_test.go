@@ -389,6 +389,15 @@ func TestHelloDescribesTheNode(t *testing.T) {
 		if len(m.heard().hellos) != 2 || m.heard().hellos[1].Description.Resources.NanoCPUs != 4e9 {
 			t.Errorf("after a change: %+v", m.heard().hellos)
 		}
+		// With the engine away it says what it said last.
+		m.assign(protocol.Assignments{Complete: true, Node: &cluster.Node{Node: swarm.Node{ID: nodeID, Description: m.heard().hellos[1].Description}}})
+		_ = w.stop()
+		w.engine.Vanish()
+		w.start()
+		time.Sleep(5 * time.Second)
+		if h := m.heard().hellos; len(h) != 3 || !cmp.Equal(h[2], h[1]) {
+			t.Errorf("without an engine: %+v", h[2:])
+		}
 	})
 }
 

@@ -78,6 +78,16 @@ func (d *describer) description() swarm.NodeDescription {
 	return d.current
 }
 
+// assume takes what the node was like when the agent last ran, until the engine says what it is like now: a node whose
+// engine is away for a moment must not seem to have shrunk to nothing.
+func (d *describer) assume(last swarm.NodeDescription) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if last.Engine.EngineVersion != "" {
+		d.current = last
+	}
+}
+
 // await waits for the engine's first answer, not longer than limit.
 func (d *describer) await(ctx context.Context, limit time.Duration) {
 	select {
