@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -83,16 +87,22 @@ func TestEveryNodeAnswersAndKeepsTheClientsAddress(t *testing.T) {
 }
 
 func TestANodeReachesItsOwnPorts(t *testing.T) {
-	eachWay(t, func(t *testing.T, c *cluster) {
-		all := c.replicas(ingressID, 1, 2)
-		for _, h := range c.hosts {
-			for _, network := range []string{"tcp", "udp"} {
-				even(t, h.survey(network, h.at(80), h.underlay.String(), 4), all, 2)
-				// 127.0.0.1 means nothing beyond the node; the node's address stands for it.
-				even(t, h.survey(network, "127.0.0.1:80", h.underlay.String(), 4), all, 2)
-			}
-		}
-	})
+	for _, via := range []string{ingressID, backID} {
+		t.Run("default route by "+via, func(t *testing.T) {
+			eachWay(t, func(t *testing.T, c *cluster) {
+				all := c.replicas(via, 1, 2)
+				for _, h := range c.hosts {
+					// 127.0.0.1 means nothing beyond the node; the node's address stands for it.
+					for _, to := range []string{h.at(80), "127.0.0.1:80"} {
+						even(t, h.survey("tcp", to, h.underlay.String(), 4), all, 2)
+						if via == ingressID {
+							even(t, h.survey("udp", to, h.underlay.String(), 4), all, 2)
+						}
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestANodeReachesPortsOfOtherNodesAlsoWhenItServesThemItself(t *testing.T) {
@@ -441,4 +451,46 @@ func TestRemoveLeavesNothing(t *testing.T) {
 			t.Errorf("%d lines before, %d after:\n%s", len(b), len(a), after)
 		}
 	}
+}
+
+func TestAHundredServicesThatComeAndGoLeaveNothing(t *testing.T) {
+	c := newCluster(t, options{hosts: 2, bridgeFilter: true})
+	h := c.hosts[0]
+	c.applyTo(h)
+	count := func() string {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%d goroutines, %d descriptors\n%s", runtime.NumGoroutine(), len(fds), h.snapshot())
+	}
+	before := count()
+	for i := range byte(100) {
+		c.ports = []plan.PublishedPort{{ServiceID: "s", Name: "s", Protocol: plan.TCP, Published: 8000 + uint16(i), Target: 80, Backends: []plan.Backend{
+			{TaskID: "near", NodeID: "h1", Addr: netip.AddrFrom4([4]byte{10, 0, 0, 50 + i})},
+			{TaskID: "far", NodeID: "h2", Addr: netip.AddrFrom4([4]byte{10, 0, 0, 150 + i})},
+		}}}
+		c.applyTo(h)
+		if i%10 == 0 { // a network comes and goes as well
+			in := c.input(h)
+			in.Networks = in.Networks[:1]
+			h.must(func() error { return h.mesh.Apply(t.Context(), in) })
+		}
+	}
+	c.ports = nil
+	c.applyTo(h)
+	after := count()
+	if strip(before) != strip(after) {
+		t.Errorf("before %s\nafter %s", before, after)
+	}
+}
+
+// strip removes the numbers of devices, which are never given twice, and addresses
+// the kernel chose by chance.
+func strip(s string) string {
+	s = regexp.MustCompile(`(?m)^\d+: `).ReplaceAllString(s, "")
+	s = regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}`).ReplaceAllString(s, "MAC")
+	lines := strings.Split(s, "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }

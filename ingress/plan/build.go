@@ -39,7 +39,9 @@ type builder struct {
 	port    uint16
 	out     State
 	ingress *Overlay
-	errs    []error
+	// segments are the devices that neighbours are reached by directly.
+	segments []string
+	errs     []error
 }
 
 func (b *builder) leaveOut(format string, args ...any) {
@@ -127,7 +129,10 @@ func (b *builder) peers() {
 		return
 	}
 	b.out.Table.Base = Base{Ingress: b.ingress.Subnet, Bridge: b.ingress.Bridge, Source: b.in.Self.Underlay, VXLANPort: b.port}
-	b.out.Table.Guarded = append(b.out.Table.Guarded, b.ingress.Bridge, b.ingress.Device)
+	b.out.Table.Guarded = append(b.out.Table.Guarded, b.ingress.Device)
+	for _, o := range b.out.Overlays {
+		b.out.Table.Guarded = append(b.out.Table.Guarded, o.Bridge)
+	}
 	for _, p := range b.in.Peers {
 		gw, ok := p.Gateways[b.ingress.ID]
 		if !ok || !b.ingress.Subnet.Contains(gw) {
@@ -141,7 +146,8 @@ func (b *builder) peers() {
 		}
 		if d := p.Direct; d != nil && d.MAC != (MAC{}) {
 			b.wayBack(PeerMark{Device: d.Device, MAC: d.MAC, Mark: mark | markDirect}, p.Underlay)
-			if !slices.Contains(b.out.Table.Guarded, d.Device) {
+			if !slices.Contains(b.segments, d.Device) {
+				b.segments = append(b.segments, d.Device)
 				b.out.Table.Guarded = append(b.out.Table.Guarded, d.Device)
 			}
 		}
@@ -332,11 +338,13 @@ func (b *builder) sysctls() {
 		}
 	}
 	for _, dev := range b.out.Table.Guarded {
-		set("net/ipv4/conf/"+dev+"/route_localnet", "1") // 127.0.0.1 of this node as a client
-		if dev != b.ingress.Bridge && dev != b.ingress.Device {
-			set("net/ipv4/conf/"+dev+"/rp_filter", "2") // clients of the entry node may be elsewhere
-			set("net/ipv4/conf/"+dev+"/send_redirects", "0")
-		}
+		// 127.0.0.1 of this node as a client: packets leave by the ingress network, and
+		// replies come by whatever network the container has its default route by.
+		set("net/ipv4/conf/"+dev+"/route_localnet", "1")
+	}
+	for _, dev := range b.segments {
+		set("net/ipv4/conf/"+dev+"/rp_filter", "2") // clients of the entry node may be elsewhere
+		set("net/ipv4/conf/"+dev+"/send_redirects", "0")
 	}
 }
 

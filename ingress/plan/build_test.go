@@ -84,14 +84,14 @@ func TestBuild(t *testing.T) {
 		},
 		Sysctls: []Sysctl{
 			{"net/ipv4/conf/all/send_redirects", "0"},
-			{"net/ipv4/conf/msb-app/rp_filter", "0"}, {"net/ipv4/conf/msb-app/send_redirects", "0"},
+			{"net/ipv4/conf/msb-app/route_localnet", "1"}, {"net/ipv4/conf/msb-app/rp_filter", "0"}, {"net/ipv4/conf/msb-app/send_redirects", "0"},
 			{"net/ipv4/conf/msb-in/route_localnet", "1"}, {"net/ipv4/conf/msb-in/rp_filter", "0"}, {"net/ipv4/conf/msb-in/send_redirects", "0"},
 			{"net/ipv4/conf/msv-in/route_localnet", "1"}, {"net/ipv4/conf/msv-in/rp_filter", "0"},
 			{"net/ipv4/ip_forward", "1"},
 		},
 		Table: Table{
 			Base:    Base{Ingress: netip.MustParsePrefix("10.0.0.0/24"), Bridge: in, Source: addr("192.0.2.1"), VXLANPort: 4789},
-			Guarded: []string{in, "msv-in"},
+			Guarded: []string{app, in, "msv-in"},
 			Inside:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.0/24"), netip.MustParsePrefix("127.0.0.0/8")},
 			Loops:   []Loop{{Src: addr("192.0.2.2"), Dst: addr("10.0.0.12")}},
 			Peers:   []PeerMark{{"msv-in", mac("10.0.0.2"), MarkServing | 2}, {"msv-in", mac("10.0.0.3"), MarkServing | 3}},
