@@ -181,6 +181,9 @@ type Peer struct {
 	Attachments map[string]string
 	// Down: do not send traffic there.
 	Down bool `json:",omitempty"`
+	// Suspect: nothing was heard of its daemon for some beats. Whether the machine itself is dead, the nodes that send
+	// it traffic find out best: by asking its kernel.
+	Suspect bool `json:",omitempty"`
 }
 
 // LogRequest asks an agent for the logs of one of its tasks.

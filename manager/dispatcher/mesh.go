@@ -162,6 +162,7 @@ func (m *meshTable) suspect(nodeID string, silent bool, snap *cluster.Snapshot) 
 	} else {
 		delete(m.suspects, nodeID)
 	}
+	m.setPeers(snap)
 	m.refreshNode(nodeID, snap)
 }
 
@@ -190,7 +191,8 @@ func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol
 func (m *meshTable) setPeers(snap *cluster.Snapshot) {
 	m.peers = make([]protocol.Peer, 0, snap.Len(cluster.KindNode))
 	for n := range snap.Nodes() {
-		m.peers = append(m.peers, protocol.Peer{NodeID: n.ID, Addr: n.DataAddr, Attachments: n.Attachments, Down: n.Status.State == swarm.NodeStateDown})
+		m.peers = append(m.peers, protocol.Peer{NodeID: n.ID, Addr: n.DataAddr, Attachments: n.Attachments,
+			Down: n.Status.State == swarm.NodeStateDown, Suspect: m.suspects[n.ID]})
 	}
 	m.seq++
 	m.peersSeq = m.seq
