@@ -36,7 +36,8 @@
 // workers in use. A new leader goes on in the middle of everything.
 //
 // The exceptions are comforts: which address was given last on a network (a new leader resumes after the address of
-// the newest task), and what package scheduler says about itself.
+// the newest task), when a task of an update began to run (a new leader counts its life from its creation, so that
+// some failures within Monitor go unnoticed), and what package scheduler says about itself.
 //
 // # What a pass costs
 //
@@ -55,6 +56,8 @@
 //   - A task of a global service on a node that comes back waits for its predecessor there to stop.
 //   - Constraints that were added to a service move its tasks by rolling update only; in Swarm any change of a node, or
 //     of the leader, evicts at once those that the update has not reached.
+//   - An update that should be rolled back and has nothing to be rolled back to is paused; a rollback that fails is
+//     paused and stays so.
 //   - An update does not stop old tasks while there are no ports or addresses for new ones.
 //   - Node events do not update global services past their update configuration.
 //   - Where Swarm leaves the order to chance (which slot is updated next, who is evicted from a node that shrank),

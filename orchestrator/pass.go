@@ -376,11 +376,20 @@ func (x *pass) finish() Plan {
 	return plan
 }
 
-// newestFirst orders the stored tasks of a slot from the latest created.
+// newestFirst orders the stored tasks of a slot from the latest created. Leaders' clocks may differ, or stand still: what
+// nobody has replaced is the newest whatever they say.
 func newestFirst(tasks []*cluster.Task) {
 	slices.SortFunc(tasks, func(a, b *cluster.Task) int {
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
+	for i, t := range tasks {
+		if slices.ContainsFunc(tasks, func(o *cluster.Task) bool { return o.Replaces == t.ID }) {
+			continue
+		}
+		copy(tasks[1:i+1], tasks[:i])
+		tasks[0] = t
+		return
+	}
 }
 
 // Explain gives the scheduler's full account for a task: every node, every filter with its numbers, the ranking.

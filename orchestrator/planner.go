@@ -279,6 +279,7 @@ func (p *Planner) observeTask(old, new *cluster.Task) {
 	case new == nil:
 		s.addTask(old, -1)
 	}
+	s.observeRunning(old, new)
 	if unplaced(new) {
 		s.pending[t.ID] = struct{}{}
 		p.waiting[s] = struct{}{}

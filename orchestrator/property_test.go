@@ -63,7 +63,13 @@ func (c *chaos) act() string {
 	switch c.rand.IntN(16) {
 	case 0, 1, 2:
 		if svc == nil {
-			return do("service %s %s %s", name, pick(c.rand, "replicas=3", "replicas=5"), map[string]string{
+			monitor := ""
+			if c.compare {
+				// When a task began to run is not in the store; with an hour it makes no difference.
+				monitor = "monitor=1h rollback-monitor=1h"
+			}
+			return do("service %s %s failure=%s rollback-failure=%s ratio=%s %s %s", name, monitor, pick(c.rand, "pause", "continue", "rollback"),
+				pick(c.rand, "pause", "continue"), pick(c.rand, "0", "0.3"), pick(c.rand, "replicas=3", "replicas=5"), map[string]string{
 				"web": "port=80:8000 order=start-first delay=1s", "api": "port=0:90 net=back parallelism=2 restart-delay=1s",
 				"db": "net=tiny memory=5000000000 attempts=3 window=20s", "agent": "global net=back"}[name])
 		}
@@ -80,7 +86,7 @@ func (c *chaos) act() string {
 		if svc == nil {
 			return ""
 		}
-		return do("service %s %s", name, pick(c.rand, "constraint=node.labels.zone==a", "constraint=", "net=back", "auth=x", "auth=y", fmt.Sprintf("port=%d:70", 7000+int(name[1])),  "ports=", "order=stop-first", "order=start-first"))
+		return do("service %s %s", name, pick(c.rand, "constraint=node.labels.zone==a", "constraint=", "net=back", "auth=x", "auth=y", fmt.Sprintf("port=%d:70", 7000+int(name[1])), "ports=", "order=stop-first", "order=start-first"))
 	case 6:
 		if svc == nil || c.rand.IntN(3) > 0 {
 			return ""
@@ -278,7 +284,7 @@ func (c *chaos) recover() {
 		delete(c.down, n.ID)
 		c.editNode(n.ID, func(n *cluster.Node) {
 			n.Status.State, n.Spec.Availability = swarm.NodeStateReady, swarm.NodeAvailabilityActive
-			n.Description.Resources.MemoryBytes = 64 << 30
+			n.Description.Resources.MemoryBytes = 256 << 30
 			n.Spec.Labels = map[string]string{"zone": "a"}
 		})
 	}
@@ -329,7 +335,11 @@ func (c *chaos) converged() {
 	}
 }
 
-func (s *service) same(t *cluster.Task) bool { v := s.verdictOf(t); v.placement = false; return v == verdict{} }
+func (s *service) same(t *cluster.Task) bool {
+	v := s.verdictOf(t)
+	v.placement = false
+	return v == verdict{}
+}
 
 // nothingLeaks removes all services and checks that nothing of them is left (I9).
 func (c *chaos) nothingLeaks() {
@@ -367,7 +377,7 @@ func (c *chaos) nothingLeaks() {
 // TestChaos does random things to clusters, then checks that they come to rest as they should be, whatever happened,
 // and that nothing leaks. Run one seed again with -run 'TestChaos/seed=N'.
 func TestChaos(t *testing.T) {
-	seeds := 60
+	seeds := 40
 	if testing.Short() {
 		seeds = 10
 	}
@@ -419,7 +429,7 @@ func (c *chaos) scaleUpLeavesTasksAlone() {
 // TestIncrementalIsFromScratch holds each plan of a planner that has observed everything against that of one which
 // knows the snapshot alone, and against its own when nothing was committed.
 func TestIncrementalIsFromScratch(t *testing.T) {
-	seeds := 40
+	seeds := 30
 	if testing.Short() {
 		seeds = 8
 	}

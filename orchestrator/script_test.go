@@ -347,6 +347,16 @@ func editService(c *cluster.Service, args []string) error {
 			update(&spec.UpdateConfig).Monitor, bad = d, durErr
 		case "order":
 			update(&spec.UpdateConfig).Order = v
+		case "failure":
+			update(&spec.UpdateConfig).FailureAction = v
+		case "rollback-failure":
+			update(&spec.RollbackConfig).FailureAction = v
+		case "rollback-monitor":
+			update(&spec.RollbackConfig).Monitor, bad = d, durErr
+		case "ratio":
+			var ratio float64
+			ratio, bad = strconv.ParseFloat(v, 32)
+			update(&spec.UpdateConfig).MaxFailureRatio = float32(ratio)
 		case "rollback-parallelism":
 			update(&spec.RollbackConfig).Parallelism, bad = u, numErr
 		case "constraint":

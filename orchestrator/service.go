@@ -36,7 +36,12 @@ type service struct {
 	busy map[int]time.Time
 	// settled is the latest time at which a new task of this update ended its start.
 	settled time.Time
-	// started is the UpdateStatus.StartedAt that busy and settled belong to.
+	// touched has the slots in which this update has created a task, failures those in which such tasks failed early.
+	touched  bits
+	failures map[int]failures
+	// ran is when tasks of this update were first seen RUNNING.
+	ran map[string]time.Time
+	// started is the UpdateStatus.StartedAt that all of this belongs to.
 	started time.Time
 
 	// dirty has the slots to look at again, unless all have to be.
@@ -76,7 +81,7 @@ type specVersion struct {
 
 func newService(id string) *service {
 	return &service{id: id, versions: make(map[uint64]specVersion), dirty: make(map[int]struct{}),
-		pending: make(map[string]struct{}), busy: make(map[int]time.Time)}
+		pending: make(map[string]struct{}), busy: make(map[int]time.Time), failures: make(map[int]failures), ran: make(map[string]time.Time)}
 }
 
 // byAge orders services from the oldest to the youngest, who came first has the port; before them those that are gone,
@@ -99,7 +104,26 @@ func (s *service) forgetSlot(num int) {
 	s.occupied.put(num, false)
 	s.plain.put(num, false)
 	s.outdated.put(num, false)
+	s.touched.put(num, false)
 	delete(s.busy, num)
+	delete(s.failures, num)
+}
+
+// forgetSlots clears everything known about all slots.
+func (s *service) forgetSlots() {
+	s.known.clear()
+	s.occupied.clear()
+	s.plain.clear()
+	s.outdated.clear()
+	s.forgetUpdate()
+}
+
+// forgetUpdate clears what is known about the progress of an update.
+func (s *service) forgetUpdate() {
+	s.touched.clear()
+	clear(s.busy)
+	clear(s.failures)
+	s.settled = noTime
 }
 
 // replicas is the wanted number of tasks of a replicated service.
@@ -131,8 +155,9 @@ func (s *service) matchUpdate() {
 		started = *s.obj.UpdateStatus.StartedAt
 	}
 	if !s.started.Equal(started) || !s.updating() {
-		s.started, s.settled = started, noTime
-		clear(s.busy)
+		s.started = started
+		s.forgetUpdate()
+		clear(s.ran)
 	}
 }
 

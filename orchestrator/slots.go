@@ -27,12 +27,7 @@ func (x *pass) lookAtSlots(s *service) {
 	}
 	s.all = false
 	clear(s.dirty)
-	s.known.clear()
-	s.occupied.clear()
-	s.plain.clear()
-	s.outdated.clear()
-	clear(s.busy)
-	s.settled = noTime
+	s.forgetSlots()
 	if s.mode == global {
 		x.lookAtAllNodes(s)
 		return

@@ -87,25 +87,28 @@ func slotName(sl *slot) string {
 	return fmt.Sprint(sl.num)
 }
 
-// noteUpdate notes whether the slot occupies a worker of the update under way, which is read from its tasks alone: the
-// update creates tasks that replace one and, unlike restarts, are not held back until a time.
+// byUpdate says whether the update under way has created the task. It creates tasks that replace one and, unlike
+// restarts, are not held back until a time.
+func (s *service) byUpdate(t *cluster.Task) bool {
+	return t.Replaces != "" && !restarted(t) && t.SpecVersion == s.obj.SpecVersion &&
+		(t.CreatedAt.IsZero() || !t.CreatedAt.Before(s.started))
+}
+
+// noteUpdate notes what became of the slot in the update under way and says whether it still occupies a worker. All of
+// that is read from the slot's tasks.
 func (x *pass) noteUpdate(sl *slot) (busy bool) {
-	s := sl.service
+	s, starting := sl.service, false
 	if !s.updating() {
 		return false
 	}
 	for _, t := range sl.tasks {
-		if t.Replaces == "" || restarted(t) || t.SpecVersion != s.obj.SpecVersion {
+		if !s.byUpdate(t) {
 			continue
 		}
-		if !t.CreatedAt.IsZero() && t.CreatedAt.Before(s.started) {
-			continue
-		}
+		s.touched.put(sl.num, true)
+		s.noteFailure(sl.num, t)
 		if cluster.Before(t.Status.State, swarm.TaskStateRunning) {
-			if t.Wanted() {
-				s.busy[sl.num] = noTime
-				return true
-			}
+			starting = starting || t.Wanted()
 			continue
 		}
 		end := endedAt(t)
@@ -117,7 +120,10 @@ func (x *pass) noteUpdate(sl *slot) (busy bool) {
 			busy = true
 		}
 	}
-	return busy
+	if starting {
+		s.busy[sl.num] = noTime
+	}
+	return busy || starting
 }
 
 // advanceUpdate starts, continues and completes the update of a service's tasks to its present spec. Each of
@@ -131,7 +137,7 @@ func (x *pass) advanceUpdate(s *service) {
 		return // until somebody updates or rolls back the service again
 	}
 	config := updateConfig(s)
-	if s.outdated.len() == 0 && !s.updating() {
+	if s.outdated.len() == 0 && !s.updating() || x.stopForFailures(s, config) {
 		return
 	}
 	var next time.Time
