@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -342,6 +343,9 @@ func readChunk(r io.Reader) ([]byte, error) {
 func loadSnapshot(dir string, term, index uint64, seal *sealer) (snapshotMeta, *cluster.State, error) {
 	path := filepath.Join(dir, snapshotName(term, index))
 	r, err := openSnapshotFile(path, index, seal)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: it is the newest in %s, so one of the two is damaged; remove this manager and join it again", err, walDir(filepath.Dir(dir)))
+	}
 	if err != nil {
 		return snapshotMeta{}, nil, err
 	}
