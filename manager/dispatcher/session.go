@@ -232,6 +232,8 @@ func (s *session) read(ctx context.Context, remote string) error {
 		}
 		s.beat()
 		switch {
+		case m.Heartbeat != nil:
+			s.post(protocol.ToAgent{Heartbeat: &protocol.Heartbeat{}})
 		case m.Status != nil:
 			select {
 			case s.reports <- *m.Status:
