@@ -139,7 +139,7 @@ func (be *backend) closeIdle() {
 type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 // dial makes a connection within timeout, or until the backend is marked down, and keeps an eye on it until forget is
-// called. Errors are *unsentError. A failure that is the backend's marks it down.
+// called. Errors are *unsentError. A failure that is the backend's may mark it down.
 func (be *backend) dial(ctx context.Context, timeout time.Duration, dial dialFunc) (net.Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -158,6 +158,7 @@ func (be *backend) dial(ctx context.Context, timeout time.Duration, dial dialFun
 	}
 	be.mu.Lock()
 	defer be.mu.Unlock()
+	be.health.connected(time.Now())
 	be.conns[conn] = struct{}{}
 	if be.health.state == Down {
 		limitUnacknowledged(conn, deadlineWhenDown)

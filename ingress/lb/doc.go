@@ -7,8 +7,9 @@
 // # Which backends get traffic
 //
 // Three things decide. Active checks (a TCP connection, or an HTTP request when a path is given) mark a backend down after
-// Fall failures in a row, repeated quickly once one has failed, and up after Rise successes. A connection that
-// clients wanted and did not get marks it down at once, and the checks bring it back. The policy chooses among those that
+// Fall failures in a row, repeated quickly once one has failed, and up after Rise successes. Connections that clients
+// wanted and did not get, Fall in a row and none made for 250 ms, mark it down as well, and the checks bring it back: a
+// node that is alive but leads to replicas of which some are not fails some connections and not all. The policy chooses among those that
 // are up: by default the one with less work out of two drawn at random, which spreads well without herding. A backend
 // that has not been checked yet counts as up. When all are down, all are tried: a wrong verdict must not be worse than none.
 //
@@ -27,9 +28,10 @@
 // # HTTP mode
 //
 // Requests, not connections, are balanced. A request that can be repeated safely (GET, HEAD, OPTIONS or TRACE without
-// a body) is sent again elsewhere when its backend dies, or is marked down, before the first byte of the answer: clients
-// lose nothing when a node dies. A request that might have had an effect is only repeated when it certainly was not
-// sent. A request is sent at most three times, so that one which kills whoever answers it cannot kill them all.
+// a body) is sent again elsewhere when its backend dies, or is marked down, before the client has seen anything of the
+// answer; one of up to 64 KiB is passed on when it is complete. So clients lose nothing when a node dies. A request that
+// might have had an effect is only repeated when it certainly was not sent. A request is sent at most three times, so that
+// one which kills whoever answers it cannot kill them all.
 // Backends learn the client's address from X-Forwarded-For.
 //
 // # Life

@@ -34,14 +34,21 @@ type health struct {
 	state      State
 	since      time.Time // of state
 	good, bad  int
-	lastErr    error // why it is down, or failed last
+	refused    int       // clients' connections that failed since the last one, or check, that did not
+	lastGood   time.Time // when a connection or check last succeeded
+	lastErr    error     // why it is down, or failed last
 }
+
+// deadSilence is how long nothing at all must have succeeded for failed connections of clients to mean that the backend
+// is dead. A node of a cluster passes connections on to replicas on all nodes: while one of those is dying, or starting,
+// some connections through every node fail and others do not.
+const deadSilence = 250 * time.Millisecond
 
 // checked takes the outcome of a check and returns whether the state changed.
 func (h *health) checked(err error, now time.Time) bool {
 	if err == nil {
 		h.good++
-		h.bad = 0
+		h.bad, h.refused, h.lastGood = 0, 0, now
 		if h.state == Unknown || h.state == Down && h.good >= h.rise {
 			return h.become(Up, now)
 		}
@@ -56,14 +63,21 @@ func (h *health) checked(err error, now time.Time) bool {
 	return false
 }
 
-// connectFailed takes a client's failed connection, which is proof enough: whoever comes next must not wait for it too.
+// connectFailed takes a client's failed connection. Fall of them in a row, after a silence, are proof enough: whoever comes
+// next must not wait for the checks. So is one, of a backend that nothing good is known of.
 func (h *health) connectFailed(err error, now time.Time) bool {
 	h.good = 0
+	h.refused++
 	h.lastErr = err
-	if h.state == Down {
+	if h.state == Down || !h.lastGood.IsZero() && (h.refused < h.fall || now.Sub(h.lastGood) < deadSilence) {
 		return false
 	}
 	return h.become(Down, now)
+}
+
+// connected takes a client's connection that was made. Only checks bring a backend up that is down.
+func (h *health) connected(now time.Time) {
+	h.refused, h.lastGood = 0, now
 }
 
 func (h *health) become(s State, now time.Time) bool {

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// A health's life as a script: + and - are checks, x a failed connection; the states after each are expected.
+// A health's life as a script: + and - are checks, x a failed connection, c one that was made, all a
+// second apart or, after a comma, 60 ms; the states after each are expected.
 func TestHealth(t *testing.T) {
 	for _, tc := range []struct {
 		rise, fall   int
@@ -20,14 +21,18 @@ func TestHealth(t *testing.T) {
 		{2, 2, "-+-+-++", "ddddddu"},           // only successes in a row count
 		{3, 1, "+-++ +", "uddd u"},             //
 		{1, 3, "+---+", "uuudu"},               //
-		{2, 2, "x++", "ddu"},                   // one failed connection is enough
-		{2, 2, "++x+x++", "uudddd" + "u"},      // and starts the count of successes anew
-		{2, 2, "+x-+-++", "udd" + "ddd" + "u"}, //
+		{2, 2, "x++", "ddu"},                   // one failed connection is enough where nothing good is known
+		{2, 2, "++x+x++", "uuuuuuu"},           // else it may be one replica's behind it
+		{2, 2, "+xx+-++", "uud" + "ddd" + "u"}, // several in a row are not
+		{2, 2, "+xcxcx", "uuuuuu"},             // a connection in between is
+		{2, 2, "--xc++", "ddddd" + "u"},        // only checks bring it up
+		{2, 2, "+,xxxxxx", "u uuuudd"},         // and not before a silence
 	} {
 		h := health{rise: tc.rise, fall: tc.fall}
 		var got strings.Builder
+		now, pace := time.Unix(0, 0), time.Second
 		for i, step := range tc.script {
-			now := time.Unix(int64(i), 0)
+			now = now.Add(pace)
 			before := h.state
 			var changed bool
 			switch step {
@@ -35,6 +40,12 @@ func TestHealth(t *testing.T) {
 				changed = h.checked(nil, now)
 			case '-':
 				changed = h.checked(errors.New("silent"), now)
+			case 'c':
+				h.connected(now)
+			case ',':
+				now, pace = now.Add(-pace), 60*time.Millisecond
+				got.WriteRune(' ')
+				continue
 			case 'x':
 				changed = h.connectFailed(errors.New("refused"), now)
 			default:

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,10 @@ import (
 
 // maxSends bounds how often one request is sent. A request that kills its backend must not kill them all.
 const maxSends = 3
+
+// wholeAnswer is the longest answer to a repeatable request that is taken in whole before the client gets any of it, so
+// that the request can still be sent again when its backend dies in the middle.
+const wholeAnswer = 64 << 10
 
 var errFirstByte = errors.New("backend did not begin to answer in time")
 
@@ -137,7 +142,11 @@ func (t *resender) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		resp, err := b.send(req, be, repeatable)
+		limit := b.cfg.FirstByteTimeout
+		if sends == maxSends {
+			limit = 0 // there will be no other: slow is better than nothing
+		}
+		resp, err := b.send(req, be, repeatable, limit)
 		if err == nil {
 			return resp, nil
 		}
@@ -157,9 +166,10 @@ func (t *resender) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // send sends req to one backend and returns its answer, whose body releases the backend when it is closed. A repeatable
-// request is given up, before its answer begins, when the backend is marked down or the time for a first byte is over.
+// request is given up, before its answer begins or, if that is short, is complete, when the backend is marked down or limit,
+// unless zero, is over.
 // The error is an *unsentError if no connection was there to send the request on.
-func (b *Balancer) send(req *http.Request, be *backend, repeatable bool) (*http.Response, error) {
+func (b *Balancer) send(req *http.Request, be *backend, repeatable bool, limit time.Duration) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	var connected atomic.Bool
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -176,9 +186,14 @@ func (b *Balancer) send(req *http.Request, be *backend, repeatable bool) (*http.
 
 	wait := func() bool { return true }
 	if repeatable {
-		wait = be.answerWithin(b.cfg.FirstByteTimeout, cancel)
+		wait = be.answerWithin(limit, cancel)
 	}
 	resp, err := be.transport.RoundTrip(out)
+	if err == nil && repeatable && req.Method != http.MethodHead && resp.ContentLength > 0 && resp.ContentLength <= wholeAnswer {
+		if err = takeWhole(resp); err != nil {
+			_ = resp.Body.Close() // nothing of it is wanted
+		}
+	}
 	if !wait() && err == nil {
 		// The answer began in the very moment in which it was given up, and is lost.
 		_ = resp.Body.Close() // nothing of it is wanted
@@ -204,6 +219,22 @@ func (b *Balancer) send(req *http.Request, be *backend, repeatable bool) (*http.
 		resp.Body = &releasingDuplex{releasingBody: answer, Writer: duplex} // of an upgraded connection
 	}
 	return resp, nil
+}
+
+// takeWhole reads an answer's body, so that it can be read again without its backend.
+func takeWhole(resp *http.Response) error {
+	body := make([]byte, resp.ContentLength)
+	if _, err := io.ReadFull(resp.Body, body); err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	resp.Body = &wholeBody{Reader: bytes.NewReader(body), Closer: resp.Body}
+	return nil
+}
+
+// wholeBody is a body that has been read, over the one it was read from.
+type wholeBody struct {
+	*bytes.Reader
+	io.Closer
 }
 
 // answerWithin calls cancel with the reason when the backend is marked down or, if limit is not zero, when that is over.

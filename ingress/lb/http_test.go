@@ -532,3 +532,44 @@ func TestListChangesUnderLoad(t *testing.T) {
 		})
 	}
 }
+
+// An answer that breaks off is asked for again: the client has seen nothing of a short one yet.
+func TestHTTPAnswerThatBreaksOff(t *testing.T) {
+	broken := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "10")
+		_, _ = io.WriteString(w, "half ")
+		panic(http.ErrAbortHandler)
+	}))
+	defer broken.Close()
+	good := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "whole text") }))
+	defer good.Close()
+	b, err := New(Config{Mode: HTTP, Policy: RoundRobin, Listen: "127.0.0.1:0", Source: Static{broken.Listener.Addr().String(), good.Listener.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- b.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-b.Ready()
+	for range 4 {
+		resp, err := http.Get("http://" + b.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || string(body) != "whole text" {
+			t.Errorf("got %q, %v", body, err)
+		}
+	}
+	if s := b.Stats(); s.Resent == 0 || s.TurnedAway != 0 {
+		t.Errorf("%d sent again, %d turned away; want some, 0", s.Resent, s.TurnedAway)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
