@@ -8,7 +8,7 @@ import (
 
 // withServiceDefaults fills what controllers assume where a specification says nothing (swarm-semantics, 1.7).
 func withServiceDefaults(spec swarm.ServiceSpec) swarm.ServiceSpec {
-	grace, delay, window, attempts := 10*time.Second, 5*time.Second, time.Duration(0), uint64(0)
+	grace, delay, attempts := 10*time.Second, 5*time.Second, uint64(0)
 	if c := spec.TaskTemplate.ContainerSpec; c != nil {
 		next := *c
 		if next.StopGracePeriod == nil {
@@ -28,9 +28,6 @@ func withServiceDefaults(spec swarm.ServiceSpec) swarm.ServiceSpec {
 	}
 	if restart.Delay == nil {
 		restart.Delay = &delay
-	}
-	if restart.Window == nil {
-		restart.Window = &window
 	}
 	if restart.MaxAttempts == nil {
 		restart.MaxAttempts = &attempts

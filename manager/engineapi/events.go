@@ -113,10 +113,11 @@ type eventMerger struct {
 // run writes until the request, its until, or one of the sources ends. A source that ends before its time ends the stream,
 // so that the client knows that it misses something.
 func (m *eventMerger) run(ctx context.Context, cancel context.CancelFunc, fromEngine io.Reader, fromSwarm <-chan events.Message) {
-	lines := make(chan []byte)
+	var lines chan []byte // nil: the engine has nothing to say
 	var reader sync.WaitGroup
 	if fromEngine != nil {
-		reader.Go(func() { defer close(lines); readLines(ctx, fromEngine, lines) })
+		lines = make(chan []byte)
+		reader.Go(func() { readLines(ctx, fromEngine, lines) })
 	}
 	defer func() { cancel(); reader.Wait() }()
 	var over <-chan time.Time
@@ -182,7 +183,9 @@ func (m *eventMerger) finish(ctx context.Context, lines <-chan []byte) {
 	_ = m.writePast(time.Now())
 }
 
+// readLines gives the lines of r until its end or ctx's, and closes lines.
 func readLines(ctx context.Context, r io.Reader, lines chan<- []byte) {
+	defer close(lines)
 	scan := bufio.NewScanner(r)
 	scan.Buffer(nil, 1<<20)
 	for scan.Scan() {

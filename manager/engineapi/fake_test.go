@@ -28,8 +28,9 @@ import (
 
 // Errors of nodes that are no managers, in Docker's words.
 var (
-	errNever  = errorf(http.StatusServiceUnavailable, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
-	errWorker = errorf(http.StatusServiceUnavailable, "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.")
+	errNever   = errorf(http.StatusServiceUnavailable, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
+	errAlready = errorf(http.StatusServiceUnavailable, `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`)
+	errWorker  = errorf(http.StatusServiceUnavailable, "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.")
 )
 
 // fakeLocal is a node whose membership a test sets.
@@ -45,13 +46,16 @@ func (l *fakeLocal) Init(_ context.Context, req swarm.InitRequest) (string, erro
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.info.LocalNodeState == swarm.LocalNodeStateActive {
-		return "", errorf(http.StatusServiceUnavailable, `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`)
+		return "", errAlready
 	}
 	l.info = swarm.Info{NodeID: "node1", NodeAddr: req.AdvertiseAddr, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
 	return "node1", nil
 }
 
 func (l *fakeLocal) Join(_ context.Context, req swarm.JoinRequest) error {
+	if l.Info().LocalNodeState == swarm.LocalNodeStateActive {
+		return errAlready
+	}
 	if req.JoinToken != "SWMTKN-1-good" {
 		return errorf(http.StatusBadRequest, "rpc error: code = InvalidArgument desc = A valid join token is necessary to join this cluster")
 	}
@@ -255,6 +259,23 @@ func (c *fakeControl) put(t *testing.T, objects ...cluster.Object) {
 	if _, err := c.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) { return &txn, nil }); err != nil {
 		t.Fatalf("put: %v", err)
 	}
+}
+
+// orchestrate lets the real orchestrator do all that it wants done, as a leader's loop would.
+func (c *fakeControl) orchestrate(t *testing.T) {
+	t.Helper()
+	for range 20 {
+		plan := orchestrator.Next(c.snapshot(), c.now, c.IDs())
+		if len(plan.Changes) == 0 {
+			return
+		}
+		if _, err := c.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) {
+			return &cluster.Txn{Time: c.now, Changes: plan.Changes}, nil
+		}); err != nil {
+			t.Fatalf("orchestrate: %v", err)
+		}
+	}
+	t.Fatal("the orchestrator never comes to rest")
 }
 
 func (c *fakeControl) snapshot() *cluster.Snapshot {

@@ -38,10 +38,17 @@ func (s *Server) createAnyNetwork(w http.ResponseWriter, r *http.Request) error 
 	if err := readJSON(again(), &req); err != nil {
 		return err
 	}
-	if slices.Contains(predefinedNetworks, req.Name) {
-		return errorf(http.StatusForbidden, "operation is not permitted on predefined %s network", req.Name)
-	}
 	_, noManager := s.cfg.Local.Control()
+	switch {
+	case noManager == nil && (req.Name == network.NetworkBridge || req.Name == network.NetworkHost):
+		return nameTaken(req.Name) // by the swarm's stand-in
+	case slices.Contains(predefinedNetworks, req.Name):
+		return errorf(http.StatusForbidden, "operation is not permitted on predefined %s network", req.Name)
+	case req.Driver == driverOverlay && req.Scope == "local":
+		return errorf(http.StatusForbidden, "cannot downgrade network scope for %s networks", req.Driver)
+	case req.Ingress && req.Driver != driverOverlay && req.Driver != "":
+		return errorf(http.StatusForbidden, "Ingress network can only be global scope network")
+	}
 	ours := req.Driver == driverOverlay || req.Scope == scopeSwarm || req.Ingress
 	switch {
 	case ours && noManager != nil:
@@ -117,9 +124,6 @@ func validateNetwork(snap *cluster.Snapshot, spec swarm.NetworkSpec) error {
 		return rpcErrorf(permissionDenied, "label %s is for internally created predefined networks and cannot be applied by users", labelPredefined)
 	}
 	if d := spec.DriverConfiguration; d.Name != driverOverlay {
-		if spec.Ingress {
-			return rpcErrorf(unimplemented, "only overlay driver is currently supported for ingress network")
-		}
 		return rpcErrorf(unimplemented, "network %s: driver %q is not supported for networks of the swarm; use overlay", spec.Name, d.Name)
 	}
 	if v, ok := spec.DriverConfiguration.Options["encrypted"]; ok && v != "false" {

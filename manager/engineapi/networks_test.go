@@ -93,7 +93,7 @@ func TestNetworksAreMerged(t *testing.T) {
 		}
 		w.refused("GET", "/networks/nothing", nil, 404, "network nothing not found")
 		w.refused("GET", "/networks/mine?scope=swarm", nil, 404, "network mine not found")
-		w.refused("GET", "/networks/back?verbose=x", nil, 400, "invalid value for verbose: x")
+		w.refused("GET", "/networks/back?verbose=x", nil, 400, `invalid value for verbose: x: strconv.ParseBool: parsing "x": invalid syntax`)
 	})
 	t.Run("on a worker", func(t *testing.T) {
 		w.local.set(swarm.Info{LocalNodeState: swarm.LocalNodeStateActive}, nil, errWorker)
@@ -123,12 +123,14 @@ func TestNetworksThatAreRefused(t *testing.T) {
 	}{
 		{"no name", network.CreateRequest{}, 400, invalid + "meta: name must be provided"},
 		{"bad name", network.CreateRequest{Name: "a.b"}, 400, invalid + "name must be valid as a DNS name component"},
-		{"predefined name", network.CreateRequest{Name: "host"}, 403, "operation is not permitted on predefined host network"},
+		{"predefined name", network.CreateRequest{Name: "host"}, 409, "network with name host already exists"},
+		{"predefined name of engines only", network.CreateRequest{Name: "none"}, 403, "operation is not permitted on predefined none network"},
+		{"overlay of one machine", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{Scope: "local"}}, 403, "cannot downgrade network scope for overlay networks"},
 		{"taken name", network.CreateRequest{Name: "ingress"}, 409, "network with name ingress already exists"},
 		{"name that the engine has", network.CreateRequest{Name: "mine"}, 409, "network with name mine already exists"},
 		{"second ingress", network.CreateRequest{Name: "in2", CreateOptions: network.CreateOptions{Ingress: true}}, 409, "rpc error: code = AlreadyExists desc = ingress network (ingressnet) is already present"},
 		{"attachable ingress", network.CreateRequest{Name: "in2", CreateOptions: network.CreateOptions{Ingress: true, Attachable: true}}, 400, invalid + "ingress network cannot be attachable"},
-		{"ingress of another driver", network.CreateRequest{Name: "in2", CreateOptions: network.CreateOptions{Ingress: true, Driver: "bridge"}}, 501, "rpc error: code = Unimplemented desc = only overlay driver is currently supported for ingress network"},
+		{"ingress of another driver", network.CreateRequest{Name: "in2", CreateOptions: network.CreateOptions{Ingress: true, Driver: "bridge"}}, 403, "Ingress network can only be global scope network"},
 		{"another driver", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{Scope: "swarm", Driver: "macvlan"}}, 501, `rpc error: code = Unimplemented desc = network n: driver "macvlan" is not supported for networks of the swarm; use overlay`},
 		{"encryption", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{Options: map[string]string{"encrypted": ""}}}, 501,
 			"rpc error: code = Unimplemented desc = network n: encrypted overlay networks are not supported; leave the option out to create a network without encryption"},

@@ -75,12 +75,12 @@ func (s *Server) inspectNode(c Control, w http.ResponseWriter, r *http.Request) 
 }
 
 func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) error {
-	version, err := versionParam(r, "node")
-	if err != nil {
-		return err
-	}
 	var spec swarm.NodeSpec
 	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	version, err := versionParam(r, "node")
+	if err != nil {
 		return err
 	}
 	switch spec.Availability {

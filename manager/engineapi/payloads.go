@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -108,12 +109,12 @@ func createPayload(c Control, w http.ResponseWriter, r *http.Request, o cluster.
 }
 
 func (s *Server) updateSecret(c Control, w http.ResponseWriter, r *http.Request) error {
-	version, err := versionParam(r, "secret")
-	if err != nil {
-		return err
-	}
 	var spec swarm.SecretSpec
 	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	version, err := payloadVersion(r, cluster.KindSecret)
+	if err != nil {
 		return err
 	}
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
@@ -137,13 +138,23 @@ func (s *Server) updateSecret(c Control, w http.ResponseWriter, r *http.Request)
 
 // onlyLabels refuses to change anything else of a secret or config.
 func onlyLabels(have, asked uint64, name, newName string, data, newData []byte) error {
-	if have != asked {
-		return rpcErrorf(unknownCode, "update out of sequence")
-	}
 	if newName != name || newData != nil && !slices.Equal(data, newData) {
 		return rpcErrorf(invalidArgument, "only updates to Labels are allowed")
 	}
+	if have != asked {
+		return rpcErrorf(unknownCode, "update out of sequence")
+	}
 	return nil
+}
+
+// payloadVersion reads the version that an update of a secret or config is based on; Docker says less about a bad one here
+// than elsewhere.
+func payloadVersion(r *http.Request, k cluster.Kind) (uint64, error) {
+	v, err := strconv.ParseUint(r.URL.Query().Get("version"), 10, 64)
+	if err != nil {
+		return 0, errorf(http.StatusBadRequest, "invalid %s version", k)
+	}
+	return v, nil
 }
 
 func (s *Server) removeSecret(c Control, w http.ResponseWriter, r *http.Request) error {
@@ -236,12 +247,12 @@ func (s *Server) createConfig(c Control, w http.ResponseWriter, r *http.Request)
 }
 
 func (s *Server) updateConfig(c Control, w http.ResponseWriter, r *http.Request) error {
-	version, err := versionParam(r, "config")
-	if err != nil {
-		return err
-	}
 	var spec swarm.ConfigSpec
 	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	version, err := payloadVersion(r, cluster.KindConfig)
+	if err != nil {
 		return err
 	}
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {

@@ -128,12 +128,14 @@ func TestBodiesThatAreNoJSON(t *testing.T) {
 
 func TestSwarmMembership(t *testing.T) {
 	w := newWorld(t)
-	w.refused("POST", "/swarm/init", swarm.InitRequest{}, http.StatusServiceUnavailable, `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`)
+	w.refused("POST", "/swarm/init", swarm.InitRequest{}, http.StatusServiceUnavailable, errAlready.Error())
+	w.refused("POST", "/swarm/join", swarm.JoinRequest{}, http.StatusServiceUnavailable, errAlready.Error())
 	w.local.set(swarm.Info{}, nil, errNever)
 	w.refused("POST", "/swarm/init", swarm.InitRequest{Spec: swarm.Spec{Annotations: swarm.Annotations{Name: "mine"}}}, http.StatusBadRequest, `swarm spec must be named "default"`)
 	if a := w.do("POST", "/swarm/init", swarm.InitRequest{ListenAddr: "0.0.0.0:2377"}); a.status != http.StatusOK || a.body != `"node1"` {
 		t.Errorf("init: %d %s", a.status, a.body)
 	}
+	w.local.set(swarm.Info{}, nil, errNever)
 	w.refused("POST", "/swarm/join", swarm.JoinRequest{}, http.StatusBadRequest, "at least 1 RemoteAddr is required to join")
 	w.refused("POST", "/swarm/join", swarm.JoinRequest{RemoteAddrs: []string{"10.0.0.1"}, JoinToken: "bad"}, http.StatusBadRequest, "rpc error: code = InvalidArgument desc = A valid join token is necessary to join this cluster")
 	if a := w.do("POST", "/swarm/join", swarm.JoinRequest{RemoteAddrs: []string{"10.0.0.1"}, JoinToken: "SWMTKN-1-good"}); a.status != http.StatusOK || a.body != "" {

@@ -161,12 +161,12 @@ func referenceGuards(snap *cluster.Snapshot) []cluster.Guard {
 }
 
 func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request) error {
-	version, err := versionParam(r, "service")
-	if err != nil {
-		return err
-	}
 	var spec swarm.ServiceSpec
 	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	version, err := versionParam(r, "service")
+	if err != nil {
 		return err
 	}
 	query := r.URL.Query()
@@ -195,9 +195,6 @@ func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request
 		if err := validateSpec(snap, resolved, svc); err != nil {
 			return nil, err
 		}
-		if svc.Version.Index != version {
-			return nil, rpcErrorf(unknownCode, "update out of sequence")
-		}
 		if err := checkImmutable(svc, resolved); err != nil {
 			return nil, err
 		}
@@ -209,6 +206,9 @@ func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request
 		}
 		if err != nil {
 			return nil, err
+		}
+		if svc.Version.Index != version { // last, as in Docker
+			return nil, rpcErrorf(unknownCode, "update out of sequence")
 		}
 		return &cluster.Txn{Time: time.Now(), Guards: referenceGuards(snap), Changes: append(changes, cluster.UpdateOf(&next))}, nil
 	})

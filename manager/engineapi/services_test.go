@@ -29,32 +29,29 @@ func filtersOf(pairs ...string) string {
 
 const invalid = "rpc error: code = InvalidArgument desc = "
 
-func TestServicesThatAreRefused(t *testing.T) {
-	w := newWorld(t)
-	secret, config := &cluster.Secret{}, &cluster.Config{}
-	secret.ID, secret.Spec.Name = "sec1", "pass"
-	config.ID, config.Spec.Name = "conf1", "conf"
-	other := aService("other1", "other", 1)
-	other.Spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: 80, PublishMode: "ingress"}, {Protocol: "tcp", TargetPort: 81, PublishedPort: 81, PublishMode: "host"}}}
-	other.Endpoint.Ports = []swarm.PortConfig{{Protocol: "udp", TargetPort: 53, PublishedPort: 30000, PublishMode: "ingress"}}
-	w.control.put(t, append(aCluster(), secret, config, other)...)
-	w.engine.add(networkNamed("onlyhere", nil))
+// refs are the ids that the refused specifications refer to.
+type refs struct{ secret, config, other string }
 
+// refusal is a request that Docker refuses.
+type refusal struct {
+	name   string
+	change func(*swarm.ServiceSpec)
+	status int
+	// text is what it says, with OTHER for the id of the service "other"; empty where the wording is Go's or ours.
+	text string
+}
+
+// refusedServices are specifications that are refused where there are a secret "pass", a config "conf", a network
+// "onlyhere" of the engine and a service "other" with the ports 80 (ingress), 81 (host) and 30000/udp (ingress).
+func refusedServices(refs refs) []refusal {
 	negative, huge, minusOne := uint64(1<<63), uint64(maxReplicas+1), -time.Second
 	port := func(published, target uint32, proto swarm.PortConfigProtocol, mode swarm.PortConfigPublishMode) swarm.PortConfig {
 		return swarm.PortConfig{Protocol: proto, TargetPort: target, PublishedPort: published, PublishMode: mode}
 	}
-	for _, c := range []struct {
-		name   string
-		change func(*swarm.ServiceSpec)
-		status int
-		text   string
-	}{
+	return []refusal{
 		{"no container", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec = nil }, 400, "mismatched Runtime and *Spec fields"},
-		{"a plugin", func(s *swarm.ServiceSpec) { s.TaskTemplate.Runtime = swarm.RuntimePlugin }, 400, "unsupported runtime"},
-		{"a container and an attachment", func(s *swarm.ServiceSpec) {
-			s.TaskTemplate.NetworkAttachmentSpec = &swarm.NetworkAttachmentSpec{}
-		}, 400, "mismatched Runtime and *Spec fields"},
+		{"a plugin", func(s *swarm.ServiceSpec) { s.TaskTemplate.Runtime = swarm.RuntimePlugin }, 400, "mismatched Runtime and *Spec fields"},
+		{"an attachment", func(s *swarm.ServiceSpec) { s.TaskTemplate.Runtime = swarm.RuntimeNetworkAttachment }, 400, "unsupported runtime"},
 		{"two modes", func(s *swarm.ServiceSpec) { s.Mode.Global = &swarm.GlobalService{} }, 400, "must specify only one service mode"},
 		{"a job", func(s *swarm.ServiceSpec) { s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{}} }, 501,
 			"rpc error: code = Unimplemented desc = jobs (mode replicated-job) are not supported yet: use a replicated or global service"},
@@ -80,7 +77,7 @@ func TestServicesThatAreRefused(t *testing.T) {
 		{"failure ratio", func(s *swarm.ServiceSpec) { s.UpdateConfig = &swarm.UpdateConfig{MaxFailureRatio: 1.5} }, 400, invalid + "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"},
 		{"constraint", func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.role=worker"}}
-		}, 400, ""},
+		}, 500, "rpc error: code = Unknown desc = constraint expected one operator from ==, !="},
 		{"no image", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = "" }, 400, invalid + "ContainerSpec: image reference must be provided"},
 		{"bad image", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = "UPPER" }, 400, invalid + `ContainerSpec: "UPPER" is not a valid repository/tag`},
 		{"one mount point twice", func(s *swarm.ServiceSpec) {
@@ -121,13 +118,13 @@ func TestServicesThatAreRefused(t *testing.T) {
 		}, 400, invalid + "EndpointSpec: duplicate published ports provided"},
 		{"port of another service", func(s *swarm.ServiceSpec) {
 			s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{port(80, 1, "", "")}}
-		}, 400, invalid + "port '80' is already in use by service 'other' (other1) as an ingress port"},
+		}, 400, invalid + "port '80' is already in use by service 'other' (OTHER) as an ingress port"},
 		{"allocated port of another service", func(s *swarm.ServiceSpec) {
 			s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{port(30000, 1, "udp", "host")}}
-		}, 400, invalid + "port '30000' is already in use by service 'other' (other1) as an ingress port"},
+		}, 400, invalid + "port '30000' is already in use by service 'other' (OTHER) as an ingress port"},
 		{"host port of another service", func(s *swarm.ServiceSpec) {
 			s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{port(81, 1, "", "")}}
-		}, 400, invalid + "port '81' is already in use by service 'other' (other1) as a host-published port"},
+		}, 400, invalid + "port '81' is already in use by service 'other' (OTHER) as a host-published port"},
 		{"unknown network", func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "nothing"}}
 		}, 500, "network nothing not found"},
@@ -144,35 +141,52 @@ func TestServicesThatAreRefused(t *testing.T) {
 			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{SecretName: "pass"}}
 		}, 400, invalid + "malformed secret reference"},
 		{"secret without target", func(s *swarm.ServiceSpec) {
-			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{SecretName: "pass", SecretID: "sec1"}}
+			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{SecretName: "pass", SecretID: refs.secret}}
 		}, 400, invalid + "malformed secret reference, no target provided"},
 		{"secrets in one place", func(s *swarm.ServiceSpec) {
 			f := &swarm.SecretReferenceFileTarget{Name: "f"}
-			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{SecretName: "pass", SecretID: "sec1", File: f}, {SecretName: "two", SecretID: "sec2", File: f}}
+			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{SecretName: "pass", SecretID: refs.secret, File: f}, {SecretName: "two", SecretID: "sec2", File: f}}
 		}, 400, invalid + "secret references 'pass' and 'two' have a conflicting target: 'f'"},
 		{"secrets that are not there", func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{
 				{SecretName: "a", SecretID: "1", File: &swarm.SecretReferenceFileTarget{Name: "a"}}, {SecretName: "b", SecretID: "2", File: &swarm.SecretReferenceFileTarget{Name: "b"}}}
 		}, 400, invalid + "secrets not found: a, b"},
 		{"secret of another name", func(s *swarm.ServiceSpec) {
-			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{SecretName: "a", SecretID: "sec1", File: &swarm.SecretReferenceFileTarget{Name: "a"}}}
+			s.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{SecretName: "a", SecretID: refs.secret, File: &swarm.SecretReferenceFileTarget{Name: "a"}}}
 		}, 400, invalid + "secret not found: a"},
 		{"config for nothing", func(s *swarm.ServiceSpec) {
-			s.TaskTemplate.ContainerSpec.Configs = []*swarm.ConfigReference{{ConfigName: "conf", ConfigID: "conf1"}}
+			s.TaskTemplate.ContainerSpec.Configs = []*swarm.ConfigReference{{ConfigName: "conf", ConfigID: refs.config}}
 		}, 400, "invalid Config: either File or Runtime should be set"},
 		{"config for two things", func(s *swarm.ServiceSpec) {
-			s.TaskTemplate.ContainerSpec.Configs = []*swarm.ConfigReference{{ConfigName: "conf", ConfigID: "conf1", File: &swarm.ConfigReferenceFileTarget{Name: "c"}, Runtime: &swarm.ConfigReferenceRuntimeTarget{}}}
+			s.TaskTemplate.ContainerSpec.Configs = []*swarm.ConfigReference{{ConfigName: "conf", ConfigID: refs.config, File: &swarm.ConfigReferenceFileTarget{Name: "c"}, Runtime: &swarm.ConfigReferenceRuntimeTarget{}}}
 		}, 400, "invalid Config: cannot specify both File and Runtime"},
 		{"config that is not there", func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.ContainerSpec.Configs = []*swarm.ConfigReference{{ConfigName: "c", ConfigID: "9", File: &swarm.ConfigReferenceFileTarget{Name: "c"}}}
 		}, 400, invalid + "config not found: c"},
-	} {
+	}
+}
+
+// otherPorts are the ports of the service "other".
+var otherPorts = []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: 80, PublishMode: "ingress"}, {Protocol: "tcp", TargetPort: 81, PublishedPort: 81, PublishMode: "host"}}
+
+func TestServicesThatAreRefused(t *testing.T) {
+	w := newWorld(t)
+	secret, config := &cluster.Secret{}, &cluster.Config{}
+	secret.ID, secret.Spec.Name = "sec1", "pass"
+	config.ID, config.Spec.Name = "conf1", "conf"
+	other := aService("other1", "other", 1)
+	other.Spec.EndpointSpec = &swarm.EndpointSpec{Ports: otherPorts}
+	other.Endpoint.Ports = []swarm.PortConfig{{Protocol: "udp", TargetPort: 53, PublishedPort: 30000, PublishMode: "ingress"}}
+	w.control.put(t, append(aCluster(), secret, config, other)...)
+	w.engine.add(networkNamed("onlyhere", nil))
+	for _, c := range refusedServices(refs{"sec1", "conf1", "other1"}) {
 		t.Run(c.name, func(t *testing.T) {
 			spec := serviceSpec("web")
 			c.change(&spec)
 			a := w.do("POST", "/services/create", spec)
-			if a.status != c.status || c.text != "" && a.message() != c.text {
-				t.Errorf("\n got %d %q\nwant %d %q", a.status, a.message(), c.status, c.text)
+			text := strings.ReplaceAll(c.text, "OTHER", "other1")
+			if a.status != c.status || text != "" && a.message() != text {
+				t.Errorf("\n got %d %q\nwant %d %q", a.status, a.message(), c.status, text)
 			}
 		})
 	}
@@ -315,7 +329,7 @@ func TestServiceListsAndLookups(t *testing.T) {
 	if a := w.do("GET", "/services?filters=nonsense", nil); a.status != 400 {
 		t.Errorf("nonsense: %d %s", a.status, a.body)
 	}
-	w.refused("GET", "/services?status=maybe", nil, 400, "invalid value for status: maybe")
+	w.refused("GET", "/services?status=maybe", nil, 400, `invalid value for status: maybe: strconv.ParseBool: parsing "maybe": invalid syntax`)
 	var status []string
 	for _, s := range must[[]swarm.Service](w, 200, "GET", "/services?status=true", nil) {
 		status = append(status, fmt.Sprintf("%s %d/%d", s.ID, s.ServiceStatus.RunningTasks, s.ServiceStatus.DesiredTasks))
@@ -331,7 +345,7 @@ func TestServiceListsAndLookups(t *testing.T) {
 	w.refused("GET", "/services/aaa", nil, 400, "service aaa is ambiguous (2 matches found)")
 	w.refused("GET", "/services/we", nil, 404, "service we not found")
 	w.refused("DELETE", "/services/zzz", nil, 404, "service zzz not found")
-	w.refused("GET", "/services/web?insertDefaults=x", nil, 400, "invalid value for insertDefaults: x")
+	w.refused("GET", "/services/web?insertDefaults=x", nil, 400, `invalid value for insertDefaults: x: strconv.ParseBool: parsing "x": invalid syntax`)
 	full := must[swarm.Service](w, 200, "GET", "/services/web?insertDefaults=true", nil).Spec
 	if *full.TaskTemplate.ContainerSpec.StopGracePeriod != 10*time.Second || *full.TaskTemplate.RestartPolicy.Delay != 5*time.Second || full.UpdateConfig.Parallelism != 1 || full.EndpointSpec.Mode != "vip" {
 		t.Errorf("defaults: %+v", full)

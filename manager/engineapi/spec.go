@@ -19,12 +19,14 @@ func normalizeSpec(spec *swarm.ServiceSpec, version string) error {
 		spec.Labels = map[string]string{}
 	}
 	t := &spec.TaskTemplate
-	switch t.Runtime {
-	case "", swarm.RuntimeContainer:
-		if t.ContainerSpec == nil || t.PluginSpec != nil || t.NetworkAttachmentSpec != nil {
-			return errorf(http.StatusBadRequest, "mismatched Runtime and *Spec fields")
+	switch mismatch := errorf(http.StatusBadRequest, "mismatched Runtime and *Spec fields"); {
+	case t.Runtime == "" || t.Runtime == swarm.RuntimeContainer:
+		if t.ContainerSpec == nil {
+			return mismatch
 		}
-		t.Runtime = swarm.RuntimeContainer
+		t.Runtime, t.PluginSpec, t.NetworkAttachmentSpec = swarm.RuntimeContainer, nil, nil
+	case t.Runtime == swarm.RuntimePlugin && t.PluginSpec == nil:
+		return mismatch
 	default:
 		return errorf(http.StatusBadRequest, "unsupported runtime")
 	}

@@ -21,7 +21,7 @@ func (s *Server) initSwarm(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	if req.Spec.Name != "" && req.Spec.Name != cluster.ClusterName {
+	if req.Spec.Name != "" && req.Spec.Name != cluster.ClusterName && !s.member() {
 		return errorf(http.StatusBadRequest, `swarm spec must be named "default"`)
 	}
 	id, err := s.cfg.Local.Init(r.Context(), req)
@@ -32,12 +32,18 @@ func (s *Server) initSwarm(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// member says whether this node is part of a swarm, which is refused before what a request says is looked at.
+func (s *Server) member() bool {
+	state := s.cfg.Local.Info().LocalNodeState
+	return state != "" && state != swarm.LocalNodeStateInactive
+}
+
 func (s *Server) joinSwarm(w http.ResponseWriter, r *http.Request) error {
 	var req swarm.JoinRequest
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	if len(req.RemoteAddrs) == 0 {
+	if len(req.RemoteAddrs) == 0 && !s.member() {
 		return errorf(http.StatusBadRequest, "at least 1 RemoteAddr is required to join")
 	}
 	if err := s.cfg.Local.Join(r.Context(), req); err != nil {
@@ -101,28 +107,21 @@ func redacted(cl *cluster.Cluster) swarm.ClusterInfo {
 const minCertExpiry = time.Hour
 
 func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) error {
-	version, err := versionParam(r, "swarm")
-	if err != nil {
-		return err
-	}
 	var spec swarm.Spec
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	rotateWorker, err := boolParam(r, "rotateWorkerToken")
+	version, err := versionParam(r, "swarm")
 	if err != nil {
 		return err
 	}
-	rotateManager, err := boolParam(r, "rotateManagerToken")
+	rotate, err := rotation(r) // of the unlock key there is nothing to rotate, as in Docker while autolock is off
 	if err != nil {
-		return err
-	}
-	if _, err := boolParam(r, "rotateManagerUnlockKey"); err != nil { // there is no key: nothing to rotate, as in Docker
 		return err
 	}
 	switch {
 	case spec.Name != "" && spec.Name != cluster.ClusterName:
-		return rpcErrorf(invalidArgument, "modification of cluster name is not allowed")
+		return errorf(http.StatusBadRequest, `swarm spec must be named "default"`)
 	case spec.CAConfig.NodeCertExpiry != 0 && spec.CAConfig.NodeCertExpiry < minCertExpiry:
 		return rpcErrorf(invalidArgument, "minimum certificate expiry time is: %s", "1h0m0s")
 	case spec.EncryptionConfig.AutoLockManagers:
@@ -151,15 +150,15 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 		if next.Spec.Labels == nil {
 			next.Spec.Labels = map[string]string{}
 		}
-		if rotateWorker || rotateManager {
+		if rotate.RotateWorkerToken || rotate.RotateManagerToken {
 			tokens, err := identity.NewJoinTokens(cl.RootCA, rand.Reader)
 			if err != nil {
 				return nil, fmt.Errorf("rotate the join tokens: %w", err)
 			}
-			if rotateWorker {
+			if rotate.RotateWorkerToken {
 				next.JoinTokens.Worker = tokens.Worker
 			}
-			if rotateManager {
+			if rotate.RotateManagerToken {
 				next.JoinTokens.Manager = tokens.Manager
 			}
 		}
@@ -186,9 +185,24 @@ func boolParam(r *http.Request, name string) (bool, error) {
 	}
 	b, err := strconv.ParseBool(v)
 	if err != nil {
-		return false, errorf(http.StatusBadRequest, "invalid value for %s: %s", name, v)
+		return false, errorf(http.StatusBadRequest, "invalid value for %s: %s: %v", name, v, err)
 	}
 	return b, nil
+}
+
+// rotation reads which secrets of the swarm an update is to replace.
+func rotation(r *http.Request) (swarm.UpdateFlags, error) {
+	var f swarm.UpdateFlags
+	for name, to := range map[string]*bool{"rotateWorkerToken": &f.RotateWorkerToken, "rotateManagerToken": &f.RotateManagerToken, "rotateManagerUnlockKey": &f.RotateManagerUnlockKey} {
+		if v := r.URL.Query().Get(name); v != "" {
+			b, err := strconv.ParseBool(v)
+			if err != nil {
+				return f, errorf(http.StatusBadRequest, "invalid value for %s: %s", name, v)
+			}
+			*to = b
+		}
+	}
+	return f, nil
 }
 
 // versionParam reads the version that an update is based on.

@@ -85,6 +85,9 @@ func presentTask(t *cluster.Task) swarm.Task {
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
 	}
+	if out.Spec.Runtime == swarm.RuntimeContainer {
+		out.Spec.Runtime = "" // Docker names it in services only
+	}
 	if out.Status.ContainerStatus == nil && out.NodeID != "" {
 		out.Status.ContainerStatus = &swarm.ContainerStatus{}
 	}

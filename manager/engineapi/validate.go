@@ -105,7 +105,7 @@ func validatePlacement(p *swarm.Placement) error {
 		return nil
 	}
 	if _, err := scheduler.ParseConstraints(p.Constraints); err != nil {
-		return rpcErrorf(invalidArgument, "%v", err)
+		return rpcErrorf(unknownCode, "%v", err) // Swarm gives it no code of its own
 	}
 	return nil
 }
