@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"maps"
 	"reflect"
+	"slices"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -126,5 +127,64 @@ func (p *Planner) observeNode(old, new *cluster.Node) {
 func (p *Planner) holdAttachments(n *cluster.Node, hold bool) {
 	for network, cidr := range n.Attachments {
 		p.holdAddress(network, cidr, hold)
+	}
+}
+
+// lookAtNodes carries what happened to nodes to the tasks on them and to the services that want a task on each.
+func (x *pass) lookAtNodes() {
+	if x.freed {
+		for n := range x.hungry {
+			x.changedNodes[n.id] |= nodeAttachments
+		}
+	}
+	if len(x.changedNodes) == 0 {
+		return
+	}
+	ids := make([]string, 0, len(x.changedNodes))
+	for id := range x.changedNodes {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	var globals []*service
+	for _, s := range x.services {
+		if s.mode == global && s.obj != nil {
+			globals = append(globals, s)
+		}
+	}
+	for _, id := range ids {
+		n, ev := x.nodes[id], x.changedNodes[id]
+		delete(x.changedNodes, id)
+		if n == nil {
+			continue
+		}
+		if n.obj == nil && n.tasks == 0 {
+			x.dropNode(n)
+			continue
+		}
+		x.attach(n)
+		if ev&(nodeAvailability|nodeNature) == 0 {
+			continue
+		}
+		for _, s := range globals {
+			s.dirty[n.num] = struct{}{}
+			x.dirty[s] = struct{}{}
+		}
+		if !x.fresh {
+			x.lookAtTasksOn(n)
+		}
+		if !n.lost() && n.obj.Spec.Availability == swarm.NodeAvailabilityActive {
+			x.enforce(n)
+		}
+	}
+}
+
+// lookAtTasksOn marks the slots of all tasks on a node.
+func (x *pass) lookAtTasksOn(n *node) {
+	for t := range x.snap.TasksOfNode(n.id) {
+		if s := x.services[t.ServiceID]; s != nil && s.mode != job {
+			s.dirty[x.slotOf(s, t)] = struct{}{}
+			x.dirty[s] = struct{}{}
+		}
+		// A successor elsewhere may be waiting for a task of this node: it is in the same slot.
 	}
 }

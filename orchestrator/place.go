@@ -172,7 +172,7 @@ func (x *pass) networksOf(s *service, t *cluster.Task) []*network {
 			nets = append(nets, n)
 		}
 	}
-	for _, a := range networks(&t.Spec, s.obj.Spec.Networks) {
+	for _, a := range networks(&t.Spec, s.obj) {
 		if n := x.networkOf(a.Target); n != nil && !slices.Contains(nets, n) {
 			nets = append(nets, n)
 		}

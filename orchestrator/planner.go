@@ -134,9 +134,8 @@ func (p *Planner) Reset(snap *cluster.Snapshot) {
 
 // resume is the latest address given from a pool, by what the tasks in the store tell.
 type resume struct {
-	when    time.Time
-	version uint64
-	at      uint32
+	when time.Time
+	at   uint32
 }
 
 // noteLatest keeps the serial order of addresses over a change of leaders: finished tasks count too, for they had the

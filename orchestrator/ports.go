@@ -149,7 +149,7 @@ func (x *pass) virtualIPs(s *service, ep swarm.Endpoint) (swarm.Endpoint, string
 		}
 		nets = append(nets, n)
 	}
-	for _, a := range networks(&s.obj.Spec.TaskTemplate, s.obj.Spec.Networks) {
+	for _, a := range networks(&s.obj.Spec.TaskTemplate, s.obj) {
 		if n := x.networkOf(a.Target); n != nil && !n.local && !slices.Contains(nets, n) {
 			nets = append(nets, n)
 		}

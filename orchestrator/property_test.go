@@ -70,8 +70,8 @@ func (c *chaos) act() string {
 			}
 			return do("service %s %s failure=%s rollback-failure=%s ratio=%s %s %s", name, monitor, pick(c.rand, "pause", "continue", "rollback"),
 				pick(c.rand, "pause", "continue"), pick(c.rand, "0", "0.3"), pick(c.rand, "replicas=3", "replicas=5"), map[string]string{
-				"web": "port=80:8000 order=start-first delay=1s", "api": "port=0:90 net=back parallelism=2 restart-delay=1s",
-				"db": "net=tiny memory=5000000000 attempts=3 window=20s", "agent": "global net=back"}[name])
+					"web": "port=80:8000 order=start-first delay=1s", "api": "port=0:90 net=back parallelism=2 restart-delay=1s",
+					"db": "net=tiny memory=5000000000 attempts=3 window=20s", "agent": "global net=back"}[name])
 		}
 		if name == "agent" {
 			return do("service agent image=app:%d delay=1s", c.rand.IntN(4))

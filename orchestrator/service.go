@@ -266,10 +266,11 @@ func (s *service) addTask(t *cluster.Task, delta int) {
 	s.versions[t.SpecVersion.Index] = v
 }
 
-// networks gives the service's attachments: the template's, or the legacy ones where it has none.
-func networks(template *swarm.TaskSpec, legacy []swarm.NetworkAttachmentConfig) []swarm.NetworkAttachmentConfig {
+// networks gives the attachments of tasks made from the template: its own, or where it has none those that the service
+// has in the place where Docker kept them before.
+func networks(template *swarm.TaskSpec, s *cluster.Service) []swarm.NetworkAttachmentConfig {
 	if len(template.Networks) > 0 {
 		return template.Networks
 	}
-	return legacy
+	return s.Spec.Networks //lint:ignore SA1019 old clients still send it, and it has to work
 }
