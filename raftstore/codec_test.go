@@ -137,9 +137,22 @@ func TestTransactionsSurviveTheLog(t *testing.T) {
 	}
 }
 
-func TestEveryFieldHasANumber(t *testing.T) {
+func TestEveryTypeHasAPlan(t *testing.T) {
 	if len(objectPlans()) != len(cluster.Kinds()) || taskPatchPlan() == nil || nodePatchPlan() == nil {
 		t.Error("plans are missing") // compiling them panics with the name of the field
+	}
+	extra := planOf(reflect.TypeFor[struct{ Name, NotInTheList string }]())
+	e := &encoder{}
+	want := struct{ Name, NotInTheList string }{"a", "b"}
+	extra.encode(e, reflect.ValueOf(&want).Elem())
+	got := want
+	got.Name, got.NotInTheList = "", ""
+	if err := extra.decode(&decoder{data: e.buf}, reflect.ValueOf(&got).Elem()); err != nil || got != want {
+		t.Errorf("a field without a number: got %v (%v), want %v", got, err, want)
+	}
+	other := planOf(reflect.TypeFor[struct{ Name string }]())
+	if err := other.decode(&decoder{data: e.buf}, reflect.ValueOf(&struct{ Name string }{}).Elem()); err == nil {
+		t.Error("a field that the type does not have was passed over")
 	}
 	if len(fieldNumbers) != len(fieldNames) {
 		t.Error("a name stands twice in fieldNames")

@@ -1,8 +1,14 @@
 package raftstore
 
-// fieldNames numbers the names of fields in the log and in snapshots: a field is written as the position of its name
-// in this list, from 1. The numbers are for ever: names are only appended, never moved or taken away, and whoever appends
-// some because Docker's types grew raises nothing else: an older miniswarm that meets a new number says so and stops.
+// The numbers of fields: 0 ends a struct, 1 says that a name follows, others count through fieldNames.
+const (
+	namedField  = 1
+	firstNumber = 2
+)
+
+// fieldNames gives numbers to the names of fields in the log and in snapshots, so that they need not be written out. The numbers
+// are for ever: names are only appended, never moved or taken away. Fields that are not in the list work as well, only
+// take more room; an older miniswarm that meets a number it does not know says so and stops.
 var fieldNames = []string{
 	"Task", "SpecVersion", "ServiceAnnotations", "Endpoint", "RegistryAuth", "StartAfter", "Replaces", "AppliedAt",
 	"DesiredState", "Status", "NodeID", "NetworksAttachments", "GenericResources", "Description", "Role",
@@ -43,7 +49,7 @@ var fieldNames = []string{
 var fieldNumbers = func() map[string]uint64 {
 	numbers := make(map[string]uint64, len(fieldNames))
 	for i, name := range fieldNames {
-		numbers[name] = uint64(i) + 1
+		numbers[name] = uint64(i) + firstNumber
 	}
 	return numbers
 }()

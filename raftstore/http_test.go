@@ -73,11 +73,10 @@ func (ca *testCA) transport(node string) Transport {
 	}})
 }
 
-func (ca *testCA) serve(t testing.TB, node, addr string, h http.Handler) *http.Server {
-	t.Helper()
+func (ca *testCA) serve(node, addr string, h http.Handler) *http.Server {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	server := &http.Server{Handler: h, TLSConfig: &tls.Config{Certificates: []tls.Certificate{ca.issue(node)}, ClientCAs: ca.pool,
 		ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: []string{"http/1.1"}}}

@@ -27,7 +27,8 @@ import (
 //	time          seconds, nanoseconds, zone offset: what RFC 3339 shows, so that digests agree
 //	shared        see sharedPlan
 //
-// Field numbers stand for names by way of [fieldNames]; they are the same for equal names of different types.
+// Field numbers stand for names by way of [fieldNames]; they are the same for equal names of different types. A name that is
+// not in that list is written out: number 1, then the name as a string.
 type plan interface {
 	// encode appends v, which is addressable.
 	encode(e *encoder, v reflect.Value)
@@ -40,8 +41,8 @@ var plans = struct {
 	byType map[reflect.Type]plan
 }{byType: map[reflect.Type]plan{}}
 
-// planOf gives the plan of a type. It panics for types that have none (interfaces, functions, channels) and for fields
-// without a number: both are errors in the program that TestEveryFieldHasANumber finds.
+// planOf gives the plan of a type. It panics for types that have none (interfaces, functions, channels), which is an error
+// in the program that TestEveryTypeHasAPlan finds.
 func planOf(t reflect.Type) plan {
 	plans.Lock()
 	defer plans.Unlock()
@@ -99,22 +100,24 @@ func compileKind(t reflect.Type) plan {
 }
 
 func compileStruct(t reflect.Type) plan {
-	p := &structPlan{name: t.String(), byNumber: make([]int16, len(fieldNames)+1)}
+	p := &structPlan{name: t.String(), byNumber: make([]int16, len(fieldNames)+firstNumber), byName: map[string]int{}}
 	for i := range t.NumField() {
 		f := t.Field(i)
 		if !f.IsExported() {
 			panic(fmt.Sprintf("raftstore: type %s has the hidden field %s", t, f.Name))
 		}
-		n, ok := fieldNumbers[f.Name]
-		if !ok {
-			panic(fmt.Sprintf("raftstore: field %s of %s has no number: append it to fieldNames", f.Name, t))
-		}
 		fp := compile(f.Type)
 		if id := sharedField(t, f); id != 0 {
 			fp = sharedPlan{id, f.Type, fp}
 		}
-		p.fields = append(p.fields, structField{i, n, fp})
-		p.byNumber[n] = int16(len(p.fields))
+		n := fieldNumbers[f.Name]
+		if n == 0 {
+			n = namedField
+		} else {
+			p.byNumber[n] = int16(len(p.fields) + 1)
+		}
+		p.byName[f.Name] = len(p.fields)
+		p.fields = append(p.fields, structField{i, n, f.Name, fp})
 	}
 	return p
 }
@@ -156,6 +159,7 @@ type recursivePlan struct{ plan }
 type structField struct {
 	index  int
 	number uint64
+	name   string
 	plan   plan
 }
 
@@ -164,6 +168,7 @@ type structPlan struct {
 	fields []structField
 	// byNumber gives the position in fields plus one for a field number, 0 for none.
 	byNumber []int16
+	byName   map[string]int
 }
 
 func (p *structPlan) encode(e *encoder, v reflect.Value) {
@@ -171,6 +176,9 @@ func (p *structPlan) encode(e *encoder, v reflect.Value) {
 		f := &p.fields[i]
 		if fv := v.Field(f.index); !fv.IsZero() {
 			e.uvarint(f.number)
+			if f.number == namedField {
+				e.string(f.name)
+			}
 			f.plan.encode(e, fv)
 		}
 	}
@@ -183,18 +191,35 @@ func (p *structPlan) decode(d *decoder, v reflect.Value) error {
 		if err != nil || n == 0 {
 			return err
 		}
-		if n >= uint64(len(p.byNumber)) {
-			return fmt.Errorf("%s: field number %d is unknown: written by a newer version of miniswarm", p.name, n)
+		f, err := p.field(d, n)
+		if err != nil {
+			return err
 		}
-		at := p.byNumber[n]
-		if at == 0 {
-			return fmt.Errorf("%s has no field %s: written by another version of miniswarm", p.name, fieldNames[n-1])
-		}
-		f := &p.fields[at-1]
 		if err := f.plan.decode(d, v.Field(f.index)); err != nil {
 			return err
 		}
 	}
+}
+
+// field finds the field with that number, or with the name that follows.
+func (p *structPlan) field(d *decoder, n uint64) (*structField, error) {
+	if n == namedField {
+		name, err := d.string()
+		if err != nil {
+			return nil, err
+		}
+		if at, ok := p.byName[name]; ok {
+			return &p.fields[at], nil
+		}
+		return nil, fmt.Errorf("%s has no field %q: written by another version of miniswarm", p.name, name)
+	}
+	if n >= uint64(len(p.byNumber)) {
+		return nil, fmt.Errorf("%s: field number %d is unknown: written by a newer version of miniswarm", p.name, n)
+	}
+	if at := p.byNumber[n]; at > 0 {
+		return &p.fields[at-1], nil
+	}
+	return nil, fmt.Errorf("%s has no field %s: written by another version of miniswarm", p.name, fieldNames[n-firstNumber])
 }
 
 type stringPlan struct{}

@@ -20,6 +20,9 @@ import (
 
 func TestMain(m *testing.M) {
 	wal.SegmentSizeBytes = 256 << 10 // so that tests fill several
+	if os.Getenv(childEnv) != "" {
+		childMain()
+	}
 	os.Exit(m.Run())
 }
 
@@ -113,7 +116,7 @@ func (g *group) start(cfg Config) *member {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m := &member{Store: s, g: g, dir: cfg.Dir, cfg: cfg, cancel: cancel, ended: make(chan error, 1)}
 	if g.certs != nil {
-		m.server = g.certs.serve(g.t, cfg.NodeID, cfg.Addr, s.Handler())
+		m.server = g.certs.serve(cfg.NodeID, cfg.Addr, s.Handler())
 	}
 	go func() { m.ended <- s.Run(ctx) }()
 	g.members = append(g.members, m)
