@@ -49,7 +49,9 @@ type meshKeeper struct {
 	mu       sync.Mutex
 	services map[string]protocol.MeshService // guarded by mu, like all below
 	peers    []protocol.Peer
-	known    bool // there is a table, from a leader or from disk
+	port     uint16 // the overlay's UDP port
+	key      []byte // the secret of probes
+	known    bool   // there is a table, from a leader or from disk
 	// seq is the number of the newest message, ack answers it; ack is nil if no answer is due. failed says that the
 	// answer so far was an error.
 	seq    uint64
@@ -95,8 +97,11 @@ func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	if m.Peers != nil {
 		k.peers = m.Peers
 	}
+	if m.Complete {
+		k.port, k.key = m.DataPathPort, m.Key
+	}
 	k.known, k.seq, k.ack, k.failed = true, m.Seq, ack, false
-	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: k.servicesLocked(), Peers: k.peers})
+	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: k.servicesLocked(), Peers: k.peers, DataPathPort: k.port, Key: k.key})
 	k.poke()
 }
 
@@ -158,12 +163,13 @@ func (k *meshKeeper) verify(ctx context.Context) error {
 
 func (k *meshKeeper) apply(ctx context.Context) error {
 	k.mu.Lock()
-	known, seq, peers, services := k.known, k.seq, k.peers, k.servicesLocked()
+	known, seq, peers, services, port, key := k.known, k.seq, k.peers, k.servicesLocked(), k.port, k.key
 	k.mu.Unlock()
 	var err error
 	if known && k.mesh != nil {
 		node, networks := k.place()
 		in, inErr := meshInput(k.nodeID, k.dataAddr, node, networks, services, peers)
+		in.VXLANPort, in.ProbeKey = port, key
 		if in.Self.Underlay.IsValid() {
 			err = k.mesh.Apply(ctx, in)
 		}
@@ -228,7 +234,7 @@ func meshInput(nodeID, dataAddr string, node *cluster.Node, networks []*cluster.
 		if err != nil {
 			continue // a node that has never had a session has no address yet
 		}
-		peer := plan.Node{ID: p.NodeID, Underlay: addr, Alive: !p.Down, Gateways: map[string]netip.Addr{}}
+		peer := plan.Node{ID: p.NodeID, Underlay: addr, Alive: !p.Down, Suspect: p.Suspect, Gateways: map[string]netip.Addr{}}
 		for id, text := range p.Attachments {
 			if prefix, err := netip.ParsePrefix(text); err == nil {
 				peer.Gateways[id] = prefix.Addr()

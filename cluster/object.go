@@ -86,6 +86,8 @@ type Cluster struct {
 	// RootCA is the trust root in PEM; RootCAKey is its private key in PEM. The key leaves the managers never and is
 	// sealed on disk with everything else in the log.
 	RootCA, RootCAKey []byte
+	// MeshKey is a secret of the cluster's nodes, by which their data planes know each other's probes. It never changes.
+	MeshKey []byte
 	// Removed maps the id of each node removed from the cluster to when its certificate is surely expired, until
 	// which its connections must be refused.
 	Removed map[string]time.Time

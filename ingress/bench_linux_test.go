@@ -124,7 +124,7 @@ var wrkRate = regexp.MustCompile(`(\d+) requests in`)
 // client, server and what the kernel did for them took per request, in µs.
 func wrk(b *testing.B, from *space, to string, args ...string) (rate, cost float64) {
 	b.Helper()
-	const seconds = 2
+	const seconds = 1
 	cmd := exec.Command("wrk", append(append([]string{"-t2", "-c64", fmt.Sprintf("-d%ds", seconds)}, args...), "http://"+to+"/")...)
 	before := processorTime()
 	var out []byte

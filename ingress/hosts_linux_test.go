@@ -213,7 +213,7 @@ func (c *cluster) plug(name string, addr netip.Addr) *space {
 func (h *host) start() {
 	h.t.Helper()
 	h.must(func() (err error) {
-		h.mesh, err = New(Config{Engine: h.engine, StateDir: h.stateDir, ProbeKey: []byte("test"), Logger: slog.New(slog.NewTextHandler(h.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", h.name)})
+		h.mesh, err = New(Config{Engine: h.engine, StateDir: h.stateDir, Logger: slog.New(slog.NewTextHandler(h.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("host", h.name)})
 		return err
 	})
 	if h.c.run {
@@ -252,7 +252,8 @@ func (c *cluster) node(h *host) plan.Node {
 // input is what the cluster wants of one host.
 func (c *cluster) input(self *host) plan.Input {
 	in := plan.Input{
-		Self: c.node(self),
+		ProbeKey: []byte("test"),
+		Self:     c.node(self),
 		Networks: []plan.Network{
 			{ID: ingressID, Name: "ingress", VNI: 4096, Subnet: ingressSubnet, Ingress: true},
 			{ID: backID, Name: "back", VNI: 4097, Subnet: backSubnet},

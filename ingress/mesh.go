@@ -35,9 +35,6 @@ type Config struct {
 	StateDir string
 	// Engine makes the networks that containers are attached to.
 	Engine Networks
-	// ProbeKey authenticates probes between nodes. All nodes of a cluster must have
-	// the same.
-	ProbeKey []byte
 	// AlwaysVXLAN leaves plain ways between neighbours unused.
 	AlwaysVXLAN bool
 }
@@ -48,7 +45,6 @@ type Mesh struct {
 	log         *slog.Logger
 	engine      Networks
 	unlock      func() error
-	probeKey    []byte
 	alwaysVXLAN bool
 
 	mu       sync.Mutex // guards all below
@@ -63,6 +59,7 @@ type Mesh struct {
 	known    bool                   // whether have is true
 	applied  bool                   // whether there was an Apply in this process
 	direct   map[string]plan.Direct // neighbours, by node id
+	dead     map[netip.Addr]bool    // suspect peers whose machines do not answer
 }
 
 // dataPlane holds the rules that translate connections. Apply changes what
@@ -100,7 +97,7 @@ func New(c Config) (*Mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the data plane: %w", err)
 	}
-	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, probeKey: c.ProbeKey, alwaysVXLAN: c.AlwaysVXLAN, reserved: map[plan.PortKey]*ports.Reservation{}}
+	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, alwaysVXLAN: c.AlwaysVXLAN, reserved: map[plan.PortKey]*ports.Reservation{}}
 	if m.kernel, err = overlay.Open(c.StateDir); err == nil {
 		if m.table, err = nft.Open(); err != nil {
 			m.kernel.Close()
@@ -156,7 +153,7 @@ func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
 		errs = append(errs, err)
 	}
 	in := m.input
-	in.Peers = m.withDirect(in.Peers)
+	in.Peers = m.withoutDead(m.withDirect(in.Peers))
 	in.Ports = m.reserve(in.Ports, &errs)
 	if rest, ok := m.withoutMissing(in); ok {
 		changed, err = m.converge(ctx, rest)

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,9 @@ func (m *Mesh) Run(ctx context.Context) error {
 	defer verify.Stop()
 	probing := time.NewTimer(0)
 	defer probing.Stop()
+	s := &suspects{m: m, answered: map[netip.Addr]bool{}}
+	asking := time.NewTimer(0)
+	defer asking.Stop()
 	var settle <-chan time.Time
 	wait := calm
 	for {
@@ -73,6 +77,12 @@ func (m *Mesh) Run(ctx context.Context) error {
 				m.log.Warn("looking for plain ways to neighbours", "err", err)
 			}
 			probing.Reset(r.pause())
+		case <-asking.C:
+			pause, err := s.ask(ctx, time.Now())
+			if err != nil && ctx.Err() == nil {
+				m.log.Warn("asking suspect machines", "err", err)
+			}
+			asking.Reset(pause)
 		case <-ctx.Done():
 			return nil
 		}
@@ -130,6 +140,7 @@ func watchRules() (changes <-chan struct{}, stop func(), err error) {
 type rounds struct {
 	m      *Mesh
 	prober *probe.Prober
+	key    []byte              // the prober's
 	asked  map[netip.Addr]bool // the peers of the last round
 	since  int                 // rounds since they changed
 }
@@ -156,13 +167,15 @@ func (r *rounds) probe(ctx context.Context) error {
 	defer m.mu.Unlock()
 	r.since++
 	self, ok := m.ingressGateway()
-	if !ok || m.alwaysVXLAN {
+	key := m.input.ProbeKey
+	if !ok || m.alwaysVXLAN || len(key) == 0 {
 		r.close()
 		return nil
 	}
-	if r.prober == nil || r.prober.Self() != self {
+	if r.prober == nil || r.prober.Self() != self || !bytes.Equal(r.key, key) {
 		r.close()
-		p, err := probe.Listen(ctx, m.log, self, m.probeKey)
+		r.key = key
+		p, err := probe.Listen(ctx, m.log, self, key)
 		if err != nil {
 			return err
 		}

@@ -24,6 +24,7 @@ const (
 	defaultSubnetSize       = 24
 	defaultDataPathPort     = 4789
 	defaultPool             = "10.0.0.0/8"
+	meshKeySize             = 32
 )
 
 // founding is what init decides once for a cluster.
@@ -48,7 +49,10 @@ func (f *founding) objects() (*cluster.Txn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("found the cluster: %w", err)
 	}
-	c := &cluster.Cluster{RootCA: root.PEM(), RootCAKey: keyPEM, JoinTokens: tokens}
+	c := &cluster.Cluster{RootCA: root.PEM(), RootCAKey: keyPEM, JoinTokens: tokens, MeshKey: make([]byte, meshKeySize)}
+	if _, err := io.ReadFull(f.random, c.MeshKey); err != nil {
+		return nil, fmt.Errorf("found the cluster: make the key of the mesh: %w", err)
+	}
 	c.ID = f.clusterID
 	c.Spec = withDefaults(f.req.Spec)
 	c.Spec.EncryptionConfig.AutoLockManagers = f.req.AutoLockManagers

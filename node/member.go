@@ -123,6 +123,9 @@ func (m *member) run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error { return m.renew(gctx) })
+	if m.mesh != nil {
+		g.Go(func() error { return m.mesh.Run(gctx) })
+	}
 	g.Go(func() error { return m.agent.Run(gctx) })
 	err := g.Wait()
 	m.transports.close()

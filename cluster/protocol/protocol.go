@@ -152,6 +152,10 @@ type Mesh struct {
 	RemoveServices []string      `json:",omitempty"`
 	// Peers are all nodes with the address of each in every overlay network it takes part in; nil: unchanged.
 	Peers []Peer `json:",omitempty"`
+	// DataPathPort is the UDP port of the overlay and Key the secret of probes between nodes; both are in complete
+	// messages only and never change.
+	DataPathPort uint16 `json:",omitempty"`
+	Key          []byte `json:",omitempty"`
 }
 
 // MeshService is the published ports of one service and the replicas behind them.

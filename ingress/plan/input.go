@@ -21,6 +21,9 @@ type Input struct {
 	// Ports are the ports published through the routing mesh. Each is answered on
 	// this node whether a replica runs here or not.
 	Ports []PublishedPort
+	// ProbeKey authenticates probes between nodes; all nodes of a cluster have the same. Without one no way is probed, and all
+	// traffic between nodes goes by VXLAN. The plan itself does not depend on it.
+	ProbeKey []byte
 	// VXLANPort is the UDP port of the data path; zero means 4789, Swarm's default.
 	VXLANPort uint16
 }
@@ -39,6 +42,9 @@ type Node struct {
 	// Alive is false for a node that must receive no new connection. It says
 	// nothing about what that node may still send to us.
 	Alive bool
+	// Suspect is set for a peer whose daemon has fallen silent, which is no proof that the machine is dead: the mesh
+	// asks the machine's kernel, and turns Alive off if that does not answer either.
+	Suspect bool
 	// Direct, when set, says that the node is a neighbour on a segment we share. The
 	// cluster does not know; the Mesh finds out and fills it in.
 	Direct *Direct

@@ -21,6 +21,8 @@ type meshTable struct {
 	peers    []protocol.Peer
 	peersSeq uint64
 	suspects map[string]bool // node ids
+	port     uint16          // the overlay's UDP port
+	key      []byte          // the secret of probes
 }
 
 type meshService struct {
@@ -30,6 +32,9 @@ type meshService struct {
 
 func newMeshTable(snap *cluster.Snapshot) *meshTable {
 	m := &meshTable{services: map[string]*meshService{}, removed: map[string]uint64{}, suspects: map[string]bool{}, seq: 1}
+	if c := snap.Cluster(); c != nil {
+		m.port, m.key = uint16(c.DataPathPort), c.MeshKey
+	}
 	for s := range snap.Services() {
 		m.setService(snap, s)
 	}
@@ -210,7 +215,9 @@ func (m *meshTable) since(sent uint64) (msg *protocol.Mesh, ok bool) {
 		}
 	}
 	slices.SortFunc(msg.Services, func(a, b protocol.MeshService) int { return strings.Compare(a.ServiceID, b.ServiceID) })
-	if sent > 0 {
+	if msg.Complete {
+		msg.DataPathPort, msg.Key = m.port, m.key
+	} else {
 		for id, seq := range m.removed {
 			if seq > sent {
 				msg.RemoveServices = append(msg.RemoveServices, id)

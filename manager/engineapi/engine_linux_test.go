@@ -121,7 +121,7 @@ func TestARealEngineBehindTheSocket(t *testing.T) {
 		c.ok("rm", "-f", "c2")
 	})
 	t.Run("the engine comes back", func(t *testing.T) {
-		if err := l.KillEngine(t.Context(), "vm1"); err != nil {
+		if err := l.StopEngine(t.Context(), "vm1"); err != nil {
 			t.Fatal(err)
 		}
 		c.shows(c.ok("node", "ls"), "vm1 Ready")

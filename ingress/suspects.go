@@ -1,0 +1,89 @@
+package ingress
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"time"
+
+	"github.com/miniswarm/miniswarm/ingress/ping"
+	"github.com/miniswarm/miniswarm/ingress/plan"
+)
+
+const (
+	// acquaint is how often peers are asked while nothing is wrong: only the silence of a machine that used to answer
+	// says anything.
+	acquaint = 10 * time.Second
+	// watchful is the pause between questions while a peer is suspect.
+	watchful = 200 * time.Millisecond
+)
+
+// suspects finds out which peers with a silent daemon are dead machines, long before the managers give them up:
+// connections to their replicas are cut at once then, so that clients connect anew and reach others.
+type suspects struct {
+	m        *Mesh
+	answered map[netip.Addr]bool // machines that have ever answered
+	asked    time.Time
+}
+
+// ask asks the peers if it is time to, and lets the mesh know. It gives the pause until it should be called again.
+func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error) {
+	s.m.mu.Lock()
+	peers := s.m.input.Peers
+	s.m.mu.Unlock()
+	var all, suspect []netip.Addr
+	for _, p := range peers {
+		all = append(all, p.Underlay)
+		if p.Suspect && p.Alive {
+			suspect = append(suspect, p.Underlay)
+		}
+	}
+	question := suspect
+	if now.Sub(s.asked) >= acquaint || len(s.answered) < len(all) && now.Sub(s.asked) >= time.Second {
+		question, s.asked = all, now
+	}
+	if len(question) == 0 {
+		return watchful, s.m.bury(ctx, nil)
+	}
+	alive, err := ping.Answering(ctx, question)
+	if err != nil {
+		return acquaint, err
+	}
+	for a := range alive {
+		s.answered[a] = true
+	}
+	dead := map[netip.Addr]bool{}
+	for _, a := range suspect {
+		if s.answered[a] && !alive[a] {
+			dead[a] = true
+		}
+	}
+	return watchful, s.m.bury(ctx, dead)
+}
+
+// bury takes over which suspect machines do not answer, and changes the rules if that is news.
+func (m *Mesh) bury(ctx context.Context, dead map[netip.Addr]bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if maps.Equal(dead, m.dead) || !m.applied {
+		return nil
+	}
+	for a := range dead {
+		if !m.dead[a] {
+			m.log.Warn("a machine does not answer and is taken for dead: connections to its replicas are cut", "addr", a)
+		}
+	}
+	m.dead = dead
+	_, err := m.reconcile(ctx)
+	return err
+}
+
+// withoutDead marks the peers that are dead. A manager that hears of one again ends the suspicion.
+func (m *Mesh) withoutDead(peers []plan.Node) []plan.Node {
+	for i := range peers {
+		if peers[i].Suspect && m.dead[peers[i].Underlay] {
+			peers[i].Alive = false
+		}
+	}
+	return peers
+}
