@@ -215,7 +215,7 @@ func (a *applier) restore(meta *raftpb.SnapshotMetadata) error {
 	}
 	a.publish()
 	a.reset(state, head, raftpb.EnsureConfState(proto.Clone(meta.GetConfState()).(*raftpb.ConfState)))
-	a.s.cfg.Transport.SetMembers(a.membership().members)
+	a.s.addresses.set(a.s, a.membership().members, true)
 	a.s.view.replace(a.state.Snapshot(), a.index, a.term, a.membership())
 	a.s.log.Info("snapshot from the leader installed", "index", a.index, "term", a.term)
 	if err := a.s.disk.purge(a.index); err != nil {
@@ -242,7 +242,7 @@ func (a *applier) applyConf(e *raftpb.Entry) error {
 	if change.Kind == confAdd {
 		a.s.storage.require(e.GetIndex())
 	}
-	a.s.cfg.Transport.SetMembers(a.membership().members)
+	a.s.addresses.set(a.s, a.membership().members, true)
 	a.s.log.Info("membership changed", "change", change.Kind, "member", change.Member.RaftID, "node", change.Member.NodeID, "addr", change.Member.Addr)
 	if p := a.s.pending.take(change.Seq); p != nil && change.Boot == a.s.boot {
 		a.results = append(a.results, finished{p, proposalResult{index: e.GetIndex()}})

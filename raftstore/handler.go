@@ -108,7 +108,7 @@ func (s *Store) serveStream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.streams.remove(from.RaftID, conn)
-	s.meet(from)
+	s.addresses.meet(s, from)
 	conn.SetDeadline(time.Now().Add(writeTimeout))
 	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol.UpgradeStream); err != nil {
 		return
@@ -138,16 +138,37 @@ func (s *Store) receiveAll(buffered *bufio.Reader, from uint64) error {
 	}
 }
 
-// meet gives the transport the address of a caller while this member's own log does not know anybody: a newcomer
-// that was restarted before it got its first snapshot.
-func (s *Store) meet(m protocol.Member) {
-	s.view.mu.Lock()
-	applied, known := s.view.applied, s.view.members.members
-	s.view.mu.Unlock()
-	if applied > 0 || m.NodeID == "" || m.Addr == "" || slices.ContainsFunc(known, func(o protocol.Member) bool { return o.RaftID == m.RaftID }) {
-		return
+// addresses tells the transport where members are. They come from the log; a newcomer that has none yet, because it was
+// restarted before its first snapshot, takes them from those who call it.
+type addresses struct {
+	mu    sync.Mutex // guards all below, and calls of SetMembers
+	known []protocol.Member
+	// settled is true once the log has told them.
+	settled bool
+}
+
+func (a *addresses) set(s *Store, members []protocol.Member, settled bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if settled || !a.settled {
+		for _, m := range a.known {
+			if !settled && !slices.ContainsFunc(members, func(o protocol.Member) bool { return o.RaftID == m.RaftID }) {
+				members = append(slices.Clone(members), m)
+			}
+		}
+		a.known, a.settled = members, settled
 	}
-	s.cfg.Transport.SetMembers(append(slices.Clone(known), m))
+	s.cfg.Transport.SetMembers(a.known)
+}
+
+// meet notes a caller.
+func (a *addresses) meet(s *Store, m protocol.Member) {
+	a.mu.Lock()
+	settled := a.settled
+	a.mu.Unlock()
+	if !settled && m.NodeID != "" && m.Addr != "" {
+		a.set(s, []protocol.Member{m}, false)
+	}
 }
 
 func (s *Store) serveSnapshot(w http.ResponseWriter, r *http.Request) {

@@ -47,7 +47,8 @@ type Store struct {
 	committed atomic.Uint64
 	heard     atomic.Pointer[map[uint64]bool]
 
-	streams streams
+	streams   streams
+	addresses addresses
 	// sending counts snapshots under way to followers, for which the log is kept.
 	sending atomic.Int32
 	// snapMu makes writing and installing snapshots exclude each other.
@@ -210,7 +211,7 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	s.cfg.Transport.SetMembers(s.view.membership().members)
+	s.addresses.set(s, s.view.membership().members, s.applier.index > 0)
 	var transport, workers sync.WaitGroup
 	transport.Go(func() {
 		if err := s.cfg.Transport.Run(background, s); err != nil {

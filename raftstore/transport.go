@@ -11,7 +11,7 @@ import (
 // Transport carries messages to other members. Raft expects nothing of it: messages may be lost, late, doubled or out of
 // order. It should be quick to notice a peer that comes back.
 //
-// Send and SetMembers are called from one goroutine each, from when Run was called on, and must not block.
+// Send and SetMembers may be called from any goroutine and at any time, and must not block.
 type Transport interface {
 	// Run works until ctx is done and returns when everything it started has ended.
 	Run(ctx context.Context, local Local) error
