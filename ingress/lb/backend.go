@@ -166,6 +166,13 @@ func (be *backend) dial(ctx context.Context, timeout time.Duration, dial dialFun
 	return conn, nil
 }
 
+// answered takes in a sign of life.
+func (be *backend) answered() {
+	be.mu.Lock()
+	defer be.mu.Unlock()
+	be.health.connected(time.Now())
+}
+
 // forget ends the eye kept on a connection that dial returned.
 func (be *backend) forget(conn net.Conn) {
 	be.mu.Lock()

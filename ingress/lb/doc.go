@@ -30,8 +30,8 @@
 // Requests, not connections, are balanced. A request that can be repeated safely (GET, HEAD, OPTIONS or TRACE without
 // a body) is sent again elsewhere when its backend dies, or is marked down, before the client has seen anything of the
 // answer; one of up to 64 KiB is passed on when it is complete. So clients lose nothing when a node dies. A request that
-// might have had an effect is only repeated when it certainly was not sent. A request is sent at most three times, so that
-// one which kills whoever answers it cannot kill them all.
+// might have had an effect is only repeated when it certainly was not sent. Three backends may fail a request, so that one
+// which kills whoever answers it cannot kill them all, and two may have it taken back for being slow.
 // Backends learn the client's address from X-Forwarded-For.
 //
 // # Life

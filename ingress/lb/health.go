@@ -75,7 +75,7 @@ func (h *health) connectFailed(err error, now time.Time) bool {
 	return h.become(Down, now)
 }
 
-// connected takes a client's connection that was made. Only checks bring a backend up that is down.
+// connected takes a connection that was made, or an answer that came over one. Only checks bring a backend up that is down.
 func (h *health) connected(now time.Time) {
 	h.refused, h.lastGood = 0, now
 }

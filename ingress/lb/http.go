@@ -16,8 +16,14 @@ import (
 	"time"
 )
 
-// maxSends bounds how often one request is sent. A request that kills its backend must not kill them all.
-const maxSends = 3
+const (
+	// maxSends bounds how often one request is sent to backends that fail it. One that kills its backend must not kill
+	// them all.
+	maxSends = 3
+	// maxGivenUp bounds how often it is taken back from a backend that may only be slow. The next one may take its time:
+	// slow is better than nothing, and taking work back and forth would make all of them slower still.
+	maxGivenUp = 2
+)
 
 // wholeAnswer is the longest answer to a repeatable request that is taken in whole before the client gets any of it, so
 // that the request can still be sent again when its backend dies in the middle.
@@ -137,16 +143,12 @@ func (t *resender) RoundTrip(req *http.Request) (*http.Response, error) {
 	b := t.balancer
 	search := b.pool.search(b.cfg.Patience)
 	repeatable := (req.Body == nil || req.Body == http.NoBody) && safeMethod(req.Method)
-	for sends := 1; ; {
+	for failed, givenUp := 0, 0; ; {
 		be, err := search.next(req.Context())
 		if err != nil {
 			return nil, err
 		}
-		limit := b.cfg.FirstByteTimeout
-		if sends == maxSends {
-			limit = 0 // there will be no other: slow is better than nothing
-		}
-		resp, err := b.send(req, be, repeatable, limit)
+		resp, err := b.send(req, be, repeatable, repeatable && givenUp < maxGivenUp)
 		if err == nil {
 			return resp, nil
 		}
@@ -157,19 +159,22 @@ func (t *resender) RoundTrip(req *http.Request) (*http.Response, error) {
 		if _, unsent := errors.AsType[*unsentError](err); unsent {
 			continue
 		}
-		if !repeatable || sends == maxSends {
-			return nil, fmt.Errorf("%s, sent %d times: %w", be.address, sends, err)
+		if errors.Is(err, errMarkedDown) || errors.Is(err, errFirstByte) {
+			givenUp++
+		} else {
+			failed++
 		}
-		sends++
+		if !repeatable || failed == maxSends {
+			return nil, fmt.Errorf("%s, failed %d times: %w", be.address, failed, err)
+		}
 		b.resent.Add(1)
 	}
 }
 
-// send sends req to one backend and returns its answer, whose body releases the backend when it is closed. A repeatable
-// request is given up, before its answer begins or, if that is short, is complete, when the backend is marked down or limit,
-// unless zero, is over.
-// The error is an *unsentError if no connection was there to send the request on.
-func (b *Balancer) send(req *http.Request, be *backend, repeatable bool, limit time.Duration) (*http.Response, error) {
+// send sends req to one backend and returns its answer, whose body releases the backend when it is closed. A request that
+// may be given up is, before its answer begins or, if that is short, is complete, when the backend is marked down or the
+// time for a first byte is over. The error is an *unsentError if no connection was there to send the request on.
+func (b *Balancer) send(req *http.Request, be *backend, repeatable, mayGiveUp bool) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	var connected atomic.Bool
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -185,8 +190,8 @@ func (b *Balancer) send(req *http.Request, be *backend, repeatable bool, limit t
 	out.Close = req.Header.Get("Upgrade") == "" && be.total.Load()%int64(b.cfg.Reuse) == 0
 
 	wait := func() bool { return true }
-	if repeatable {
-		wait = be.answerWithin(limit, cancel)
+	if mayGiveUp {
+		wait = be.answerWithin(b.cfg.FirstByteTimeout, cancel)
 	}
 	resp, err := be.transport.RoundTrip(out)
 	if err == nil && repeatable && req.Method != http.MethodHead && resp.ContentLength > 0 && resp.ContentLength <= wholeAnswer {
@@ -209,6 +214,7 @@ func (b *Balancer) send(req *http.Request, be *backend, repeatable bool, limit t
 		}
 		return nil, err
 	}
+	be.answered()
 	done := sync.OnceFunc(func() {
 		cancel(nil)
 		be.release()
