@@ -20,7 +20,8 @@ test-short: ## what needs neither root nor engines
 demo: ## the whole story on three hosts, under three minutes (root; installs what is missing)
 	scripts/setup.sh demo
 	@$(MAKE) --no-print-directory build
-	bin/miniswarm demo
+	CGO_ENABLED=0 go build -trimpath -o bin/miniswarm-demo ./examples/prime/demo
+	bin/miniswarm-demo
 
 lint: ## gofmt, vet, staticcheck, shellcheck, known vulnerabilities
 	scripts/setup.sh lint
