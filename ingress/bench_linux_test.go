@@ -25,7 +25,10 @@ import (
 //	go test -run xxx -bench Paths -benchtime 5x ./ingress
 //
 // Each iteration measures every path once, so that what else the machine does hits
-// all alike; the figures are medians.
+// all alike; the figures are medians. "near" is a replica on the entry node, "plain"
+// and "vxlan" are one hop away; "bare" is without any firewall, "tracked" with
+// Docker's and connection tracking but without a mesh, "docker" a port published by
+// the engine.
 func BenchmarkPaths(b *testing.B) {
 	if _, err := exec.LookPath("wrk"); err != nil {
 		b.Skip("wrk is not installed (apt-get install wrk)")
@@ -55,40 +58,55 @@ func BenchmarkPaths(b *testing.B) {
 	docker.run("iptables", "-w", "-A", "FORWARD", "-d", "10.0.0.101", "!", "-i", plan.BridgeName(ingressID), "-p", "tcp", "--dport", "8080", "-j", "ACCEPT")
 	docker.run("nft", "delete", "chain", "ip", "miniswarm", "protect")
 
-	// The paths without a mesh, in a cluster of their own: the same machines,
-	// bridges, containers and routed VXLAN, without rules or connection tracking.
-	bare := newCluster(b, options{hosts: 2})
-	bareClient := bare.plug("client", addr("192.0.2.100"))
-	bareAll := bare.replicas(ingressID, 1, 2, 2)
-	for _, ct := range bareAll {
-		ct.serveHTTP(8080)
+	// The same ways without a mesh: the same machines, bridges, containers and routed
+	// VXLAN. Once bare, and once with connection tracking and Docker's firewall, which
+	// a machine with an engine has anyway.
+	without := func(bare bool) (client *space, near, plain, vxlan string) {
+		c := newCluster(b, options{hosts: 2, bridgeFilter: !bare})
+		client = c.plug("client", addr("192.0.2.100"))
+		all := c.replicas(ingressID, 1, 2, 2)
+		for _, ct := range all {
+			ct.serveHTTP(8080)
+		}
+		for _, h := range c.hosts {
+			h.close()
+			if bare {
+				h.run("nft", "flush", "ruleset")
+			} else {
+				h.run("nft", "delete", "table", "ip", "miniswarm")
+				h.run("iptables", "-w", "-P", "FORWARD", "ACCEPT")
+			}
+		}
+		first, second := c.hosts[0], c.hosts[1]
+		client.run("ip", "route", "add", ingressSubnet.String(), "via", first.underlay.String())
+		first.run("ip", "route", "replace", all[1].addr.String(), "via", second.underlay.String())
+		// Replies go back through the first host, as with the mesh.
+		for i, back := range []string{first.underlay.String(), first.gateway(ingressSubnet).String() + " onlink dev " + plan.VXLANName(ingressID)} {
+			table := fmt.Sprint(100 + i)
+			second.run("ip", "rule", "add", "from", all[1+i].addr.String(), "table", table)
+			second.run("sh", "-c", "ip route add default table "+table+" via "+back)
+		}
+		at := func(ct *container) string { return netip.AddrPortFrom(ct.addr, 8080).String() }
+		return client, at(all[0]), at(all[1]), at(all[2])
 	}
-	for _, h := range bare.hosts {
-		h.close()
-		h.run("nft", "flush", "ruleset")
-	}
-	first, second := bare.hosts[0], bare.hosts[1]
-	bareClient.run("ip", "route", "add", ingressSubnet.String(), "via", first.underlay.String())
-	// Replies of the remote one go back through the first host, as with the mesh.
-	second.run("ip", "rule", "add", "from", bareAll[1].addr.String(), "table", "100")
-	second.run("ip", "route", "add", "default", "via", first.gateway(ingressSubnet).String(), "dev", plan.VXLANName(ingressID), "onlink", "table", "100")
-
-	first.run("ip", "route", "replace", bareAll[2].addr.String(), "via", second.underlay.String())
-	second.run("ip", "rule", "add", "from", bareAll[2].addr.String(), "table", "101")
-	second.run("ip", "route", "add", "default", "via", first.underlay.String(), "table", "101")
+	bareClient, bareNear, barePlain, bareVXLAN := without(true)
+	trackedClient, trackedNear, trackedPlain, trackedVXLAN := without(false)
 
 	paths := []struct {
 		name string
 		from *space
 		to   string
 	}{
-		{"direct", bareClient, netip.AddrPortFrom(bareAll[0].addr, 8080).String()},
-		{"docker-local", vxlanClient, vxlan.hosts[0].at(8003)},
-		{"mesh-local", plainClient, plain.hosts[0].at(8001)},
-		{"bare-plain", bareClient, netip.AddrPortFrom(bareAll[2].addr, 8080).String()},
-		{"mesh-plain", plainClient, plain.hosts[0].at(8002)},
-		{"bare-vxlan", bareClient, netip.AddrPortFrom(bareAll[1].addr, 8080).String()},
-		{"mesh-vxlan", vxlanClient, vxlan.hosts[0].at(8002)},
+		{"near/bare", bareClient, bareNear},
+		{"near/tracked", trackedClient, trackedNear},
+		{"near/docker", vxlanClient, vxlan.hosts[0].at(8003)},
+		{"near/mesh", plainClient, plain.hosts[0].at(8001)},
+		{"plain/bare", bareClient, barePlain},
+		{"plain/tracked", trackedClient, trackedPlain},
+		{"plain/mesh", plainClient, plain.hosts[0].at(8002)},
+		{"vxlan/bare", bareClient, bareVXLAN},
+		{"vxlan/tracked", trackedClient, trackedVXLAN},
+		{"vxlan/mesh", vxlanClient, vxlan.hosts[0].at(8002)},
 	}
 	for _, mode := range []struct {
 		name string
@@ -106,8 +124,8 @@ func BenchmarkPaths(b *testing.B) {
 				}
 			}
 			for _, p := range paths {
-				b.ReportMetric(median(rates[p.name]), p.name+"-req/s")
-				b.ReportMetric(median(costs[p.name]), p.name+"-cpu-µs/req")
+				b.ReportMetric(median(rates[p.name]), p.name+":req/s")
+				b.ReportMetric(median(costs[p.name]), p.name+":cpu-µs/req")
 			}
 		})
 	}
