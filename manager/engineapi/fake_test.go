@@ -107,6 +107,8 @@ type fakeControl struct {
 	logs         map[string]func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error // by task id
 	decisions    map[string][]orchestrator.Decision
 	readErr      error
+
+	onLeaderAsked func() // runs once, after the next question who leads; guarded by mu
 }
 
 func newFakeControl() *fakeControl {
@@ -119,7 +121,12 @@ func newFakeControl() *fakeControl {
 func (c *fakeControl) Leader() (self bool, nodeID, addr string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.self, c.leader, c.addr
+	self, nodeID, addr = c.self, c.leader, c.addr
+	if c.onLeaderAsked != nil {
+		c.onLeaderAsked()
+		c.onLeaderAsked = nil
+	}
+	return self, nodeID, addr
 }
 
 func (c *fakeControl) setLeader(self bool, nodeID, addr string) {

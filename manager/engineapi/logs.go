@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -63,43 +64,79 @@ func (q *logQuery) request(taskID string, from time.Time) protocol.LogRequest {
 	return req
 }
 
-func (s *Server) serviceLogs(c Control, w http.ResponseWriter, r *http.Request) error {
+func (s *Server) serviceLogs(w http.ResponseWriter, r *http.Request) error {
+	return s.logs(w, r, func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, func(*cluster.Task) bool, error) {
+		svc, err := find[*cluster.Service](snap, cluster.KindService, ref)
+		if err != nil {
+			return nil, nil, err
+		}
+		return svc.Spec.TaskTemplate.ContainerSpec, func(t *cluster.Task) bool { return t.ServiceID == svc.ID }, nil
+	})
+}
+
+func (s *Server) taskLogs(w http.ResponseWriter, r *http.Request) error {
+	return s.logs(w, r, func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, func(*cluster.Task) bool, error) {
+		t, err := findTask(snap, ref)
+		if err != nil {
+			return nil, nil, err
+		}
+		return t.Spec.ContainerSpec, func(other *cluster.Task) bool { return other.ID == t.ID }, nil
+	})
+}
+
+// whose finds what a log is asked of: the specification of its containers, and which tasks are meant.
+type whose func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, func(*cluster.Task) bool, error)
+
+// logs answers with the logs of all tasks that are meant. Every manager does that by itself, so that a log goes on when the
+// leader changes; only the lines come through the leader. From the first byte on errors can only be told in the stream.
+func (s *Server) logs(w http.ResponseWriter, r *http.Request, find whose) error {
+	c, err := s.cfg.Local.Control()
+	if err != nil {
+		return err
+	}
 	q, err := readLogQuery(r)
 	if err != nil {
 		return err
 	}
-	_, svc, err := read[*cluster.Service](r.Context(), c, cluster.KindService, r.PathValue("id"))
+	ctx, cancel := context.WithTimeout(r.Context(), managerTimeout)
+	defer cancel()
+	snap, err := c.Read(ctx)
 	if err != nil {
 		return err
 	}
-	if svc.Spec.TaskTemplate.ContainerSpec == nil {
+	spec, meant, err := find(snap, r.PathValue("id"))
+	switch {
+	case err != nil:
+		return err
+	case spec == nil:
 		return errorf(http.StatusInternalServerError, "logs only supported on container tasks")
 	}
-	return s.streamLogs(c, w, r, q, svc.Spec.TaskTemplate.ContainerSpec.TTY, func(t *cluster.Task) bool { return t.ServiceID == svc.ID })
+	here := func(c Control, w http.ResponseWriter, r *http.Request) error {
+		s.streamLogs(c, w, r, q, spec.TTY, meant)
+		return nil
+	}
+	if self, _, _ := c.Leader(); !self && tooManyLogs(snap, q.follow, meant) {
+		s.streaming(here).ServeHTTP(w, r)
+		return nil
+	}
+	return here(c, w, r)
 }
 
-func (s *Server) taskLogs(c Control, w http.ResponseWriter, r *http.Request) error {
-	q, err := readLogQuery(r)
-	if err != nil {
-		return err
+// maxRemoteLogs is how many logs a manager reads through the leader, with a connection for each. Of more the leader makes
+// one stream, which ends with its term.
+const maxRemoteLogs = 64
+
+func tooManyLogs(snap *cluster.Snapshot, follow bool, meant func(*cluster.Task) bool) bool {
+	n := 0
+	for t := range snap.Tasks() {
+		if meant(t) && hasLog(t, follow) {
+			n++
+		}
 	}
-	snap, err := c.Read(r.Context())
-	if err != nil {
-		return err
-	}
-	t, err := findTask(snap, r.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	if t.Spec.ContainerSpec == nil {
-		return errorf(http.StatusInternalServerError, "logs only supported on container tasks")
-	}
-	return s.streamLogs(c, w, r, q, t.Spec.ContainerSpec.TTY, func(other *cluster.Task) bool { return other.ID == t.ID })
+	return n > maxRemoteLogs
 }
 
-// streamLogs answers with the logs of all tasks that are meant. From the first byte on errors can only be told in the
-// stream.
-func (s *Server) streamLogs(c Control, w http.ResponseWriter, r *http.Request, q logQuery, tty bool, meant func(*cluster.Task) bool) error {
+func (s *Server) streamLogs(c Control, w http.ResponseWriter, r *http.Request, q logQuery, tty bool, meant func(*cluster.Task) bool) {
 	contentType := types.MediaTypeRawStream
 	if !tty && !versions.LessThan(apiVersion(r), "1.42") {
 		contentType = types.MediaTypeMultiplexedStream
@@ -109,11 +146,9 @@ func (s *Server) streamLogs(c Control, w http.ResponseWriter, r *http.Request, q
 	rc := http.NewResponseController(w)
 	_ = rc.Flush()
 	if r.Method == http.MethodHead {
-		return nil
+		return
 	}
-	out := newLogWriter(w, rc.Flush, q, tty)
-	newLogStream(c, q, meant, out).run(r.Context())
-	return nil
+	newLogStream(s, c, q, meant, newLogWriter(w, rc.Flush, q, tty)).run(r.Context())
 }
 
 // hasLog says whether a task may have something to read: without follow only what has run, as in Swarm.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -260,5 +261,79 @@ func TestHeadOfALogDoesNotRead(t *testing.T) {
 	w := logWorld(t)
 	if a := w.do("HEAD", "/services/web/logs?stdout=1&follow=1", nil); a.status != 200 {
 		t.Errorf("%d", a.status)
+	}
+}
+
+func TestLogsThroughAFollowerSurviveTheLeader(t *testing.T) {
+	first, second := logWorld(t), logWorld(t)
+	stopped := make(chan struct{})
+	first.control.setLog("task1", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+		_ = lines("stdout", "one", "two")(ctx, req, each)
+		select {
+		case <-stopped:
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	first.control.setLog("task2", lines("stderr"))
+	resumed := make(chan protocol.LogRequest, 10)
+	second.control.setLog("task1", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+		resumed <- req
+		_ = each(protocol.LogMessage{Timestamp: time.Unix(200, 0), Stream: "stdout", Data: []byte("three\n")})
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	second.control.setLog("task2", lines("stderr"))
+
+	f, ports := logWorld(t), map[string]*httptest.Server{}
+	for id, leader := range map[string]*world{"first": first, "second": second} {
+		ports[id] = httptest.NewTLSServer(http.StripPrefix("/engine", leader.api.Cluster()))
+		defer ports[id].Close()
+	}
+	f.control.forward = func(id string) http.RoundTripper { return ports[id].Client().Transport }
+	lead := func(id string) { f.control.setLeader(false, id, strings.TrimPrefix(ports[id].URL, "https://")) }
+	lead("first")
+	next, stop := f.following("/services/web/logs?stdout=1&stderr=1&follow=1&tail=10")
+	for _, want := range []string{"one", "two"} {
+		if got := next(); got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+	ports["first"].CloseClientConnections() // the leader dies
+	lead("second")
+	if got := next(); got != "three" {
+		t.Errorf("through the new leader: %q", got)
+	}
+	if req := <-resumed; req.Since != "1970-01-01T00:01:41.000000006Z" || req.Tail != "all" || !req.Stdout || !req.Stderr || !req.Follow {
+		t.Errorf("taken up with %+v", req)
+	}
+	close(stopped)
+	stop()
+
+	second.control.setLog("task1", lines("stdout", "whole"))
+	body, _ := f.logBody("/tasks/task1/logs?stdout=1")
+	if stdout, _, err := demux(t, body); stdout != "whole\n" || err != nil {
+		t.Errorf("without follow: %q %v", stdout, err)
+	}
+	second.control.setLog("task1", nil)
+	body, _ = f.logBody("/tasks/task1/logs?stdout=1")
+	if _, _, err := demux(t, body); err == nil || !strings.Contains(err.Error(), "node node1 is not available") {
+		t.Errorf("a node that is away: %v", err)
+	}
+}
+
+func TestManyLogsAreOneStreamOfTheLeader(t *testing.T) {
+	leader := logWorld(t)
+	f := follower(t, leader)
+	svc := aService("svc1", "web", maxRemoteLogs+1)
+	f.control.put(t, aNode("node1", "vm1"), svc)
+	for i := range maxRemoteLogs + 1 {
+		f.control.put(t, aTask(fmt.Sprintf("many%d", i), svc, i+1, "node1", swarm.TaskStateRunning))
+	}
+	leader.control.setLog("task1", lines("stdout", "the leader's"))
+	leader.control.setLog("task2", lines("stdout"))
+	body, _ := f.logBody("/services/web/logs?stdout=1")
+	if stdout, _, err := demux(t, body); stdout != "the leader's\n" || err != nil {
+		t.Errorf("%q %v", stdout, err)
 	}
 }

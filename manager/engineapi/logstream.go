@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -31,6 +32,7 @@ type logLine struct {
 // logStream reads the logs of several tasks, each from its node, and writes them as one. Lines of one task keep their
 // order; between tasks there is none, as in Swarm.
 type logStream struct {
+	server  *Server
 	control Control
 	query   logQuery
 	meant   func(*cluster.Task) bool
@@ -46,13 +48,12 @@ type logStream struct {
 	missing []string        // what could not be read; run's own
 }
 
-func newLogStream(c Control, q logQuery, meant func(*cluster.Task) bool, out *logWriter) *logStream {
-	return &logStream{control: c, query: q, meant: meant, out: out, lines: make(chan logLine, logBuffer),
+func newLogStream(s *Server, c Control, q logQuery, meant func(*cluster.Task) bool, out *logWriter) *logStream {
+	return &logStream{server: s, control: c, query: q, meant: meant, out: out, lines: make(chan logLine, logBuffer),
 		latest: map[string]*cluster.Task{}, nodes: map[string]bool{}, reading: map[string]bool{}}
 }
 
-// run writes until everything is written or, when following, until ctx ends, the client is gone, or this manager does not
-// lead any more.
+// run writes until everything is written or, when following, until ctx ends or the client is gone.
 func (l *logStream) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() { cancel(); l.readers.Wait() }()
@@ -68,7 +69,7 @@ func (l *logStream) run(ctx context.Context) {
 		l.begin(ctx, start)
 		err := l.follow(ctx, changes)
 		stop()
-		if self, _, _ := l.control.Leader(); err != nil || !self {
+		if _, gone := l.server.cfg.Local.Control(); err != nil || gone != nil {
 			return
 		}
 		select { // the watch lagged; what was missed is in the next snapshot
@@ -189,22 +190,22 @@ func (l *logStream) read(ctx context.Context, t *cluster.Task) {
 		if !last.IsZero() {
 			from = last.Add(time.Nanosecond)
 		}
-		err := l.control.TaskLogs(ctx, t.NodeID, l.query.request(t.ID, from), func(m protocol.LogMessage) error {
+		err := l.server.readTaskLog(ctx, l.control, t, l.query.request(t.ID, from), func(m protocol.LogMessage) error {
 			last, told = m.Timestamp, false
 			return l.send(ctx, logLine{task: t, LogMessage: m})
 		})
 		now, nodeUp := l.state(t)
 		ended := now == nil || cluster.Terminal(now.Status.State)
 		// The container of a task that has ended may be gone, which is no loss worth telling, and that of one that is
-		// being prepared is not there yet.
-		worth := err != nil && !told && (!nodeUp || !ended && now.Status.State == swarm.TaskStateRunning)
+		// being prepared is not there yet. An election is over in a moment.
+		worth := err != nil && !told && (!l.query.follow || !errors.Is(err, errLeaderGone)) && (!nodeUp || !ended && now.Status.State == swarm.TaskStateRunning)
 		if worth && ctx.Err() == nil {
 			told = true
 			if l.send(ctx, logLine{task: t, err: err}) != nil {
 				return
 			}
 		}
-		if !l.query.follow || ended {
+		if !l.query.follow || ended && !errors.Is(err, errLeaderGone) {
 			return
 		}
 		select {

@@ -40,12 +40,9 @@ func (s *Server) routes() {
 	} {
 		s.both(pattern, s.onLeader(e))
 	}
-	for pattern, e := range map[string]endpoint{
-		"GET /services/{id}/logs": s.serviceLogs,
-		"GET /tasks/{id}/logs":    s.taskLogs,
-	} {
-		s.both(pattern, s.streaming(e))
-	}
+	s.both("GET /services/{id}/logs", handler(s.serviceLogs))
+	s.both("GET /tasks/{id}/logs", handler(s.taskLogs))
+	s.swarm.Handle("GET /miniswarm/tasks/{id}/log", s.streaming(s.relayTaskLog))
 	// Of networks the socket's own handlers decide whether they are the swarm's, and then ask the leader.
 	s.swarm.Handle("POST /networks/create", s.onLeader(s.createNetwork))
 	s.swarm.Handle("DELETE /networks/{id}", s.onLeader(s.removeNetwork))

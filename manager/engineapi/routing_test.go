@@ -253,32 +253,59 @@ func TestRequestsSurviveAChangeOfLeader(t *testing.T) {
 	leader.control.put(t, aCluster()...)
 	f := follower(t, leader)
 	_, _, right := f.control.Leader()
+	forward := f.control.forward
 
+	// Each of these changes the leader while the request is under way, at a moment that is certain.
+	onAsk := func(then func()) {
+		f.control.onLeaderAsked = then
+	}
 	t.Run("no leader at first", func(t *testing.T) {
 		f.control.setLeader(false, "", "")
-		got := make(chan answer, 1)
-		go func() { got <- f.do("GET", "/services", nil) }()
-		f.control.setLeader(false, "node1", right)
-		if a := <-got; a.status != http.StatusOK {
+		onAsk(func() { f.control.leader, f.control.addr = "node1", right })
+		if a := f.do("GET", "/services", nil); a.status != http.StatusOK {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	})
 	t.Run("the asked one does not lead", func(t *testing.T) {
 		leader.control.setLeader(false, "node3", "10.0.0.3:2377")
-		got := make(chan answer, 1)
-		go func() { got <- f.do("POST", "/services/create", serviceSpec("moved")) }()
-		leader.control.setLeader(true, "node1", right)
-		if a := <-got; a.status != http.StatusCreated {
+		leader.control.onLeaderAsked = func() { leader.control.self, leader.control.leader = true, "node1" }
+		if a := f.do("POST", "/services/create", serviceSpec("moved")); a.status != http.StatusCreated {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	})
 	t.Run("the leader does not answer the connection", func(t *testing.T) {
 		f.control.setLeader(false, "node3", "127.0.0.1:1")
-		got := make(chan answer, 1)
-		go func() { got <- f.do("POST", "/services/create", serviceSpec("again")) }()
-		f.control.setLeader(false, "node1", right)
-		if a := <-got; a.status != http.StatusCreated {
+		onAsk(func() { f.control.leader, f.control.addr = "node1", right })
+		if a := f.do("POST", "/services/create", serviceSpec("again")); a.status != http.StatusCreated {
 			t.Errorf("%d %s", a.status, a.body)
+		}
+	})
+	t.Run("the leader is cut off", func(t *testing.T) {
+		asked := make(chan struct{}, 1)
+		f.control.setLeader(false, "node3", "10.9.9.9:2377")
+		f.control.forward = func(id string) http.RoundTripper {
+			if id == "node1" {
+				return forward("node1")
+			}
+			return roundTripper(func(r *http.Request) (*http.Response, error) {
+				asked <- struct{}{}
+				<-r.Context().Done() // it never answers
+				return nil, context.Cause(r.Context())
+			})
+		}
+		for _, c := range []struct {
+			method, path string
+			body         any
+			status       int
+		}{{"GET", "/services", nil, http.StatusOK}, {"POST", "/services/create", serviceSpec("unsure"), http.StatusServiceUnavailable}} {
+			f.control.setLeader(false, "node3", "10.9.9.9:2377")
+			got := make(chan answer, 1)
+			go func() { got <- f.do(c.method, c.path, c.body) }()
+			<-asked
+			f.control.setLeader(false, "node1", right)
+			if a := <-got; a.status != c.status {
+				t.Errorf("%s: %d %s", c.method, a.status, a.body)
+			}
 		}
 	})
 	t.Run("leadership is lost before the write", func(t *testing.T) {
@@ -291,6 +318,10 @@ func TestRequestsSurviveAChangeOfLeader(t *testing.T) {
 		}
 	})
 }
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // losesOnce refuses its first write as a store does that ceased to lead.
 type losesOnce struct {

@@ -16,6 +16,8 @@ import (
 const (
 	// mergeTimeout bounds how long a merged answer waits for the managers: what the engine says is worth having without them.
 	mergeTimeout = 5 * time.Second
+	// pingTimeout bounds how long an engine that hangs can hold up clients, who ping before everything else.
+	pingTimeout = 2 * time.Second
 	// fallbackAPIVersion is announced while the engine does not answer and was never heard.
 	fallbackAPIVersion = "1.41"
 )
@@ -29,7 +31,9 @@ const twoManagers = `WARNING: Running Swarm in a two-manager configuration. This
 // then.
 func (s *Server) ping(w http.ResponseWriter, r *http.Request) error {
 	h := w.Header()
-	resp, err := s.engine.open(r.Context(), http.MethodHead, "/_ping", nil, nil)
+	ctx, cancel := context.WithTimeout(r.Context(), pingTimeout)
+	defer cancel()
+	resp, err := s.engine.open(ctx, http.MethodHead, "/_ping", nil, nil)
 	if err == nil {
 		_, _ = io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()

@@ -1,0 +1,69 @@
+package engineapi
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// FuzzBodies sends arbitrary bodies to every endpoint that takes one: whatever they are, the answer is no fault, and what
+// is accepted can be shown and explained.
+func FuzzBodies(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `null`, `{"Name":"a","TaskTemplate":{"ContainerSpec":{"Image":"a"}}}`,
+		`{"Name":"web","Labels":null,"TaskTemplate":{"ContainerSpec":{"Image":"app","Secrets":[null,{"File":null}],"Configs":[{"Runtime":{}}],"Mounts":[{"Target":"{{.Task.ID}}","VolumeOptions":{"DriverConfig":{}}}],"Privileges":{"CredentialSpec":{"Config":"x"}},"Healthcheck":{"Test":null}},"Placement":{"Constraints":["node.id==x","=="],"Preferences":[{"Spread":{"SpreadDescriptor":"x"}}],"Platforms":[{}]},"Resources":{"Limits":{"NanoCPUs":-1},"Reservations":{"GenericResources":[{"NamedResourceSpec":{"Kind":"g"}},{"DiscreteResourceSpec":{"Kind":"g","Value":-5}}]}},"Networks":[{"Target":"host"},{"Target":"x"}],"RestartPolicy":{"MaxAttempts":1,"Delay":-1}},"Mode":{"Global":{}},"UpdateConfig":{"Parallelism":18446744073709551615},"EndpointSpec":{"Mode":"vip","Ports":[{"TargetPort":1,"PublishedPort":0},{"PublishMode":"host","Protocol":"sctp"}]}}`,
+		`{"Name":"n","Driver":"overlay","IPAM":{"Config":[{"Subnet":"10.9.0.0/24","IPRange":"::/0","Gateway":"10.9.0.1"}]},"ConfigFrom":{"Network":"x"},"Options":{"a":"b"}}`,
+		`{"Name":"s","Data":"eA==","Driver":{"Name":""},"Templating":{}}`, `{"Role":"worker","Availability":"active","Labels":{"a":"b"}}`,
+		`{"Name":"default","CAConfig":{"ExternalCAs":[null]},"TaskDefaults":{"LogDriver":null},"Orchestration":{"TaskHistoryRetentionLimit":-1}}`,
+	} {
+		for path := range 7 {
+			f.Add(path, seed)
+		}
+	}
+	paths := []string{"/services/create", "/services/web/update?version=2", "/networks/create", "/secrets/create", "/configs/create", "/nodes/node1/update?version=2", "/swarm/update?version=1"}
+	f.Fuzz(func(t *testing.T, path int, body string) {
+		c := newFakeControl()
+		l := &fakeLocal{}
+		l.set(swarm.Info{NodeID: "node1", LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}, c, nil)
+		s, err := New(Config{Local: l, Engine: "unix:///nowhere", Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.put(t, aCluster()...)
+		c.put(t, aManager("node1", "vm1"), aService("svc1", "web", 1))
+		do := func(method, path, body string) *httptest.ResponseRecorder {
+			r := httptest.NewRequestWithContext(context.Background(), method, path, strings.NewReader(body))
+			if body != "" {
+				r.Header.Set("Content-Type", "application/json")
+			}
+			w := httptest.NewRecorder()
+			s.Socket().ServeHTTP(w, r)
+			if strings.Contains(w.Body.String(), "met a fault") {
+				t.Fatalf("%s %s %s: %s", method, path, body, w.Body)
+			}
+			return w
+		}
+		at := paths[uint(path)%uint(len(paths))]
+		if w := do("POST", at, body); w.Code >= 300 {
+			return
+		}
+		for _, list := range []string{"/services?status=true", "/networks", "/secrets", "/configs", "/nodes", "/swarm", "/tasks"} {
+			if w := do("GET", list, ""); w.Code != http.StatusOK || !json.Valid(w.Body.Bytes()) {
+				t.Errorf("after POST %s %s: GET %s: %d %s", at, body, list, w.Code, w.Body)
+			}
+		}
+		for o := range c.snapshot().Objects(cluster.KindService) {
+			if w := do("GET", "/miniswarm/services/"+o.ObjectID()+"/explain", ""); w.Code != http.StatusOK {
+				t.Errorf("explain after POST %s %s: %d %s", at, body, w.Code, w.Body)
+			}
+		}
+	})
+}
