@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -21,7 +20,7 @@ import (
 const (
 	defaultStateDir = "/var/lib/miniswarm"
 	defaultEngine   = "unix:///var/run/docker.sock"
-	defaultLogFile  = "/var/log/miniswarm.log"
+	flagLogFile     = "log-file"
 	// startTimeout bounds the wait for a daemon that init or join started.
 	startTimeout = 10 * time.Second
 )
@@ -84,7 +83,7 @@ func connectOrStart(ctx context.Context, e *env, c *cli.Context) (*client.Client
 		cl.Close()
 		return nil, hint(err, c)
 	}
-	how, err := startDaemon(ctx, e)
+	how, err := startDaemon(ctx, e, c.String(flagLogFile))
 	if err != nil {
 		cl.Close()
 		return nil, fmt.Errorf("start the daemon: %w", err)
@@ -125,7 +124,7 @@ WantedBy=multi-user.target
 `
 
 // startDaemon starts this machine's daemon and says how.
-func startDaemon(ctx context.Context, e *env) (string, error) {
+func startDaemon(ctx context.Context, e *env, logPath string) (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("this needs root: run the command with sudo, or start 'miniswarm daemon' yourself")
 	}
@@ -140,13 +139,13 @@ func startDaemon(ctx context.Context, e *env) (string, error) {
 		}
 		return "Started the daemon as systemd unit miniswarm.service (" + unitPath + ").", nil
 	}
-	logFile, err := os.OpenFile(defaultLogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
 		return "", fmt.Errorf("open the log file: %w", err)
 	}
 	defer logFile.Close()
 	cmd := exec.Command(e.executable, "daemon") // outlives this command, hence no context
-	cmd.Dir = filepath.Dir("/")
+	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -156,5 +155,5 @@ func startDaemon(ctx context.Context, e *env) (string, error) {
 	if err := cmd.Process.Release(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("Started the daemon (pid %d, log %s).", pid, defaultLogFile), nil
+	return fmt.Sprintf("Started the daemon (pid %d, log %s).", pid, logPath), nil
 }

@@ -36,6 +36,7 @@ func addressFlags() []cli.Flag {
 		&cli.StringFlag{Name: "advertise-addr", Usage: "`ADDRESS` at which the other machines reach this one"},
 		&cli.StringFlag{Name: "data-path-addr", Usage: "`ADDRESS` for traffic between containers (default: the advertised one)"},
 		&cli.StringFlag{Name: "availability", Value: "active", Usage: "active, pause or drain"},
+		&cli.StringFlag{Name: flagLogFile, EnvVars: []string{"MINISWARM_LOG_FILE"}, Value: "/var/log/miniswarm.log", Usage: "`FILE` that a daemon which this starts logs to, where there is no systemd"},
 	}
 }
 
