@@ -30,6 +30,8 @@ type Mesh interface {
 const (
 	minMeshRetry = 200 * time.Millisecond
 	maxMeshRetry = 5 * time.Second
+	// quietTries is how often the data plane is tried before trouble with it is logged.
+	quietTries = 4
 	// verifyEvery is how often the data plane is read back: others may flush rules, delete devices, restart engines.
 	verifyEvery = 10 * time.Second
 )
@@ -120,6 +122,7 @@ func (k *meshKeeper) run(ctx context.Context) error {
 	var again <-chan time.Time
 	pause := minMeshRetry
 	var said string
+	tries := 0
 	for {
 		var err error
 		select {
@@ -141,10 +144,12 @@ func (k *meshKeeper) run(ctx context.Context) error {
 			err = k.verify(ctx)
 		}
 		if err == nil {
-			again, pause, said = nil, minMeshRetry, ""
+			again, pause, said, tries = nil, minMeshRetry, "", 0
 			continue
 		}
-		if err.Error() != said && ctx.Err() == nil {
+		tries++
+		// What goes on for a moment only, such as a network that waits for its last container to stop, is nobody's business.
+		if tries >= quietTries && err.Error() != said && ctx.Err() == nil {
 			said = err.Error()
 			k.log.Warn("the data plane is not as it should be; tried again", "err", err)
 		}
