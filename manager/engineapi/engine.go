@@ -108,7 +108,8 @@ func (e *engine) open(ctx context.Context, method, path string, query url.Values
 	if err != nil {
 		return nil, e.unreachable(err)
 	}
-	if m := versionPrefix.FindStringSubmatch(path); m != nil && resp.StatusCode == http.StatusBadRequest && versions.GreaterThan(m[1], resp.Header.Get("Api-Version")) {
+	m := versionPrefix.FindStringSubmatch(path)
+	if m != nil && resp.StatusCode == http.StatusBadRequest && versions.GreaterThan(m[1], resp.Header.Get("Api-Version")) {
 		resp.Body.Close()
 		return e.open(ctx, method, path[len(m[0])-len(m[2]):], query, header)
 	}

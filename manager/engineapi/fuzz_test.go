@@ -12,6 +12,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/orchestrator"
 )
 
 // FuzzBodies sends arbitrary bodies to every endpoint that takes one: whatever they are, the answer is no fault, and what
@@ -58,6 +59,21 @@ func FuzzBodies(f *testing.F) {
 		for _, list := range []string{"/services?status=true", "/networks", "/secrets", "/configs", "/nodes", "/swarm", "/tasks"} {
 			if w := do("GET", list, ""); w.Code != http.StatusOK || !json.Valid(w.Body.Bytes()) {
 				t.Errorf("after POST %s %s: GET %s: %d %s", at, body, list, w.Code, w.Body)
+			}
+		}
+		small := true
+		for svc := range c.snapshot().Services() {
+			m := svc.Spec.Mode.Replicated
+			small = small && (m == nil || *m.Replicas <= 100)
+		}
+		if small { // what is accepted can be worked with
+			for range 3 {
+				plan := orchestrator.Next(c.snapshot(), c.now, c.IDs())
+				if _, err := c.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) {
+					return &cluster.Txn{Time: c.now, Changes: plan.Changes}, nil
+				}); err != nil {
+					t.Fatalf("after POST %s %s: %v", at, body, err)
+				}
 			}
 		}
 		for o := range c.snapshot().Objects(cluster.KindService) {

@@ -33,7 +33,8 @@ const (
 const headerForwarded = "Miniswarm-Forwarded"
 
 var (
-	errNoLeader = rpcErrorf(unknownCode, "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online.")
+	errNoLeader = rpcErrorf(unknownCode, "The swarm does not have a leader. It's possible that too few managers are online. "+
+		"Make sure more than half of the managers are online.")
 	// errMisdirected: the request did not reach the leader and nothing was done.
 	errMisdirected = errorf(http.StatusMisdirectedRequest, "this manager is not the leader")
 	// errLeaderChanged: another manager leads than the one that was asked, which may never answer.

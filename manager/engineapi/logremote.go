@@ -79,7 +79,8 @@ func (s *Server) readTaskLog(ctx context.Context, c Control, t *cluster.Task, re
 // relayTaskLog is the leader's side of readTaskLog.
 func (s *Server) relayTaskLog(c Control, w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
-	req := protocol.LogRequest{TaskID: r.PathValue("id"), Stdout: flag(r, "stdout"), Stderr: flag(r, "stderr"), Follow: flag(r, "follow"), Since: q.Get("since"), Tail: q.Get("tail")}
+	req := protocol.LogRequest{TaskID: r.PathValue("id"), Stdout: flag(r, "stdout"), Stderr: flag(r, "stderr"), Follow: flag(r, "follow"),
+		Since: q.Get("since"), Tail: q.Get("tail")}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	out := &batchWriter{buf: bufio.NewWriterSize(w, 32<<10), send: http.NewResponseController(w).Flush}

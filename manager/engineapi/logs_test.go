@@ -67,12 +67,6 @@ func (w *world) logBody(path string) (string, http.Header) {
 	return string(b), resp.Header
 }
 
-func sorted(text string) string {
-	all := strings.SplitAfter(text, "\n")
-	slices.Sort(all)
-	return strings.Join(all, "")
-}
-
 func TestLogsThatAreRefused(t *testing.T) {
 	w := logWorld(t)
 	for _, what := range []string{"/services/web", "/tasks/task1"} {

@@ -241,7 +241,8 @@ func (l *logStream) write(line logLine) error {
 			return err
 		}
 	case l.query.follow:
-		note := protocol.LogMessage{Timestamp: time.Now(), Stream: "stderr", Data: []byte("miniswarm: " + line.err.Error() + "; the log goes on when it can be read again\n")}
+		note := protocol.LogMessage{Timestamp: time.Now(), Stream: "stderr",
+			Data: []byte("miniswarm: " + line.err.Error() + "; the log goes on when it can be read again\n")}
 		if err := l.out.line(line.task, note); err != nil {
 			return err
 		}

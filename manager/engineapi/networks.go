@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"slices"
 
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
@@ -178,7 +177,7 @@ func (s *Server) standIns(ctx context.Context, id string) ([]network.Inspect, er
 func networksInUse(snap *cluster.Snapshot) map[string]bool {
 	used := map[string]bool{}
 	for svc := range snap.Services() {
-		for _, a := range slices.Concat(svc.Spec.TaskTemplate.Networks, svc.Spec.Networks) {
+		for _, a := range svc.Spec.TaskTemplate.Networks {
 			used[a.Target] = true
 		}
 	}

@@ -127,7 +127,8 @@ func validateNetwork(snap *cluster.Snapshot, spec swarm.NetworkSpec) error {
 		return rpcErrorf(unimplemented, "network %s: driver %q is not supported for networks of the swarm; use overlay", spec.Name, d.Name)
 	}
 	if v, ok := spec.DriverConfiguration.Options["encrypted"]; ok && v != "false" {
-		return rpcErrorf(unimplemented, "network %s: encrypted overlay networks are not supported; leave the option out to create a network without encryption", spec.Name)
+		return rpcErrorf(unimplemented, "network %s: encrypted overlay networks are not supported; "+
+			"leave the option out to create a network without encryption", spec.Name)
 	}
 	if spec.Ingress {
 		for n := range snap.Networks() {
@@ -250,7 +251,7 @@ func removable(snap *cluster.Snapshot, n *cluster.Network) error {
 		if n.Spec.Ingress && publishesOnIngress(svc) {
 			return rpcErrorf(failedPrecondition, "ingress network cannot be removed because service %s depends on it", svc.ID)
 		}
-		if targets(svc.Spec.TaskTemplate.Networks) || targets(svc.Spec.Networks) {
+		if targets(svc.Spec.TaskTemplate.Networks) {
 			return rpcErrorf(failedPrecondition, "network %s is in use by service %s", n.ID, svc.ID)
 		}
 	}

@@ -102,7 +102,8 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 			return nil, rpcErrorf(unknownCode, "update out of sequence")
 		}
 		if spec.Role != n.Role {
-			return nil, rpcErrorf(unimplemented, "node %s is a %s and cannot become a %s while it is part of the swarm; let it leave and join again with the other token", n.ID, n.Role, spec.Role)
+			return nil, rpcErrorf(unimplemented, "node %s is a %s and cannot become a %s while it is part of the swarm; "+
+				"let it leave and join again with the other token", n.ID, n.Role, spec.Role)
 		}
 		next := *n
 		next.Spec = spec

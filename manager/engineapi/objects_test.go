@@ -273,6 +273,7 @@ func TestSwarmInspectAndUpdate(t *testing.T) {
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.Name = "mine" }), 400, `swarm spec must be named "default"`)
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.CAConfig.NodeCertExpiry = time.Minute }), 400, invalid+"minimum certificate expiry time is: 1h0m0s")
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = -1 }), 400, invalid+"heartbeat time period cannot be a negative duration")
+	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Millisecond }), 400, invalid+"minimum heartbeat time period is: 100ms")
 	for name, spec := range map[string]swarm.Spec{
 		"autolock":    change(func(s *swarm.Spec) { s.EncryptionConfig.AutoLockManagers = true }),
 		"external CA": change(func(s *swarm.Spec) { s.CAConfig.ExternalCAs = []*swarm.ExternalCA{{}} }),

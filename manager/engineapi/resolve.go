@@ -66,7 +66,8 @@ func predefinedNetwork(name string) *cluster.Network {
 func (s *Server) explainNetwork(ctx context.Context, err error) error {
 	var unknown *unknownNetwork
 	if errors.As(err, &unknown) && s.engineHasNetwork(ctx, unknown.name) {
-		return errorf(http.StatusForbidden, "The network %s cannot be used with services. Only networks scoped to the swarm can be used, such as those created with the overlay driver.", unknown.name)
+		return errorf(http.StatusForbidden, "The network %s cannot be used with services. Only networks scoped to the swarm can be used, "+
+			"such as those created with the overlay driver.", unknown.name)
 	}
 	return err
 }
@@ -87,7 +88,8 @@ func (s *Server) resolveForOldClient(r *http.Request, spec *swarm.ServiceSpec) [
 	named = reference.TagNameOnly(named)
 	digest, err := s.imageDigest(r.Context(), reference.FamiliarString(named), r.Header.Get(headerRegistryAuth))
 	if err != nil {
-		return []string{"image " + spec.TaskTemplate.ContainerSpec.Image + " could not be accessed on a registry to record its digest. Each node will access it independently, possibly leading to different nodes running different versions of the image."}
+		return []string{"image " + spec.TaskTemplate.ContainerSpec.Image + " could not be accessed on a registry to record its digest. " +
+			"Each node will access it independently, possibly leading to different nodes running different versions of the image."}
 	}
 	spec.TaskTemplate.ContainerSpec.Image = reference.FamiliarString(named) + "@" + digest
 	return nil

@@ -31,10 +31,7 @@ func normalizeSpec(spec *swarm.ServiceSpec, version string) error {
 		return errorf(http.StatusBadRequest, "unsupported runtime")
 	}
 	dropNewer(spec, version)
-	if len(spec.Networks) > 0 && len(t.Networks) == 0 && versions.LessThan(version, "1.44") {
-		t.Networks = spec.Networks
-	}
-	spec.Networks = nil
+	moveNetworks(spec, version)
 	dropNulls(t)
 	for _, part := range []func() error{
 		func() error { return normalizeContainer(t.ContainerSpec) },
@@ -49,6 +46,16 @@ func normalizeSpec(spec *swarm.ServiceSpec, version string) error {
 		}
 	}
 	return nil
+}
+
+// moveNetworks gives the networks of old clients the place where everybody looks for them.
+func moveNetworks(spec *swarm.ServiceSpec, version string) {
+	//lint:ignore SA1019 clients older than API 1.44 may still say it this way
+	old := &spec.Networks
+	if len(spec.TaskTemplate.Networks) == 0 && versions.LessThan(version, "1.44") {
+		spec.TaskTemplate.Networks = *old
+	}
+	*old = nil
 }
 
 // maxReplicas bounds a service: beyond it no manager could hold the tasks, and a slip of the finger must not be the end of

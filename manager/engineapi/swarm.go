@@ -103,8 +103,12 @@ func redacted(cl *cluster.Cluster) swarm.ClusterInfo {
 	return info
 }
 
-// minCertExpiry is Swarm's bound.
-const minCertExpiry = time.Hour
+const (
+	// minCertExpiry is Swarm's bound.
+	minCertExpiry = time.Hour
+	// minHeartbeat keeps a slip of the finger from making every node do nothing but heartbeats.
+	minHeartbeat = 100 * time.Millisecond
+)
 
 func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) error {
 	var spec swarm.Spec
@@ -132,6 +136,8 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 		return rpcErrorf(unimplemented, "a rotation of the root CA is not supported")
 	case spec.Dispatcher.HeartbeatPeriod < 0:
 		return rpcErrorf(invalidArgument, "heartbeat time period cannot be a negative duration")
+	case spec.Dispatcher.HeartbeatPeriod != 0 && spec.Dispatcher.HeartbeatPeriod < minHeartbeat:
+		return rpcErrorf(invalidArgument, "minimum heartbeat time period is: %s", minHeartbeat)
 	}
 	spec.Name = cluster.ClusterName
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
@@ -193,7 +199,8 @@ func boolParam(r *http.Request, name string) (bool, error) {
 // rotation reads which secrets of the swarm an update is to replace.
 func rotation(r *http.Request) (swarm.UpdateFlags, error) {
 	var f swarm.UpdateFlags
-	for name, to := range map[string]*bool{"rotateWorkerToken": &f.RotateWorkerToken, "rotateManagerToken": &f.RotateManagerToken, "rotateManagerUnlockKey": &f.RotateManagerUnlockKey} {
+	for name, to := range map[string]*bool{"rotateWorkerToken": &f.RotateWorkerToken, "rotateManagerToken": &f.RotateManagerToken,
+		"rotateManagerUnlockKey": &f.RotateManagerUnlockKey} {
 		if v := r.URL.Query().Get(name); v != "" {
 			b, err := strconv.ParseBool(v)
 			if err != nil {
