@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -286,11 +285,10 @@ func (c *cluster) applyTo(h *host) {
 // container is a namespace on a host's bridges, with a server on port 8000.
 type container struct {
 	*space
-	host    *host
-	addr    netip.Addr // on the ingress network
-	back    netip.Addr // on the other one
-	task    plan.Backend
-	stopped atomic.Bool
+	host *host
+	addr netip.Addr // on the ingress network
+	back netip.Addr // on the other one
+	task plan.Backend
 }
 
 // container starts a replica on host number n. Its default route is by the network

@@ -35,7 +35,8 @@ var (
 
 var (
 	// ErrExpired means that the node's certificate has expired, so that no peer accepts it any more.
-	ErrExpired = errors.New("Swarm certificates have expired. To replace them, leave the swarm and join again.") //nolint:staticcheck // Swarm's text, which clients match on
+	//lint:ignore ST1005 Swarm's text, which clients match on
+	ErrExpired = errors.New("Swarm certificates have expired. To replace them, leave the swarm and join again.")
 	// ErrNotJoined means that the node has no certificate: it is not part of a cluster.
 	ErrNotJoined = errors.New("this node has no certificate: it is not part of a swarm")
 	// ErrUnreachable means that nobody at the address answered; a later attempt may succeed.

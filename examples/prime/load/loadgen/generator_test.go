@@ -272,7 +272,7 @@ func TestClasses(t *testing.T) {
 		{"http://" + gone.Addr().String(), Refused},
 		{"http://no-such-host.invalid", NoSuchHost},
 		{handler(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(502) }), "http 502"},
-		{handler(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/docs", 302) }), "http 302"},
+		{handler(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/docs", http.StatusFound) }), "http 302"},
 		{handler(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "[1,2]") }), WrongAnswer},
 		{handler(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>1</html>") }), WrongAnswer},
 		{raw(func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn); conn.Close() }), Timeout},
