@@ -171,8 +171,12 @@ func (k *meshKeeper) apply(ctx context.Context) error {
 	known, seq, peers, services, port, key := k.known, k.seq, k.peers, k.servicesLocked(), k.port, k.key
 	k.mu.Unlock()
 	var err error
+	node, networks := k.place()
+	if k.mesh != nil && node == nil {
+		// A table applied before this node knows its own place would take away what a former process left at work.
+		return nil
+	}
 	if known && k.mesh != nil {
-		node, networks := k.place()
 		in, inErr := meshInput(k.nodeID, k.dataAddr, node, networks, services, peers)
 		in.VXLANPort, in.ProbeKey = port, key
 		if in.Self.Underlay.IsValid() {
