@@ -39,6 +39,8 @@ var (
 	errMisdirected = errorf(http.StatusMisdirectedRequest, "this manager is not the leader")
 	// errLeaderChanged: another manager leads than the one that was asked, which may never answer.
 	errLeaderChanged = errors.New("another manager leads now")
+	// errLeaderLost: nobody leads for so long that this manager is likely the one that is cut off.
+	errLeaderLost = errors.New("there is no leader any more")
 )
 
 // onLeader serves an endpoint here if this manager leads, and else passes the request on to the leader.
@@ -141,13 +143,20 @@ func (s *Server) forward(c Control, id, addr string, w http.ResponseWriter, r *h
 	watcher.Go(func() {
 		tick := time.NewTicker(4 * leaderPoll)
 		defer tick.Stop()
+		led := time.Now()
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-tick.C:
-				if _, now, _ := c.Leader(); now != "" && now != id {
+			case at := <-tick.C:
+				switch self, now, addr := c.Leader(); {
+				case self || now != "" && now != id:
 					cancel(errLeaderChanged)
+					return
+				case addr != "":
+					led = at
+				case at.Sub(led) > electionPatience:
+					cancel(errLeaderLost)
 					return
 				}
 			}
@@ -190,6 +199,9 @@ func (s *Server) forwardError(ctx context.Context, r *http.Request, addr string,
 	case safe, errors.As(err, &op) && op.Op == "dial":
 		s.cfg.Logger.Debug("the leader did not answer; asking again who leads", "addr", addr, "err", err)
 		return errMisdirected
+	case errors.Is(context.Cause(ctx), errLeaderLost):
+		return errorf(http.StatusServiceUnavailable, "the leader was lost while the request was on its way and there is no other, too few managers may be online; "+
+			"look whether the request was carried out before you try again")
 	case errors.Is(context.Cause(ctx), errLeaderChanged):
 		return errorf(http.StatusServiceUnavailable, "the leader changed while the request was on its way; look whether it was carried out before you try again")
 	}
