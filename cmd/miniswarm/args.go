@@ -7,12 +7,15 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// flagsFirst moves flags that follow arguments in front of them, because that is how people type ("join HOST --token X")
-// and the library stops at the first argument. Docker's commands and the command line that "lab exec" passes on are left
-// as they are, and so is everything after "--".
+// flagsFirst gives the command line as the library wants it: it stops at the first argument, but people type "join HOST
+// --token X". Flags that follow arguments move in front of them. Docker's commands and the command line that "lab exec"
+// passes on are left as they are, and so is everything after "--".
 func flagsFirst(app *cli.App, args []string) []string {
 	if len(args) == 0 {
 		return args
+	}
+	if len(args) > 2 && args[1] == "help" { // "help lab up" is "lab up --help", for Docker's commands too
+		return slices.Concat(args[:1], args[2:], []string{"--help"})
 	}
 	cmd, n := descend(app, args[1:])
 	n++

@@ -108,7 +108,6 @@ func newApp(e *env) *cli.App {
 
 The docker command works as well: docker -H unix:///run/miniswarm.sock service ls`
 	app.Reader, app.Writer, app.ErrWriter = e.stdin, e.stdout, e.stderr
-	app.HideVersion = true
 	app.ExitErrHandler = func(*cli.Context, error) {} // run turns errors into codes
 	app.Flags = []cli.Flag{&cli.StringFlag{Name: flagHost, Aliases: []string{"H"}, EnvVars: []string{"MINISWARM_HOST"}, Value: defaultHost,
 		Usage: "the daemon's `SOCKET`"}}
