@@ -50,7 +50,7 @@ type meshKeeper struct {
 
 	mu       sync.Mutex
 	services map[string]protocol.MeshService // guarded by mu, like all below
-	peers    []protocol.Peer
+	peers    map[string]protocol.Peer
 	port     uint16 // the overlay's UDP port
 	key      []byte // the secret of probes
 	known    bool   // there is a table, from a leader or from disk
@@ -88,7 +88,7 @@ func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if m.Complete || k.services == nil {
-		k.services = map[string]protocol.MeshService{}
+		k.services, k.peers = map[string]protocol.MeshService{}, map[string]protocol.Peer{}
 	}
 	for _, s := range m.Services {
 		k.services[s.ServiceID] = s
@@ -96,21 +96,25 @@ func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	for _, id := range m.RemoveServices {
 		delete(k.services, id)
 	}
-	if m.Peers != nil {
-		k.peers = m.Peers
+	for _, p := range m.Peers {
+		k.peers[p.NodeID] = p
+	}
+	for _, id := range m.RemovePeers {
+		delete(k.peers, id)
 	}
 	if m.Complete {
 		k.port, k.key = m.DataPathPort, m.Key
 	}
 	k.known, k.seq, k.ack, k.failed = true, m.Seq, ack, false
-	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: k.servicesLocked(), Peers: k.peers, DataPathPort: k.port, Key: k.key})
+	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: inOrder(k.services), Peers: inOrder(k.peers), DataPathPort: k.port, Key: k.key})
 	k.poke()
 }
 
-func (k *meshKeeper) servicesLocked() []protocol.MeshService {
-	out := make([]protocol.MeshService, 0, len(k.services))
-	for _, id := range slices.Sorted(maps.Keys(k.services)) {
-		out = append(out, k.services[id])
+// inOrder gives the values of a table in the order of their ids.
+func inOrder[T any](table map[string]T) []T {
+	out := make([]T, 0, len(table))
+	for _, id := range slices.Sorted(maps.Keys(table)) {
+		out = append(out, table[id])
 	}
 	return out
 }
@@ -168,15 +172,12 @@ func (k *meshKeeper) verify(ctx context.Context) error {
 
 func (k *meshKeeper) apply(ctx context.Context) error {
 	k.mu.Lock()
-	known, seq, peers, services, port, key := k.known, k.seq, k.peers, k.servicesLocked(), k.port, k.key
+	known, seq, peers, services, port, key := k.known, k.seq, inOrder(k.peers), inOrder(k.services), k.port, k.key
 	k.mu.Unlock()
 	var err error
 	node, networks := k.place()
-	if k.mesh != nil && node == nil {
-		// A table applied before this node knows its own place would take away what a former process left at work.
-		return nil
-	}
-	if known && k.mesh != nil {
+	// A table applied before this node knows its own place would take away what a former process left at work.
+	if known && k.mesh != nil && node != nil {
 		in, inErr := meshInput(k.nodeID, k.dataAddr, node, networks, services, peers)
 		in.VXLANPort, in.ProbeKey = port, key
 		if in.Self.Underlay.IsValid() {
