@@ -1,0 +1,163 @@
+// Command witness is what the tests run in containers: a server that says who asked and who answered, over HTTP, TCP
+// and UDP, and the clients that ask it.
+//
+//	witness                  serve HTTP on 8000, lines over TCP on 8001, datagrams on 8002
+//	witness get URL          print the body of an answer with status 200
+//	witness udp HOST:PORT    print the answer to one datagram
+//	witness say WORD...      print the words and end
+//	witness hold HOST:PORT   listen there until killed
+//
+// VERSION in its environment is repeated in each answer, DRAIN is how long it serves on after SIGTERM.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// answer is what every protocol replies.
+type answer struct {
+	Replica string // host name of the server's container
+	Client  string // address of the asker as the server sees it
+	Version string
+	Line    string `json:",omitempty"` // what was asked over TCP
+}
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "witness:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	switch {
+	case len(args) == 0:
+		return serve()
+	case args[0] == "get" && len(args) == 2:
+		return get(args[1])
+	case args[0] == "udp" && len(args) == 2:
+		return askUDP(args[1])
+	case args[0] == "say":
+		fmt.Println(strings.Join(args[1:], " "))
+		return nil
+	case args[0] == "hold" && len(args) == 2:
+		ln, err := net.Listen("tcp", args[1])
+		if err != nil {
+			return err
+		}
+		fmt.Println("holding", ln.Addr())
+		select {}
+	}
+	return fmt.Errorf("unknown command %q", args)
+}
+
+func serve() error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	reply := func(client net.Addr, line string) []byte {
+		b, _ := json.Marshal(answer{Replica: host, Client: client.String(), Version: os.Getenv("VERSION"), Line: line})
+		return append(b, '\n')
+	}
+
+	lines, err := net.Listen("tcp", ":8001")
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			conn, err := lines.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for in := bufio.NewScanner(conn); in.Scan(); {
+					if _, err := conn.Write(reply(conn.RemoteAddr(), in.Text())); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	datagrams, err := net.ListenPacket("udp", ":8002")
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			_, from, err := datagrams.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = datagrams.WriteTo(reply(from, ""), from)
+		}
+	}()
+
+	server := &http.Server{Addr: ":8000", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		client, _ := net.ResolveTCPAddr("tcp", r.RemoteAddr)
+		fmt.Println(r.Method, r.URL, "from", r.RemoteAddr)
+		_, _ = w.Write(reply(client, ""))
+	})}
+	ended := make(chan error, 1)
+	go func() { ended <- server.ListenAndServe() }()
+	fmt.Println("serving")
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	drain, _ := time.ParseDuration(os.Getenv("DRAIN"))
+	time.Sleep(drain)
+	fmt.Println("stopping")
+	return server.Shutdown(context.Background())
+}
+
+func get(url string) error {
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
+}
+
+func askUDP(addr string) error {
+	conn, err := net.Dial("udp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	buf := make([]byte, 2048)
+	for range 5 {
+		if _, err := conn.Write([]byte("who")); err != nil {
+			return err
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		if n, err := conn.Read(buf); err == nil {
+			_, err = os.Stdout.Write(buf[:n])
+			return err
+		}
+	}
+	return fmt.Errorf("%s does not answer", addr)
+}
