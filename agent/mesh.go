@@ -23,6 +23,8 @@ import (
 type Mesh interface {
 	// Apply makes the node's network what in says; it is complete.
 	Apply(ctx context.Context, in plan.Input) error
+	// Installed says whether the machine routes already, by what a former process put in place.
+	Installed(ctx context.Context) (bool, error)
 	// Verify reads back what is there and repairs what differs from the last Apply.
 	Verify(ctx context.Context) (repaired bool, err error)
 }
@@ -54,6 +56,8 @@ type meshKeeper struct {
 	port     uint16 // the overlay's UDP port
 	key      []byte // the secret of probes
 	known    bool   // there is a table, from a leader or from disk
+	// old is set while the table is the one from disk. What the kernel holds is newer, if it holds anything.
+	old bool
 	// seq is the number of the newest message, ack answers it; ack is nil if no answer is due. failed says that the
 	// answer so far was an error.
 	seq    uint64
@@ -78,9 +82,13 @@ func (k *meshKeeper) doubt() {
 
 // resume takes up the table of the agent's former life.
 func (k *meshKeeper) resume(m *protocol.Mesh) {
-	if m != nil {
-		k.take(m, nil)
+	if m == nil {
+		return
 	}
+	k.take(m, nil)
+	k.mu.Lock()
+	k.old = true
+	k.mu.Unlock()
 }
 
 // take merges a message. ack is called once it, or a later one, is applied.
@@ -105,6 +113,7 @@ func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	if m.Complete {
 		k.port, k.key = m.DataPathPort, m.Key
 	}
+	k.old = false
 	k.known, k.seq, k.ack, k.failed = true, m.Seq, ack, false
 	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: inOrder(k.services), Peers: inOrder(k.peers), DataPathPort: k.port, Key: k.key})
 	k.poke()
@@ -172,8 +181,13 @@ func (k *meshKeeper) verify(ctx context.Context) error {
 
 func (k *meshKeeper) apply(ctx context.Context) error {
 	k.mu.Lock()
-	known, seq, peers, services, port, key := k.known, k.seq, inOrder(k.peers), inOrder(k.services), k.port, k.key
+	known, old, seq, peers, services, port, key := k.known, k.old, k.seq, inOrder(k.peers), inOrder(k.services), k.port, k.key
 	k.mu.Unlock()
+	if old && k.mesh != nil {
+		if there, err := k.mesh.Installed(ctx); there || err != nil {
+			return err // a leader's table comes; until then the kernel's serves better than the record
+		}
+	}
 	var err error
 	node, networks := k.place()
 	// A table applied before this node knows its own place would take away what a former process left at work.

@@ -18,7 +18,7 @@ const (
 	recordRetry = 5 * time.Second
 	// recordMesh is how often the routing table is written at most. It is written whole and may be large, and an old
 	// one is better than none.
-	recordMesh = 10 * time.Second
+	recordMesh = 2 * time.Second
 )
 
 // recorder writes to the task database behind everybody's back: nobody waits for the disk, and many changes become one

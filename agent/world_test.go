@@ -329,6 +329,8 @@ type fakeMesh struct {
 	mu      sync.Mutex
 	applied []plan.Input // guarded by mu
 	fail    bool         // guarded by mu
+	// installed says that a former process's table is in the kernel.
+	installed bool // guarded by mu
 }
 
 func (f *fakeMesh) Apply(_ context.Context, in plan.Input) error {
@@ -339,6 +341,13 @@ func (f *fakeMesh) Apply(_ context.Context, in plan.Input) error {
 		return errors.New("port 80/tcp is taken")
 	}
 	return nil
+}
+
+// Installed says that the machine has booted: its kernel has nothing of a former process.
+func (f *fakeMesh) Installed(context.Context) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.installed, nil
 }
 
 func (f *fakeMesh) Verify(context.Context) (bool, error) { return false, nil }
@@ -372,5 +381,7 @@ func (f *fakeMesh) last() string {
 }
 
 func (f *fakeMesh) forget() { f.mu.Lock(); defer f.mu.Unlock(); f.applied = nil }
+
+func (f *fakeMesh) setInstalled(v bool) { f.mu.Lock(); defer f.mu.Unlock(); f.installed = v }
 
 func (f *fakeMesh) setFail(v bool) { f.mu.Lock(); defer f.mu.Unlock(); f.fail = v }

@@ -70,6 +70,8 @@ type dataPlane interface {
 	// Disturbed says whether anybody else changed any rules since it was last known
 	// what they are. It is cheap.
 	Disturbed() (bool, error)
+	// Installed says whether the table is there, put there by this process or a former one.
+	Installed(ctx context.Context) (bool, error)
 	// Recall reads the peers that are known, also to a former process.
 	Recall(ctx context.Context) ([]plan.PeerMark, error)
 	Remove(ctx context.Context) error
@@ -120,6 +122,18 @@ func (m *Mesh) Apply(ctx context.Context, in plan.Input) error {
 	m.input = in
 	_, err := m.reconcile(ctx)
 	return err
+}
+
+// Installed says whether the machine routes by a table of ours, put there by this process or by a former one. It does
+// not after a boot.
+func (m *Mesh) Installed(ctx context.Context) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	installed, err := m.table.Installed(ctx)
+	if err != nil {
+		return false, fmt.Errorf("look for the data plane of a former process: %w", err)
+	}
+	return installed, nil
 }
 
 // Verify reads back what the kernel and the engine hold, and repairs what differs

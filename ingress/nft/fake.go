@@ -56,6 +56,9 @@ func (f *Fake) Remove(ctx context.Context) error {
 	return nil
 }
 
+// Installed says whether there is a table.
+func (f *Fake) Installed(ctx context.Context) (bool, error) { return f.table != nil, ctx.Err() }
+
 // Disturbed is always false: nobody else has the table.
 func (f *Fake) Disturbed() (bool, error) { return false, nil }
 

@@ -147,6 +147,14 @@ func (t *Table) exists() (bool, error) {
 	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == TableName }), err
 }
 
+// Installed says whether the kernel has our table, put there by this process or a former one.
+func (t *Table) Installed(ctx context.Context) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	return t.exists()
+}
+
 // Remove deletes the table. It is no error if there is none.
 func (t *Table) Remove(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
