@@ -109,17 +109,20 @@ func BenchmarkPaths(b *testing.B) {
 		{"vxlan/mesh", vxlanClient, vxlan.hosts[0].at(8002)},
 	}
 	for _, mode := range []struct {
-		name string
-		args []string
+		name, path string
+		args       []string
 	}{
-		{"keep-alive", nil},
-		{"connect", []string{"-H", "Connection: close"}},
+		{"keep-alive", "/", []string{"-t2", "-c64"}},
+		{"connect", "/", []string{"-t2", "-c64", "-H", "Connection: close"}},
+		// Answers of a MiB each: a request is a MiB.
+		{"bytes-1-stream", "/bulk", []string{"-t1", "-c1"}},
+		{"bytes-4-streams", "/bulk", []string{"-t2", "-c4"}},
 	} {
 		b.Run(mode.name, func(b *testing.B) {
 			rates, costs := map[string][]float64{}, map[string][]float64{}
 			for b.Loop() {
 				for _, p := range paths {
-					rate, cost := wrk(b, p.from, p.to, mode.args...)
+					rate, cost := wrk(b, p.from, p.to+mode.path, mode.args...)
 					rates[p.name], costs[p.name] = append(rates[p.name], rate), append(costs[p.name], cost)
 				}
 			}
@@ -143,7 +146,7 @@ var wrkRate = regexp.MustCompile(`(\d+) requests in`)
 func wrk(b *testing.B, from *space, to string, args ...string) (rate, cost float64) {
 	b.Helper()
 	const seconds = 1
-	cmd := exec.Command("wrk", append(append([]string{"-t2", "-c64", fmt.Sprintf("-d%ds", seconds)}, args...), "http://"+to+"/")...)
+	cmd := exec.Command("wrk", append(args, fmt.Sprintf("-d%ds", seconds), "http://"+to)...)
 	before := processorTime()
 	var out []byte
 	from.must(func() (err error) {
@@ -171,7 +174,7 @@ func processorTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// serveHTTP answers every request with a hundred bytes.
+// serveHTTP answers every request with a hundred bytes, and /bulk with a MiB.
 func (ct *container) serveHTTP(port int) {
 	ct.t.Helper()
 	var l net.Listener
@@ -179,8 +182,15 @@ func (ct *container) serveHTTP(port int) {
 		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port))
 		return err
 	})
-	body := strings.Repeat("x", 100)
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) })}
+	body, bulk := strings.Repeat("x", 100), make([]byte, 1<<20)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/bulk" {
+			w.Header().Set("Content-Length", strconv.Itoa(len(bulk)))
+			w.Write(bulk)
+			return
+		}
+		io.WriteString(w, body)
+	})}
 	go server.Serve(l)
 	ct.t.Cleanup(func() { server.Close() })
 }
