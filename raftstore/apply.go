@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -26,11 +27,15 @@ type applyWork struct {
 	wanted bool
 }
 
-// applier owns the tables. It applies committed entries in order and publishes the result, a batch at a time: who reads sees
-// all of a batch or nothing, and the cost of a snapshot is shared.
+// applier owns the tables. It applies committed entries in order and publishes the result, a batch at a time. Snapshots are
+// made when somebody asks: each makes the next writes copy what they touch, which a bulk change need not pay for when
+// nobody looks.
 type applier struct {
-	s           *Store
-	state       *cluster.State
+	s *Store
+
+	mu    sync.Mutex // guards state: taken for each transaction, and by readers for the moment of a snapshot
+	state *cluster.State
+
 	members     map[uint64]protocol.Member
 	removed     []uint64
 	conf        *raftpb.ConfState
@@ -70,6 +75,13 @@ func (a *applier) reset(state *cluster.State, meta snapshotMeta, conf *raftpb.Co
 		a.members[m.RaftID] = m
 	}
 	a.snapshots.begin(meta.Index)
+}
+
+// snapshot gives the tables as they are. It may be called from any goroutine.
+func (a *applier) snapshot() *cluster.Snapshot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state.Snapshot()
 }
 
 // membership gives the members as an immutable value, the same one until they change.
@@ -182,7 +194,9 @@ func (a *applier) applyTxn(e *raftpb.Entry) error {
 		}
 	}
 	before := a.state.Index()
+	a.mu.Lock()
 	events, err := a.state.Apply(txn, e.GetIndex())
+	a.mu.Unlock()
 	a.events = append(a.events, events...)
 	if p != nil {
 		a.results = append(a.results, finished{p, proposalResult{index: e.GetIndex(), before: before, err: err}})
@@ -192,7 +206,7 @@ func (a *applier) applyTxn(e *raftpb.Entry) error {
 
 // publish shows what was applied and then tells those who wait for it.
 func (a *applier) publish() {
-	a.s.view.publish(a.state.Snapshot(), a.index, a.term, a.membership(), a.events)
+	a.s.view.publish(a.index, a.term, a.membership(), a.events)
 	for _, f := range a.results {
 		f.p.end(f.r)
 	}
@@ -214,9 +228,11 @@ func (a *applier) restore(meta *raftpb.SnapshotMetadata) error {
 		return err
 	}
 	a.publish()
+	a.mu.Lock()
 	a.reset(state, head, raftpb.EnsureConfState(proto.Clone(meta.GetConfState()).(*raftpb.ConfState)))
+	a.mu.Unlock()
 	a.s.addresses.set(a.s, a.membership().members, true)
-	a.s.view.replace(a.state.Snapshot(), a.index, a.term, a.membership())
+	a.s.view.replace(a.index, a.term, a.membership())
 	a.s.log.Info("snapshot from the leader installed", "index", a.index, "term", a.term)
 	if err := a.s.disk.purge(a.index); err != nil {
 		a.s.log.Warn("delete old logs", "err", err)

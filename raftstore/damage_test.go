@@ -28,6 +28,10 @@ func written(t *testing.T, n int) (original string, cfg Config) {
 	for i := range n {
 		m.mustPut(fmt.Sprintf("object%d", i))
 	}
+	g.wait("the last snapshot", func() bool {
+		names, err := filepath.Glob(filepath.Join(m.dir, "snap", "*.snap"))
+		return err == nil && len(names) == 1 && m.Status().SnapshotIndex+100 > uint64(n)
+	})
 	m.kill()
 	cfg = m.cfg
 	cfg.Dir, cfg.Bootstrap, cfg.Transport = m.dir, false, Alone()

@@ -15,7 +15,7 @@
 //	loop       hand it to raft; send it to the followers, hand it to the appender
 //	appender   seal, write, one fdatasync for all that has collected; then acknowledge (here and on followers)
 //	loop       a majority has acknowledged: hand it to the applier
-//	applier    apply; publish one snapshot for the whole batch; then tell the writers and the watches
+//	applier    apply; publish the whole batch; tell the watches and then the writers
 //
 // The proposer keeps the transaction and does not decode its own encoding. A transaction that the tables refuse
 // (cluster.TxnError) is in the log all the same, and refused alike by everybody.

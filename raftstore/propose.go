@@ -106,13 +106,13 @@ func (s *Store) Propose(ctx context.Context, txn *cluster.Txn) (uint64, error) {
 func (s *Store) leaderSnapshot(ctx context.Context) (*cluster.Snapshot, error) {
 	v := s.view
 	v.mu.Lock()
-	ready, snap, stopped := v.leadership.Leader, v.snap, v.stopped
+	ready, stopped := v.leadership.Leader, v.stopped
 	v.mu.Unlock()
 	if stopped != nil {
 		return nil, stopped
 	}
 	if ready {
-		return snap, nil
+		return s.Snapshot(), nil
 	}
 	if err := v.notLeader(); err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ func (a *applier) maybeSnapshot() {
 	p.busy = true
 	p.wanted = false
 	p.begin(a.index)
-	snap := a.state.Snapshot()
+	snap := a.snapshot()
 	meta := snapshotMeta{Index: a.index, Term: a.term, Members: a.membership().members, Removed: a.membership().removed, Modified: map[cluster.Kind]uint64{}}
 	for _, k := range cluster.Kinds() {
 		meta.Modified[k] = snap.Modified(k)

@@ -167,7 +167,7 @@ func (s *Store) load(d *disk, l *loaded) error {
 // start makes the raft node and the view.
 func (s *Store) start() error {
 	a := s.applier
-	s.view = newView(a.state.Snapshot(), a.index, a.term, a.membership())
+	s.view = newView(a.snapshot, a.index, a.term, a.membership())
 	node, err := raft.NewRawNode(&raft.Config{
 		ID:                        s.self,
 		ElectionTick:              s.cfg.ElectionTicks,
@@ -287,8 +287,9 @@ func (s *Store) Close() error {
 }
 
 // Snapshot is the latest state that this member has applied. On a follower, and on a leader that was deposed without
-// knowing it yet, it may be older than what others have acknowledged. It never blocks writers nor waits for them.
-func (s *Store) Snapshot() *cluster.Snapshot { return s.view.snapshot() }
+// knowing it yet, it may be older than what others have acknowledged. It waits for the transaction that is being applied at
+// the moment, if any, and never for disk or network; writers do not wait for those who hold snapshots.
+func (s *Store) Snapshot() *cluster.Snapshot { return s.applier.snapshot() }
 
 // Status describes the member and the group as it sees it.
 type Status struct {

@@ -22,12 +22,14 @@ type Leadership struct {
 	LeaderAddr   string
 }
 
-// view is what the store shows to the outside: the latest snapshot, who leads, who is a member. The raft loop and the applier write
+// view is what the store shows to the outside: how far it is, who leads, who is a member. The raft loop and the applier write
 // it, everybody reads it, and whoever waits for a change waits here.
 type view struct {
+	// snapshot gives the tables as they are. It may be called with mu held.
+	snapshot func() *cluster.Snapshot
+
 	mu sync.Mutex // guards all below
 
-	snap *cluster.Snapshot
 	// applied and appliedTerm belong to the last applied entry, which may be one without a transaction.
 	applied, appliedTerm uint64
 	members              *membership
@@ -70,21 +72,15 @@ type indexWaiter struct {
 	done  chan struct{}
 }
 
-func newView(snap *cluster.Snapshot, applied, term uint64, members *membership) *view {
-	return &view{snap: snap, applied: applied, appliedTerm: term, members: members, watches: map[*Watch]struct{}{}}
+func newView(snapshot func() *cluster.Snapshot, applied, term uint64, members *membership) *view {
+	return &view{snapshot: snapshot, applied: applied, appliedTerm: term, members: members, watches: map[*Watch]struct{}{}}
 }
 
-func (v *view) snapshot() *cluster.Snapshot {
+// publish tells how far the tables are. events are those since the last time.
+func (v *view) publish(applied, term uint64, members *membership, events []cluster.Event) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.snap
-}
-
-// publish shows a new state. events lead from the previous snapshot to snap.
-func (v *view) publish(snap *cluster.Snapshot, applied, term uint64, members *membership, events []cluster.Event) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.snap, v.applied, v.appliedTerm, v.members = snap, applied, term, members
+	v.applied, v.appliedTerm, v.members = applied, term, members
 	if len(events) > 0 {
 		for w := range v.watches {
 			v.feedLocked(w, events)
@@ -99,9 +95,9 @@ func (v *view) publish(snap *cluster.Snapshot, applied, term uint64, members *me
 	v.leadershipLocked()
 }
 
-// replace shows a state that no events lead to: it came as a snapshot from the leader. Watches end.
-func (v *view) replace(snap *cluster.Snapshot, applied, term uint64, members *membership) {
-	v.publish(snap, applied, term, members, nil)
+// replace tells of a state that no events lead to: it came as a snapshot from the leader. Watches end.
+func (v *view) replace(applied, term uint64, members *membership) {
+	v.publish(applied, term, members, nil)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for w := range v.watches {
@@ -172,7 +168,7 @@ func (v *view) waitApplied(ctx context.Context, index uint64) (*cluster.Snapshot
 	v.mu.Lock()
 	if v.applied >= index || v.stopped != nil {
 		defer v.mu.Unlock()
-		return v.snap, v.stopped
+		return v.snapshot(), v.stopped
 	}
 	w := indexWaiter{index, make(chan struct{})}
 	v.waiters = append(v.waiters, w)
@@ -185,9 +181,7 @@ func (v *view) waitApplied(ctx context.Context, index uint64) (*cluster.Snapshot
 		v.mu.Unlock()
 		return nil, context.Cause(ctx)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.snap, v.stopped
+	return v.snapshot(), v.stoppedErr()
 }
 
 // stop wakes everybody who waits.

@@ -1,6 +1,11 @@
 package raftstore
 
-import "github.com/miniswarm/miniswarm/cluster"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
 
 // Watch is a view of the tables at one moment and everything that changed since, without gap.
 type Watch struct {
@@ -20,7 +25,7 @@ func (s *Store) Watch(buffer int) *Watch {
 	v := s.view
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	w := &Watch{Start: v.snap, view: v, events: make(chan []cluster.Event, max(buffer, 1))}
+	w := &Watch{Start: v.snapshot(), view: v, events: make(chan []cluster.Event, max(buffer, 1))}
 	v.watches[w] = struct{}{}
 	if v.stopped != nil {
 		v.endLocked(w, v.stopped)
@@ -45,7 +50,15 @@ func (w *Watch) Close() {
 	w.view.endLocked(w, nil)
 }
 
+// feedLocked hands events to the watch, but for those that its start has already: the tables are ahead of what is
+// published while a batch is being applied.
 func (v *view) feedLocked(w *Watch, events []cluster.Event) {
+	if start := w.Start.Index(); events[0].Index <= start {
+		at, _ := slices.BinarySearchFunc(events, start+1, func(e cluster.Event, index uint64) int { return cmp.Compare(e.Index, index) })
+		if events = events[at:]; len(events) == 0 {
+			return
+		}
+	}
 	select {
 	case w.events <- events:
 	default:
