@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -48,6 +49,7 @@ type session struct {
 	assigned uint64 // number of the last assignments, 0 before the first
 	meshed   uint64
 	logs     logRequests
+	periods  chan time.Duration // capacity 1; the heartbeat period, when the leader asks for another
 
 	mu       sync.Mutex
 	heard    time.Time // guarded by mu; when the leader last said something
@@ -57,7 +59,7 @@ type session struct {
 // serve holds a session on an open stream until it ends, which is always an error.
 func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error {
 	bound(conn, max(minSilence, silentBeats*a.cfg.Heartbeat))
-	s := &session{a: a, conn: conn, dec: json.NewDecoder(conn)}
+	s := &session{a: a, conn: conn, dec: json.NewDecoder(conn), periods: make(chan time.Duration, 1)}
 	unblock := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer unblock()
 	welcome, err := s.greet()
@@ -66,13 +68,6 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error
 	}
 	welcomed()
 	a.welcomed(welcome)
-	period := welcome.HeartbeatPeriod
-	if a.cfg.Heartbeat > 0 {
-		period = a.cfg.Heartbeat
-	}
-	if period <= 0 {
-		period = defaultHeartbeat
-	}
 	a.reporter.begin()
 	a.setSession(s)
 	defer a.setSession(nil)
@@ -80,13 +75,18 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error
 	g, ctx := errgroup.WithContext(ctx)
 	s.logs.begin(ctx)
 	g.Go(func() error { return s.read() })
-	g.Go(func() error { return s.beat(ctx, period) })
+	g.Go(func() error { return s.beat(ctx, a.period(welcome)) })
 	g.Go(func() error { return a.reporter.run(ctx, s.send) })
 	// Whoever fails first brings the others down by closing the connection.
 	g.Go(func() error { <-ctx.Done(); _ = conn.Close(); return context.Cause(ctx) })
 	err = g.Wait()
 	s.logs.end()
 	return err
+}
+
+// period is how often to show oneself to a leader that welcomes so.
+func (a *Agent) period(w *protocol.Welcome) time.Duration {
+	return cmp.Or(max(a.cfg.Heartbeat, 0), max(w.HeartbeatPeriod, 0), defaultHeartbeat)
 }
 
 // greet says hello and reads the welcome.
@@ -157,6 +157,9 @@ func (s *session) beat(ctx context.Context, period time.Duration) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case period = <-s.periods:
+			t.Reset(period)
+			limit = max(minSilence, silentBeats*period)
 		case <-t.C:
 		}
 		if s.silence() > limit {
@@ -194,6 +197,13 @@ func (s *session) handle(m *protocol.ToAgent) error {
 		s.logs.start(s.a, s.send, *m.LogRequest)
 	case m.LogCancel != nil:
 		s.logs.cancel(m.LogCancel.ID)
+	case m.Welcome != nil:
+		s.a.welcomed(m.Welcome)
+		select {
+		case <-s.periods: // the beat has not seen that one yet, and need not
+		default:
+		}
+		s.periods <- s.a.period(m.Welcome)
 	case m.Managers != nil:
 		s.a.setManagers(m.Managers)
 	case m.Leave != nil:

@@ -10,9 +10,9 @@
 //	agent                         leader
 //	  GET /session (Upgrade)  ->    certificate says which node this is
 //	  Hello                   ->    node becomes READY once the store has it
-//	                          <-  Welcome (session id, heartbeat period, managers)
-//	                          <-  Assignments, Complete (everything for this node)
+//	                          <-  Welcome (session id, heartbeat period, managers), again when the period changes
 //	                          <-  Mesh, Complete (published ports, peers, networks)
+//	                          <-  Assignments, Complete (everything for this node)
 //	  Heartbeat every period  ->    missed for 3 periods: node DOWN
 //	  Status (batched)        ->    stored, then acknowledged:
 //	                          <-  StatusAck
@@ -38,7 +38,6 @@ const (
 	PathRaft    = "/raft"         // prefix; managers only: messages and snapshots of the raft group
 	PathMembers = "/raft/members" // managers only: join and leave the raft group
 	PathCA      = "/ca"           // prefix; anyone: root certificate and certificate requests
-	PathLogs    = "/logs"         // managers only, towards agents through their session
 )
 
 const (
@@ -144,14 +143,15 @@ type Assignments struct {
 }
 
 // Mesh is the table that routes published ports and connects overlay networks. With Complete set it is everything;
-// otherwise services in it replace their earlier versions and the others stay.
+// otherwise services and peers in it replace their earlier versions and the others stay.
 type Mesh struct {
 	Seq            uint64
 	Complete       bool
 	Services       []MeshService `json:",omitempty"`
 	RemoveServices []string      `json:",omitempty"`
-	// Peers are all nodes with the address of each in every overlay network it takes part in; nil: unchanged.
-	Peers []Peer `json:",omitempty"`
+	// Peers are nodes with the address of each in every overlay network it takes part in.
+	Peers       []Peer   `json:",omitempty"`
+	RemovePeers []string `json:",omitempty"`
 	// DataPathPort is the UDP port of the overlay and Key the secret of probes between nodes; both are in complete
 	// messages only and never change.
 	DataPathPort uint16 `json:",omitempty"`

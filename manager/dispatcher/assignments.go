@@ -24,7 +24,7 @@ func newTold() *told {
 }
 
 // difference compares what the node must know according to snap with what it was told, and takes the difference as
-// told. mayStop is asked before a task that runs is told to stop; what it refuses is left for a later call. The
+// told. mayStop is asked before a task that runs is told to stop; what it refuses runs on until a later call. The
 // message is nil when there is nothing to say.
 func (d *told) difference(snap *cluster.Snapshot, nodeID string, mayStop func(*cluster.Task) bool) *protocol.Assignments {
 	node := snap.Node(nodeID)
@@ -52,11 +52,18 @@ func (d *told) difference(snap *cluster.Snapshot, nodeID string, mayStop func(*c
 		if known && desired == t.DesiredState {
 			continue
 		}
-		if known && stops(t) && t.Status.State == swarm.TaskStateRunning && !mayStop(t) {
-			continue
+		send := withLogDriver(t, snap.Cluster())
+		if stops(t) && t.Status.State == swarm.TaskStateRunning && !mayStop(t) {
+			if known {
+				continue
+			}
+			// A new session, as with a new leader, must not cut short what the old one was waiting for.
+			held := *send
+			held.DesiredState = swarm.TaskStateRunning
+			send = &held
 		}
-		d.tasks[t.ID] = t.DesiredState
-		msg.Tasks = append(msg.Tasks, t)
+		d.tasks[t.ID] = send.DesiredState
+		msg.Tasks = append(msg.Tasks, send)
 	}
 	for id := range d.tasks {
 		if !present[id] {
@@ -75,6 +82,17 @@ func (d *told) difference(snap *cluster.Snapshot, nodeID string, mayStop func(*c
 	d.seq++
 	msg.Seq = d.seq
 	return msg
+}
+
+// withLogDriver gives the task with the cluster's default log driver where its service names none. A container keeps
+// the driver it was created with, so that a change of the default reaches new tasks only, as in Swarm.
+func withLogDriver(t *cluster.Task, c *cluster.Cluster) *cluster.Task {
+	if c == nil || c.Spec.TaskDefaults.LogDriver == nil || t.Spec.LogDriver != nil || t.Spec.ContainerSpec == nil {
+		return t
+	}
+	out := *t
+	out.Spec.LogDriver = c.Spec.TaskDefaults.LogDriver
+	return &out
 }
 
 func stops(t *cluster.Task) bool {

@@ -1,14 +1,13 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/docker/docker/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/miniswarm/miniswarm/cluster"
@@ -19,6 +18,8 @@ import (
 type Store interface {
 	// Snapshot is the newest applied state.
 	Snapshot() *cluster.Snapshot
+	// Read is a state that has everything acknowledged before the call; it fails on a leader that was deposed.
+	Read(ctx context.Context) (*cluster.Snapshot, error)
 	// Propose commits a transaction.
 	Propose(ctx context.Context, txn *cluster.Txn) (uint64, error)
 }
@@ -30,7 +31,8 @@ type Config struct {
 	IDs    cluster.IDs
 	// Managers tells the present managers' addresses, for agents.
 	Managers func() []protocol.ManagerAddr
-	// Period is the heartbeat period (default 1 s): a node silent for three of them is DOWN.
+	// Period is the heartbeat period; 0 is what the cluster's spec says, now and whenever it changes. A node silent for
+	// three of them is DOWN.
 	Period time.Duration
 	// Linger is how long a withdrawn replica still runs after every node has stopped sending to it (default 200 ms):
 	// the time for packets on their way.
@@ -43,6 +45,8 @@ const (
 	defaultPeriod     = time.Second
 	defaultLinger     = 200 * time.Millisecond
 	defaultAckTimeout = 1500 * time.Millisecond
+	// minPeriod keeps a heartbeat period that somebody set by mistake from being all that the cluster does.
+	minPeriod = 100 * time.Millisecond
 	// missed is how many periods of silence make a node DOWN, and how many beats make it suspect; swarm's grace.
 	missed = 3
 	// beats is how often an agent shows itself in one heartbeat period.
@@ -53,65 +57,70 @@ const (
 // it knows of nodes' silence begins with it.
 type Dispatcher struct {
 	cfg Config
+	// epoch is what sessions count time from, so that no change of the machine's clock looks like silence.
+	epoch time.Time
+	// life ends with Run, and every session with it.
+	life context.Context
+	end  context.CancelCauseFunc
+	// settle wakes who watches the holds (capacity 1), retime who watches for silence when the period changed.
+	settle, retime chan struct{}
 
 	mu       sync.Mutex
-	sessions map[string]*session  // guarded by mu; by node id
-	mesh     *meshTable           // guarded by mu
-	holds    map[string]*hold     // guarded by mu; by task id
-	heard    map[string]time.Time // guarded by mu; last sign of a node's life, for nodes without a session
-	logs     map[string]*logRelay // guarded by mu; by request id
-	began    time.Time            // guarded by mu
-	closing  bool                 // guarded by mu
+	sessions map[string]*session    // guarded by mu; by node id
+	mesh     *meshTable             // guarded by mu; nil before Run
+	holds    map[string]*hold       // guarded by mu; by task id
+	heard    map[string]time.Time   // guarded by mu; last sign of a node's life, for nodes without a session
+	logs     map[string]*logRelay   // guarded by mu; by request id
+	period   time.Duration          // guarded by mu; the heartbeat period in force
+	managers []protocol.ManagerAddr // guarded by mu; as agents are told, replaced and never modified
+	began    time.Time              // guarded by mu; nobody's silence is counted from before
+	closing  bool                   // guarded by mu
 	serving  sync.WaitGroup
-}
-
-// hold keeps a withdrawn replica running until every node routes around it.
-type hold struct {
-	seq      uint64    // the mesh without the replica
-	deadline time.Time // stop whatever is acknowledged
-	release  time.Time // zero until every node has acknowledged
 }
 
 // ErrStopped is the end of a dispatcher whose manager no longer leads.
 var ErrStopped = errors.New("dispatcher is stopped")
 
-// New gives a dispatcher that is idle until Run.
+// New gives a dispatcher that is idle until Run. It refuses sessions until then.
 func New(cfg Config) *Dispatcher {
-	if cfg.Period <= 0 {
-		cfg.Period = defaultPeriod
-	}
-	if cfg.Linger <= 0 {
-		cfg.Linger = defaultLinger
-	}
-	if cfg.AckTimeout <= 0 {
-		cfg.AckTimeout = defaultAckTimeout
-	}
-	return &Dispatcher{cfg: cfg, sessions: map[string]*session{}, holds: map[string]*hold{}, heard: map[string]time.Time{}, logs: map[string]*logRelay{}}
+	cfg.Linger = cmp.Or(cfg.Linger, defaultLinger)
+	cfg.AckTimeout = cmp.Or(cfg.AckTimeout, defaultAckTimeout)
+	d := &Dispatcher{cfg: cfg, epoch: time.Now(), settle: make(chan struct{}, 1), retime: make(chan struct{}, 1), sessions: map[string]*session{},
+		holds: map[string]*hold{}, heard: map[string]time.Time{}, logs: map[string]*logRelay{}}
+	d.life, d.end = context.WithCancelCause(context.Background())
+	return d
 }
 
 // Run serves until ctx ends or events is closed, then ends every session and waits for it. start is the state that
-// events continue from. Sessions opened before Run wait for it.
+// events continue from.
 func (d *Dispatcher) Run(ctx context.Context, start *cluster.Snapshot, events <-chan []cluster.Event) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	managers := d.cfg.Managers()
 	d.mu.Lock()
-	d.mesh, d.began = newMeshTable(start), time.Now()
+	d.mesh, d.began, d.period, d.managers = newMeshTable(start), time.Now(), d.periodOf(start.Cluster()), managers
 	d.mu.Unlock()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.follow(ctx, events) })
 	g.Go(func() error { return d.watchSilence(ctx) })
+	g.Go(func() error { return d.watchHolds(ctx) })
 	err := g.Wait()
 	d.mu.Lock()
 	d.closing = true
-	for _, s := range d.sessions {
-		s.close(ErrStopped)
-	}
-	for _, r := range d.logs {
-		r.end(ErrStopped)
-	}
 	d.mu.Unlock()
+	d.end(ErrStopped)
 	d.serving.Wait()
 	return err
+}
+
+// periodOf is the heartbeat period that a cluster asks for.
+func (d *Dispatcher) periodOf(c *cluster.Cluster) time.Duration {
+	period := d.cfg.Period
+	if period <= 0 && c != nil {
+		period = c.Spec.Dispatcher.HeartbeatPeriod
+	}
+	if period <= 0 {
+		period = defaultPeriod
+	}
+	return max(period, minPeriod)
 }
 
 // follow keeps the mesh table in step with the store and wakes the sessions concerned.
@@ -129,10 +138,12 @@ func (d *Dispatcher) follow(ctx context.Context, events <-chan []cluster.Event) 
 	}
 }
 
+// observe takes in committed changes. An event only says what to look at: the state that is looked at is taken under
+// the lock, so that it is never older than what a session has acted upon meanwhile.
 func (d *Dispatcher) observe(batch []cluster.Event) {
-	snap := d.cfg.Store.Snapshot()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	snap := d.cfg.Store.Snapshot()
 	before := d.mesh.seq
 	wake := map[string]bool{}
 	everyone := false
@@ -141,22 +152,22 @@ func (d *Dispatcher) observe(batch []cluster.Event) {
 		switch ev.Kind {
 		case cluster.KindTask:
 			for _, o := range [2]cluster.Object{ev.Old, ev.New} {
-				if t, ok := o.(*cluster.Task); ok && t != nil && t.NodeID != "" {
+				if t, ok := o.(*cluster.Task); ok && t.NodeID != "" {
 					wake[t.NodeID] = true
 				}
 			}
-			if ev.New == nil {
+			if t := snap.Task(ev.ID()); t == nil || cluster.Terminal(t.Status.State) {
 				delete(d.holds, ev.ID())
 			}
 		case cluster.KindNode:
 			wake[ev.ID()] = true
 			if ev.New == nil {
-				if s := d.sessions[ev.ID()]; s != nil {
-					s.dismiss("this node was removed from the swarm")
-				}
 				delete(d.heard, ev.ID())
 			}
-		case cluster.KindNetwork, cluster.KindSecret, cluster.KindConfig, cluster.KindCluster:
+		case cluster.KindCluster:
+			d.adoptLocked(d.periodOf(snap.Cluster()))
+			everyone = true
+		case cluster.KindNetwork, cluster.KindSecret, cluster.KindConfig:
 			everyone = true
 		}
 	}
@@ -165,10 +176,18 @@ func (d *Dispatcher) observe(batch []cluster.Event) {
 		return
 	}
 	for id := range wake {
-		if s := d.sessions[id]; s != nil {
-			s.poke()
-		}
+		d.wakeLocked(id)
 	}
+}
+
+// adoptLocked changes the heartbeat period; sessions are woken by the caller and tell their agents.
+func (d *Dispatcher) adoptLocked(period time.Duration) {
+	if period == d.period {
+		return
+	}
+	// An agent that has yet to hear of a shorter period beats too slowly for it.
+	d.period, d.began = period, time.Now()
+	kick(d.retime)
 }
 
 func (d *Dispatcher) wakeAllLocked() {
@@ -177,138 +196,10 @@ func (d *Dispatcher) wakeAllLocked() {
 	}
 }
 
-// watchSilence notices nodes that have not been heard of and releases holds that are due.
-func (d *Dispatcher) watchSilence(ctx context.Context) error {
-	tick := time.NewTicker(d.cfg.Period / (2 * beats))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-			d.judgeSilence(ctx, time.Now())
-		}
-	}
-}
-
-func (d *Dispatcher) judgeSilence(ctx context.Context, now time.Time) {
-	snap := d.cfg.Store.Snapshot()
-	var lost []cluster.Change
-	d.mu.Lock()
-	before := d.mesh.seq
-	for n := range snap.Nodes() {
-		if n.Status.State == swarm.NodeStateDown {
-			continue
-		}
-		silent := now.Sub(d.lastHeardLocked(n.ID))
-		d.mesh.suspect(n.ID, silent > missed*d.cfg.Period/beats, snap)
-		if silent > missed*d.cfg.Period && n.Status.State == swarm.NodeStateReady {
-			status := n.Status
-			status.State, status.Message = swarm.NodeStateDown, "heartbeat failure"
-			lost = append(lost, cluster.PatchNode(n.ID, cluster.NodePatch{Status: &status}))
-			if s := d.sessions[n.ID]; s != nil {
-				s.close(fmt.Errorf("node %s: no heartbeat for %s", n.ID, silent.Round(time.Millisecond)))
-			}
-			d.cfg.Logger.Info("node is down", "node", n.ID, "hostname", n.Description.Hostname, "silent", silent.Round(time.Millisecond))
-		}
-	}
-	due := d.holdsDueLocked(now)
-	if d.mesh.seq != before || due {
-		d.wakeAllLocked()
-	}
-	d.mesh.forget(d.sentByAllLocked())
-	d.mu.Unlock()
-	if len(lost) > 0 {
-		if _, err := d.cfg.Store.Propose(ctx, &cluster.Txn{Time: now, Changes: lost}); err != nil && ctx.Err() == nil {
-			d.cfg.Logger.Warn("storing that nodes are down failed; retried", "nodes", len(lost), "err", err)
-		}
-	}
-}
-
-// lastHeardLocked is the last sign of life of a node under this leader; the leadership's own beginning at first.
-func (d *Dispatcher) lastHeardLocked(nodeID string) time.Time {
-	last := d.began
-	if t := d.heard[nodeID]; t.After(last) {
-		last = t
-	}
+func (d *Dispatcher) wakeLocked(nodeID string) {
 	if s := d.sessions[nodeID]; s != nil {
-		if t := s.lastHeard(); t.After(last) {
-			last = t
-		}
+		s.poke()
 	}
-	return last
-}
-
-func (d *Dispatcher) sentByAllLocked() uint64 {
-	least := d.mesh.seq
-	for _, s := range d.sessions {
-		least = min(least, s.meshSent.Load())
-	}
-	return least
-}
-
-// mayStop says whether a running task may be told to stop now; if not, its session is woken when it may.
-func (d *Dispatcher) mayStop(t *cluster.Task) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	h := d.holds[t.ID]
-	if h == nil {
-		if !d.mesh.has(t.ServiceID, t.ID) && ingressAddr(t) == "" {
-			return true
-		}
-		now := time.Now()
-		h = &hold{seq: d.mesh.withdraw(t.ServiceID, t.ID), deadline: now.Add(d.cfg.AckTimeout)}
-		d.holds[t.ID] = h
-		d.wakeAllLocked()
-	}
-	d.judgeHoldLocked(h, time.Now())
-	return !h.release.IsZero() && !time.Now().Before(h.release)
-}
-
-// judgeHoldLocked sets the time of release once every live node has acknowledged or the deadline has passed.
-func (d *Dispatcher) judgeHoldLocked(h *hold, now time.Time) {
-	if !h.release.IsZero() {
-		return
-	}
-	if now.After(h.deadline) {
-		h.release = now
-		return
-	}
-	for _, s := range d.sessions {
-		if s.dataPlane && s.meshAcked.Load() < h.seq && now.Sub(s.lastHeard()) < missed*d.cfg.Period/beats {
-			return
-		}
-	}
-	h.release = now.Add(d.cfg.Linger)
-}
-
-func (d *Dispatcher) holdsDueLocked(now time.Time) (due bool) {
-	for _, h := range d.holds {
-		d.judgeHoldLocked(h, now)
-		due = due || !h.release.IsZero() && !now.Before(h.release)
-	}
-	return due
-}
-
-// acked is called by a session when its node has applied a mesh.
-func (d *Dispatcher) acked() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := time.Now()
-	for _, h := range d.holds {
-		if h.release.IsZero() {
-			d.judgeHoldLocked(h, now)
-			if !h.release.IsZero() {
-				time.AfterFunc(h.release.Sub(now), d.wakeAll)
-			}
-		}
-	}
-}
-
-func (d *Dispatcher) wakeAll() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.wakeAllLocked()
 }
 
 // NodeConnected says whether the node has a session at present.
@@ -316,4 +207,12 @@ func (d *Dispatcher) NodeConnected(nodeID string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.sessions[nodeID] != nil
+}
+
+// kick leaves word in a channel of capacity 1.
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }

@@ -26,6 +26,10 @@ type tables struct {
 	mu     sync.Mutex
 	state  *cluster.State
 	events chan []cluster.Event
+	// deposed makes it the store of a leader that others do not follow any more.
+	deposed bool
+	// stall holds every proposal until it is closed; nil holds none.
+	stall chan struct{}
 }
 
 func (s *tables) Snapshot() *cluster.Snapshot {
@@ -34,7 +38,31 @@ func (s *tables) Snapshot() *cluster.Snapshot {
 	return s.state.Snapshot()
 }
 
-func (s *tables) Propose(_ context.Context, txn *cluster.Txn) (uint64, error) {
+func (s *tables) Read(context.Context) (*cluster.Snapshot, error) {
+	if s.deposed {
+		return nil, errors.New("no majority")
+	}
+	return s.Snapshot(), nil
+}
+
+// set changes what the store does from now on.
+func (s *tables) set(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+func (s *tables) Propose(ctx context.Context, txn *cluster.Txn) (uint64, error) {
+	s.mu.Lock()
+	stall := s.stall
+	s.mu.Unlock()
+	if stall != nil {
+		select {
+		case <-stall:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	index := s.state.Index() + 1
@@ -47,9 +75,10 @@ func (s *tables) Propose(_ context.Context, txn *cluster.Txn) (uint64, error) {
 
 // world is a dispatcher over tables with two nodes and one service that publishes a port.
 type world struct {
-	t     *testing.T
-	store *tables
-	d     *Dispatcher
+	t        *testing.T
+	store    *tables
+	d        *Dispatcher
+	managers []protocol.ManagerAddr // guarded by the store's lock
 }
 
 const (
@@ -67,7 +96,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 		svc.Endpoint.Ports = []swarm.PortConfig{{Protocol: swarm.PortConfigProtocolTCP, TargetPort: 8000, PublishedPort: 80, PublishMode: swarm.PortConfigPublishModeIngress}}
 		w.commit(cluster.CreateOf(node("n1")), cluster.CreateOf(node("n2")), cluster.CreateOf(svc))
 		<-store.events
-		w.d = New(Config{Store: store, Logger: slog.New(slog.DiscardHandler), IDs: cluster.SeededIDs(1), Managers: func() []protocol.ManagerAddr { return nil }})
+		w.d = New(Config{Store: store, Logger: slog.New(slog.DiscardHandler), IDs: cluster.SeededIDs(1), Managers: w.listManagers})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.d.Run(ctx, store.Snapshot(), store.events) }()
@@ -102,13 +131,19 @@ func (w *world) place(id, nodeID string, slot int) {
 	w.commit(cluster.CreateOf(t))
 }
 
+func (w *world) listManagers() []protocol.ManagerAddr {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	return w.managers
+}
+
 func (w *world) task(id string) *cluster.Task { return w.store.Snapshot().Task(id) }
 
 // fakeAgent is the other end of a session.
 type fakeAgent struct {
 	w     *world
 	conn  net.Conn
-	enc   *json.Encoder
+	out   chan protocol.FromAgent
 	stop  context.CancelFunc
 	ended chan struct{}
 
@@ -118,6 +153,11 @@ type fakeAgent struct {
 	seq   uint64
 	acks  bool // acknowledge meshes at once
 	left  string
+
+	period   time.Duration
+	managers []protocol.ManagerAddr
+	peers    map[string]protocol.Peer
+	drivers  map[string]string // log drivers by task
 }
 
 // pipeWriter lets ServeSession take a connection over as if from an HTTP server.
@@ -133,7 +173,8 @@ func (p pipeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // connect opens a session for the node; its agent beats every 250 ms until beating is stopped.
 func (w *world) connect(nodeID string) *fakeAgent {
 	server, client := net.Pipe()
-	a := &fakeAgent{w: w, conn: client, enc: json.NewEncoder(client), ended: make(chan struct{}), tasks: map[string]swarm.TaskState{}, mesh: map[string]protocol.MeshService{}, acks: true}
+	a := &fakeAgent{w: w, conn: client, out: make(chan protocol.FromAgent, 1024), ended: make(chan struct{}), tasks: map[string]swarm.TaskState{}, mesh: map[string]protocol.MeshService{}, acks: true,
+		peers: map[string]protocol.Peer{}, drivers: map[string]string{}}
 	ctx, cancel := context.WithCancel(w.t.Context())
 	a.stop = cancel
 	req := httptest.NewRequest(http.MethodGet, protocol.PathSession, nil)
@@ -146,6 +187,7 @@ func (w *world) connect(nodeID string) *fakeAgent {
 		w.t.Fatal(err)
 	}
 	go a.read(in)
+	go a.write()
 	a.send(protocol.FromAgent{Hello: &protocol.Hello{DataPlane: true}})
 	go func() {
 		tick := time.NewTicker(250 * time.Millisecond)
@@ -163,7 +205,20 @@ func (w *world) connect(nodeID string) *fakeAgent {
 	return a
 }
 
-func (a *fakeAgent) send(m protocol.FromAgent) { _ = a.enc.Encode(m) }
+func (a *fakeAgent) send(m protocol.FromAgent) { a.out <- m }
+
+// write sends what was queued, one after the other, until the session has ended.
+func (a *fakeAgent) write() {
+	enc := json.NewEncoder(a.conn)
+	for {
+		select {
+		case <-a.ended:
+			return
+		case m := <-a.out:
+			_ = enc.Encode(m) // the end of the session is noticed by ended
+		}
+	}
+}
 
 func (a *fakeAgent) read(in *bufio.Reader) {
 	dec := json.NewDecoder(in)
@@ -174,12 +229,19 @@ func (a *fakeAgent) read(in *bufio.Reader) {
 		}
 		a.mu.Lock()
 		switch {
+		case m.Welcome != nil:
+			a.period, a.managers = m.Welcome.HeartbeatPeriod, m.Welcome.Managers
+		case m.Managers != nil:
+			a.managers = m.Managers
 		case m.Assignments != nil:
 			if m.Assignments.Complete {
 				clear(a.tasks)
 			}
 			for _, t := range m.Assignments.Tasks {
 				a.tasks[t.ID] = t.DesiredState
+				if t.Spec.LogDriver != nil {
+					a.drivers[t.ID] = t.Spec.LogDriver.Name
+				}
 			}
 			for _, id := range m.Assignments.RemoveTasks {
 				delete(a.tasks, id)
@@ -194,9 +256,15 @@ func (a *fakeAgent) read(in *bufio.Reader) {
 			for _, id := range m.Mesh.RemoveServices {
 				delete(a.mesh, id)
 			}
+			for _, p := range m.Mesh.Peers {
+				a.peers[p.NodeID] = p
+			}
+			for _, id := range m.Mesh.RemovePeers {
+				delete(a.peers, id)
+			}
 			a.seq = m.Mesh.Seq
 			if a.acks {
-				go a.send(protocol.FromAgent{MeshAck: &protocol.MeshAck{Seq: m.Mesh.Seq}})
+				a.send(protocol.FromAgent{MeshAck: &protocol.MeshAck{Seq: m.Mesh.Seq}})
 			}
 		case m.Leave != nil:
 			a.left = m.Leave.Reason

@@ -13,13 +13,16 @@ import (
 // session, whose heartbeats travel on the same connection; past the bound the request ends with an error instead.
 const relayBytes = 64 << 20
 
+// lineOverhead is what a line takes besides its text.
+const lineOverhead = 128
+
 // errSlowReader ends a log request whose reader does not keep up.
 var errSlowReader = errors.New("the reader of the log is too slow; ask for less with --tail or --since")
 
 // logRelay carries one task's log from its node to one reader.
 type logRelay struct {
-	nodeID string
-	more   chan struct{} // capacity 1: something was added or the log ended
+	session *session      // through which it comes
+	more    chan struct{} // capacity 1: something was added or the log ended
 
 	mu    sync.Mutex
 	lines []protocol.LogMessage // guarded by mu
@@ -34,7 +37,7 @@ func (r *logRelay) add(m protocol.LogMessage) {
 	if r.ended {
 		return
 	}
-	if r.bytes += len(m.Data); r.bytes > relayBytes {
+	if r.bytes += len(m.Data) + lineOverhead; r.bytes > relayBytes {
 		r.ended, r.err = true, errSlowReader
 	} else {
 		r.lines = append(r.lines, m)
@@ -51,12 +54,7 @@ func (r *logRelay) end(err error) {
 	}
 }
 
-func (r *logRelay) signal() {
-	select {
-	case r.more <- struct{}{}:
-	default:
-	}
-}
+func (r *logRelay) signal() { kick(r.more) }
 
 // take gives what has arrived and whether the log has ended behind it.
 func (r *logRelay) take() (lines []protocol.LogMessage, ended bool, err error) {
@@ -70,13 +68,13 @@ func (r *logRelay) take() (lines []protocol.LogMessage, ended bool, err error) {
 // goes away, or ctx ends. req.ID is filled in.
 func (d *Dispatcher) TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
 	req.ID = d.cfg.IDs.Next()
-	r := &logRelay{nodeID: nodeID, more: make(chan struct{}, 1)}
 	d.mu.Lock()
 	s := d.sessions[nodeID]
 	if s == nil {
 		d.mu.Unlock()
 		return fmt.Errorf("node %s is not available", nodeID)
 	}
+	r := &logRelay{session: s, more: make(chan struct{}, 1)}
 	d.logs[req.ID] = r
 	d.mu.Unlock()
 	defer func() {
@@ -104,24 +102,29 @@ func (d *Dispatcher) TaskLogs(ctx context.Context, nodeID string, req protocol.L
 	}
 }
 
-func (d *Dispatcher) relay(id string, m protocol.LogMessage) {
-	d.mu.Lock()
-	r := d.logs[id]
-	d.mu.Unlock()
-	if r != nil {
+// relay passes a line on to who asked this session for it.
+func (d *Dispatcher) relay(from *session, m protocol.LogMessage) {
+	if r := d.relayOf(from, m.ID); r != nil {
 		r.add(m)
 	}
 }
 
-func (d *Dispatcher) endRelay(e protocol.LogEnd) {
-	d.mu.Lock()
-	r := d.logs[e.ID]
-	d.mu.Unlock()
+func (d *Dispatcher) endRelay(from *session, e protocol.LogEnd) {
+	r := d.relayOf(from, e.ID)
 	switch {
 	case r == nil:
 	case e.Err != "":
-		r.end(fmt.Errorf("node %s: %s", r.nodeID, e.Err))
+		r.end(fmt.Errorf("node %s: %s", from.nodeID, e.Err))
 	default:
 		r.end(nil)
 	}
+}
+
+func (d *Dispatcher) relayOf(from *session, id string) *logRelay {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if r := d.logs[id]; r != nil && r.session == from {
+		return r
+	}
+	return nil
 }

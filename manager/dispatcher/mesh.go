@@ -1,9 +1,11 @@
 package dispatcher
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -17,12 +19,15 @@ import (
 type meshTable struct {
 	seq      uint64
 	services map[string]*meshService
+	peers    map[string]meshPeer
 	removed  map[string]uint64 // service id -> seq of its removal
-	peers    []protocol.Peer
-	peersSeq uint64
-	suspects map[string]bool // node ids
-	port     uint16          // the overlay's UDP port
-	key      []byte          // the secret of probes
+	gone     map[string]uint64 // node id -> seq of its removal
+	suspects map[string]bool   // node ids
+	port     uint16            // the overlay's UDP port
+	key      []byte            // the secret of probes
+	// messages are those made of the present table, by the number they continue from: nearly all sessions need the same.
+	messages   map[uint64]*meshMessage
+	messagesOf uint64 // the table they are made of
 }
 
 type meshService struct {
@@ -30,56 +35,69 @@ type meshService struct {
 	seq uint64
 }
 
+type meshPeer struct {
+	protocol.Peer
+	seq uint64
+}
+
+// meshMessage is a message for any number of sessions; the first that sends it encodes it.
+type meshMessage struct {
+	seq    uint64
+	encode func() ([]byte, error)
+}
+
 func newMeshTable(snap *cluster.Snapshot) *meshTable {
-	m := &meshTable{services: map[string]*meshService{}, removed: map[string]uint64{}, suspects: map[string]bool{}, seq: 1}
+	m := &meshTable{services: map[string]*meshService{}, peers: map[string]meshPeer{}, removed: map[string]uint64{}, gone: map[string]uint64{},
+		suspects: map[string]bool{}, seq: 1}
 	if c := snap.Cluster(); c != nil {
 		m.port, m.key = uint16(c.DataPathPort), c.MeshKey
 	}
 	for s := range snap.Services() {
 		m.setService(snap, s)
 	}
-	m.setPeers(snap)
+	for n := range snap.Nodes() {
+		m.setPeer(n)
+	}
 	return m
 }
 
-// observe takes in one committed change. snap is the state after it or later.
+// observe takes in that an object was changed. What it has become is read from snap, which is the state after the
+// change or later: a replica that was withdrawn meanwhile must not come back for the length of a batch.
 func (m *meshTable) observe(ev cluster.Event, snap *cluster.Snapshot) {
-	switch o := ev.New.(type) {
-	case *cluster.Task:
-		m.setTask(o, snap)
-	case *cluster.Service:
-		m.setService(snap, o)
-	case *cluster.Node:
-		if old, ok := ev.Old.(*cluster.Node); !ok || peerChanged(old, o) {
-			m.setPeers(snap)
-			m.refreshNode(o.ID, snap)
+	switch ev.Kind {
+	case cluster.KindTask:
+		o := ev.New
+		if o == nil {
+			o = ev.Old
 		}
-	case nil:
-		switch old := ev.Old.(type) {
-		case *cluster.Task:
-			m.withdraw(old.ServiceID, old.ID)
-		case *cluster.Service:
-			if _, ok := m.services[old.ID]; ok {
-				delete(m.services, old.ID)
-				m.seq++
-				m.removed[old.ID] = m.seq
+		if t := snap.Task(ev.ID()); t != nil {
+			m.setTask(t, snap)
+		} else {
+			m.withdraw(o.(*cluster.Task).ServiceID, ev.ID())
+		}
+	case cluster.KindService:
+		if svc := snap.Service(ev.ID()); svc != nil {
+			m.setService(snap, svc)
+		} else {
+			m.removeService(ev.ID())
+		}
+	case cluster.KindNode:
+		if n := snap.Node(ev.ID()); n != nil {
+			if m.setPeer(n) {
+				m.refreshNode(n.ID, snap)
 			}
-		case *cluster.Node:
-			m.setPeers(snap)
+		} else {
+			m.removePeer(ev.ID())
 		}
 	}
 }
 
-func peerChanged(a, b *cluster.Node) bool {
-	if a.DataAddr != b.DataAddr || (a.Status.State == swarm.NodeStateDown) != (b.Status.State == swarm.NodeStateDown) || len(a.Attachments) != len(b.Attachments) {
-		return true
+func (m *meshTable) removeService(id string) {
+	if _, ok := m.services[id]; ok {
+		delete(m.services, id)
+		m.seq++
+		m.removed[id] = m.seq
 	}
-	for id, addr := range a.Attachments {
-		if b.Attachments[id] != addr {
-			return true
-		}
-	}
-	return false
 }
 
 // setService adopts the service's published ports and collects its replicas anew.
@@ -87,11 +105,7 @@ func (m *meshTable) setService(snap *cluster.Snapshot, s *cluster.Service) {
 	ports := ingressPorts(s.Endpoint.Ports)
 	cur := m.services[s.ID]
 	if len(ports) == 0 {
-		if cur != nil {
-			delete(m.services, s.ID)
-			m.seq++
-			m.removed[s.ID] = m.seq
-		}
+		m.removeService(s.ID)
 		return
 	}
 	if cur != nil && slices.Equal(cur.Ports, ports) {
@@ -167,8 +181,10 @@ func (m *meshTable) suspect(nodeID string, silent bool, snap *cluster.Snapshot) 
 	} else {
 		delete(m.suspects, nodeID)
 	}
-	m.setPeers(snap)
-	m.refreshNode(nodeID, snap)
+	if n := snap.Node(nodeID); n != nil {
+		m.setPeer(n)
+		m.refreshNode(nodeID, snap)
+	}
 }
 
 func (m *meshTable) refreshNode(nodeID string, snap *cluster.Snapshot) {
@@ -193,42 +209,74 @@ func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol
 	return protocol.Backend{TaskID: t.ID, NodeID: t.NodeID, Addr: addr, Draining: m.suspects[t.NodeID]}, true
 }
 
-func (m *meshTable) setPeers(snap *cluster.Snapshot) {
-	m.peers = make([]protocol.Peer, 0, snap.Len(cluster.KindNode))
-	for n := range snap.Nodes() {
-		m.peers = append(m.peers, protocol.Peer{NodeID: n.ID, Addr: n.DataAddr, Attachments: n.Attachments,
-			Down: n.Status.State == swarm.NodeStateDown, Suspect: m.suspects[n.ID]})
+// setPeer adopts a node and says whether the data planes see it differently now.
+func (m *meshTable) setPeer(n *cluster.Node) bool {
+	p := protocol.Peer{NodeID: n.ID, Addr: n.DataAddr, Attachments: n.Attachments, Down: n.Status.State == swarm.NodeStateDown, Suspect: m.suspects[n.ID]}
+	if old, ok := m.peers[n.ID]; ok && old.Addr == p.Addr && old.Down == p.Down && old.Suspect == p.Suspect && maps.Equal(old.Attachments, p.Attachments) {
+		return false
 	}
 	m.seq++
-	m.peersSeq = m.seq
+	m.peers[n.ID] = meshPeer{p, m.seq}
+	return true
 }
 
-// since gives what changed after number sent; ok is false if nothing did. With sent 0 it is the complete table.
-func (m *meshTable) since(sent uint64) (msg *protocol.Mesh, ok bool) {
-	if sent == m.seq {
-		return nil, false
+func (m *meshTable) removePeer(id string) {
+	delete(m.suspects, id)
+	if _, ok := m.peers[id]; ok {
+		delete(m.peers, id)
+		m.seq++
+		m.gone[id] = m.seq
 	}
-	msg = &protocol.Mesh{Seq: m.seq, Complete: sent == 0}
+}
+
+// since gives what changed after number sent, nil if nothing did. With sent 0 it is the complete table.
+func (m *meshTable) since(sent uint64) *meshMessage {
+	if sent == m.seq {
+		return nil
+	}
+	if m.messagesOf != m.seq {
+		m.messages, m.messagesOf = map[uint64]*meshMessage{}, m.seq
+	}
+	msg := m.messages[sent]
+	if msg == nil {
+		content := m.difference(sent)
+		msg = &meshMessage{m.seq, sync.OnceValues(func() ([]byte, error) { return encode(protocol.ToAgent{Mesh: content}) })}
+		m.messages[sent] = msg
+	}
+	return msg
+}
+
+func (m *meshTable) difference(sent uint64) *protocol.Mesh {
+	msg := &protocol.Mesh{Seq: m.seq, Complete: sent == 0}
 	for _, s := range m.services {
 		if s.seq > sent {
 			msg.Services = append(msg.Services, lastResort(s.MeshService))
 		}
 	}
+	for _, p := range m.peers {
+		if p.seq > sent {
+			msg.Peers = append(msg.Peers, p.Peer)
+		}
+	}
 	slices.SortFunc(msg.Services, func(a, b protocol.MeshService) int { return strings.Compare(a.ServiceID, b.ServiceID) })
+	slices.SortFunc(msg.Peers, func(a, b protocol.Peer) int { return strings.Compare(a.NodeID, b.NodeID) })
 	if msg.Complete {
 		msg.DataPathPort, msg.Key = m.port, m.key
-	} else {
-		for id, seq := range m.removed {
-			if seq > sent {
-				msg.RemoveServices = append(msg.RemoveServices, id)
-			}
+		return msg
+	}
+	msg.RemoveServices, msg.RemovePeers = after(m.removed, sent), after(m.gone, sent)
+	return msg
+}
+
+// after gives the ids that were removed after number sent.
+func after(removed map[string]uint64, sent uint64) (ids []string) {
+	for id, seq := range removed {
+		if seq > sent {
+			ids = append(ids, id)
 		}
-		slices.Sort(msg.RemoveServices)
 	}
-	if m.peersSeq > sent {
-		msg.Peers = m.peers
-	}
-	return msg, true
+	slices.Sort(ids)
+	return ids
 }
 
 // lastResort lets new connections go to suspect nodes where there is no other replica: a silent daemon's containers
@@ -246,10 +294,8 @@ func lastResort(s protocol.MeshService) protocol.MeshService {
 
 // forget drops the memory of removals that every session has sent.
 func (m *meshTable) forget(sent uint64) {
-	for id, seq := range m.removed {
-		if seq <= sent {
-			delete(m.removed, id)
-		}
+	for _, removed := range [2]map[string]uint64{m.removed, m.gone} {
+		maps.DeleteFunc(removed, func(_ string, seq uint64) bool { return seq <= sent })
 	}
 }
 

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +23,8 @@ import (
 
 const (
 	helloTimeout = 5 * time.Second
-	writeTimeout = 5 * time.Second
+	// maxMessage bounds one message of a node: the status of all its tasks after a change of leader is the largest.
+	maxMessage = 16 << 20
 	// reportQueue bounds the status messages of one node that wait to be stored; a node that reports faster than the
 	// store takes it is slowed down by its own connection.
 	reportQueue = 16
@@ -33,23 +36,28 @@ type session struct {
 	nodeID    string
 	id        string
 	conn      net.Conn
+	in        *bounded
 	dec       *json.Decoder
+	addr      string // the node's underlay address
 	dataPlane bool
+	cancel    context.CancelCauseFunc // ends the session
 
-	heardAt   atomic.Int64 // unix nanoseconds
+	heardAt   atomic.Int64 // since the dispatcher's epoch
+	waiting   atomic.Bool  // the reader waits for the store, not for the node
 	meshSent  atomic.Uint64
 	meshAcked atomic.Uint64
+	stored    atomic.Uint64 // last batch of reports that is stored
+	beats     atomic.Bool   // a heartbeat is to be answered
 	wake      chan struct{} // capacity 1: something may have to be sent
 	reports   chan protocol.Status
 
 	mu     sync.Mutex
-	outbox []protocol.ToAgent // guarded by mu; messages that are not differences of state
-	cause  error              // guarded by mu; why the session ended
+	outbox []protocol.ToAgent // guarded by mu; requests to the agent
 }
 
 // ServeSession upgrades the request to a stream and serves the node's session until it ends. remote is the node's IP
 // address as seen from here. The node's identity was proved by its certificate.
-func (d *Dispatcher) ServeSession(w http.ResponseWriter, r *http.Request, nodeID, remote string) {
+func (d *Dispatcher) ServeSession(w http.ResponseWriter, _ *http.Request, nodeID, remote string) {
 	d.mu.Lock()
 	if d.closing || d.mesh == nil {
 		d.mu.Unlock()
@@ -66,9 +74,13 @@ func (d *Dispatcher) ServeSession(w http.ResponseWriter, r *http.Request, nodeID
 		return
 	}
 	defer conn.Close()
-	s := &session{d: d, nodeID: nodeID, id: d.cfg.IDs.Next(), conn: conn, dec: json.NewDecoder(buffered),
+	// A hijacked connection outlives its request; what bounds the session is the dispatcher's life.
+	ctx, cancel := context.WithCancelCause(d.life)
+	defer cancel(nil)
+	in := &bounded{r: buffered}
+	s := &session{d: d, nodeID: nodeID, id: d.cfg.IDs.Next(), conn: conn, in: in, dec: json.NewDecoder(in), addr: remote, cancel: cancel,
 		wake: make(chan struct{}, 1), reports: make(chan protocol.Status, reportQueue)}
-	if err := s.serve(r.Context(), remote); err != nil {
+	if err := s.serve(ctx); err != nil {
 		d.cfg.Logger.Info("session ended", "node", nodeID, "err", err)
 	}
 }
@@ -83,7 +95,7 @@ func upgrade(w http.ResponseWriter) (net.Conn, *bufio.Reader, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("take over the connection: %w", err)
 	}
-	_ = conn.SetDeadline(time.Time{})
+	_ = conn.SetDeadline(time.Now().Add(helloTimeout))
 	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol.UpgradeStream)
 	if err != nil {
 		conn.Close()
@@ -92,68 +104,115 @@ func upgrade(w http.ResponseWriter) (net.Conn, *bufio.Reader, error) {
 	return conn, rw.Reader, nil
 }
 
-func (s *session) serve(ctx context.Context, remote string) error {
-	// The request's context does not end with a hijacked connection; the session's own does.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	_ = s.conn.SetReadDeadline(time.Now().Add(helloTimeout))
-	var first protocol.FromAgent
-	if err := s.dec.Decode(&first); err != nil || first.Hello == nil {
-		return fmt.Errorf("node %s opened a session without a hello (%v)", s.nodeID, err)
+// bounded is a reader that fails when one message goes on for too long.
+type bounded struct {
+	r    io.Reader
+	left int // of the present message
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("a message is larger than %d bytes", maxMessage)
 	}
-	_ = s.conn.SetReadDeadline(time.Time{})
+	n, err := b.r.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
+}
+
+// receive reads the node's next message.
+func (s *session) receive() (m protocol.FromAgent, err error) {
+	s.in.left = maxMessage
+	if err := s.dec.Decode(&m); err != nil {
+		return m, fmt.Errorf("read from node %s: %w", s.nodeID, err)
+	}
 	s.beat()
-	s.dataPlane = first.Hello.DataPlane
-	if err := s.register(ctx, first.Hello, remote); err != nil {
-		return err
+	return m, nil
+}
+
+func (s *session) serve(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	// Reads and writes notice by their connection that the session is over.
+	unblock := context.AfterFunc(gctx, func() { _ = s.conn.Close() })
+	defer unblock()
+	if err := s.greet(ctx); err != nil {
+		return ended(ctx, err)
 	}
 	if !s.enter() {
 		return ErrStopped
 	}
 	defer s.leave()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.read(ctx, remote) })
-	g.Go(func() error { return s.write(ctx) })
-	g.Go(func() error { return s.report(ctx) })
-	g.Go(func() error { <-ctx.Done(); return s.conn.Close() })
-	err := g.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.cause != nil {
-		return s.cause
+	g.Go(func() error { return s.read(gctx) })
+	g.Go(func() error { return s.write(gctx) })
+	g.Go(func() error { return s.report(gctx) })
+	return ended(ctx, g.Wait())
+}
+
+// ended gives the reason for which a session was ended, or else what it failed of.
+func ended(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
 	}
 	return err
 }
 
+// greet reads the node's hello and registers it.
+func (s *session) greet(ctx context.Context) error {
+	_ = s.conn.SetReadDeadline(time.Now().Add(helloTimeout))
+	first, err := s.receive()
+	if err != nil {
+		return err
+	}
+	if first.Hello == nil {
+		return fmt.Errorf("node %s opened a session without a hello", s.nodeID)
+	}
+	_ = s.conn.SetReadDeadline(time.Time{})
+	// Known from now on, so that the node is not called DOWN while its coming back is being stored.
+	s.d.mu.Lock()
+	s.d.heard[s.nodeID] = s.lastHeard()
+	s.d.mu.Unlock()
+	return s.register(ctx, first.Hello)
+}
+
 // register makes the node READY in the store; the session begins when that is committed.
-func (s *session) register(ctx context.Context, h *protocol.Hello, remote string) error {
-	n := s.d.cfg.Store.Snapshot().Node(s.nodeID)
-	if n == nil {
-		s.send(protocol.ToAgent{Leave: &protocol.LeaveRequired{Reason: fmt.Sprintf("node %s is not part of this swarm", s.nodeID)}})
-		return fmt.Errorf("node %s has a certificate but is not in the store: it was removed", s.nodeID)
+func (s *session) register(ctx context.Context, h *protocol.Hello) error {
+	known, err := s.known(ctx)
+	if err != nil {
+		return err
 	}
-	addr := h.DataAddr
-	if addr == "" {
-		addr = remote
+	if !known {
+		return s.dismiss()
 	}
-	patch := cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady, Addr: addr}, Description: &h.Description, DataAddr: addr}
+	s.dataPlane = h.DataPlane
+	if _, err := netip.ParseAddr(h.DataAddr); err == nil {
+		s.addr = h.DataAddr
+	}
+	patch := cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady, Addr: s.addr}, Description: &h.Description, DataAddr: s.addr}
 	if _, err := s.d.cfg.Store.Propose(ctx, &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.PatchNode(s.nodeID, patch)}}); err != nil {
 		return fmt.Errorf("register node %s: %w", s.nodeID, err)
 	}
-	period := s.d.cfg.Period / beats
-	if err := s.send(protocol.ToAgent{Welcome: &protocol.Welcome{SessionID: s.id, ClusterID: clusterID(s.d.cfg.Store.Snapshot()),
-		Node: n, HeartbeatPeriod: period, Managers: s.d.cfg.Managers()}}); err != nil {
-		return err
-	}
-	s.beat()
 	return nil
 }
 
-func clusterID(snap *cluster.Snapshot) string {
-	if c := snap.Cluster(); c != nil {
-		return c.ID
+// known says whether the node is part of the swarm. That it is not ends its agent for good, so that a leader must not say
+// so which was deposed before the node was added and does not know that yet: it asks the others.
+func (s *session) known(ctx context.Context) (bool, error) {
+	if s.d.cfg.Store.Snapshot().Node(s.nodeID) != nil {
+		return true, nil
 	}
-	return ""
+	snap, err := s.d.cfg.Store.Read(ctx)
+	if err != nil {
+		return false, fmt.Errorf("look for node %s, which is not known here: %w", s.nodeID, err)
+	}
+	return snap.Node(s.nodeID) != nil, nil
+}
+
+// dismiss tells the node that it is no longer a member, and ends the session.
+func (s *session) dismiss() error {
+	reason := fmt.Sprintf("node %s is not part of this swarm: it was removed", s.nodeID)
+	if err := s.send(protocol.ToAgent{Leave: &protocol.LeaveRequired{Reason: reason}}); err != nil {
+		return err
+	}
+	return errors.New("dismissed: " + reason)
 }
 
 // enter puts the session in force; an older one of the same node ends.
@@ -176,46 +235,36 @@ func (s *session) leave() {
 	d := s.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if last := s.lastHeard(); last.After(d.heard[s.nodeID]) {
+	if last := s.lastHeard(); last.After(d.heard[s.nodeID]) && d.cfg.Store.Snapshot().Node(s.nodeID) != nil {
 		d.heard[s.nodeID] = last
 	}
 	if d.sessions[s.nodeID] == s {
 		delete(d.sessions, s.nodeID)
-		for _, r := range d.logs {
-			if r.nodeID == s.nodeID {
-				r.end(fmt.Errorf("node %s disconnected unexpectedly", s.nodeID))
-			}
+	}
+	for _, r := range d.logs {
+		if r.session == s {
+			r.end(fmt.Errorf("node %s disconnected unexpectedly", s.nodeID))
 		}
 	}
 }
 
-func (s *session) beat()                { s.heardAt.Store(time.Now().UnixNano()) }
-func (s *session) lastHeard() time.Time { return time.Unix(0, s.heardAt.Load()) }
+func (s *session) beat() { s.heardAt.Store(int64(time.Since(s.d.epoch))) }
+
+// lastHeard is the node's last sign of life. While its messages wait for the store, silence is not the node's.
+func (s *session) lastHeard() time.Time {
+	if s.waiting.Load() {
+		return time.Now()
+	}
+	return s.d.epoch.Add(time.Duration(s.heardAt.Load()))
+}
 
 // poke wakes the writer.
-func (s *session) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
+func (s *session) poke() { kick(s.wake) }
 
-// close ends the session; its goroutines notice by their connection.
-func (s *session) close(why error) {
-	s.mu.Lock()
-	if s.cause == nil {
-		s.cause = why
-	}
-	s.mu.Unlock()
-	_ = s.conn.Close()
-}
+// close ends the session without waiting for it.
+func (s *session) close(why error) { s.cancel(why) }
 
-// dismiss tells the node that it is no longer a member; the writer closes after that.
-func (s *session) dismiss(reason string) {
-	s.post(protocol.ToAgent{Leave: &protocol.LeaveRequired{Reason: reason}})
-}
-
-// post queues a message that is not a difference of state.
+// post queues a request to the agent.
 func (s *session) post(m protocol.ToAgent) {
 	s.mu.Lock()
 	s.outbox = append(s.outbox, m)
@@ -223,157 +272,56 @@ func (s *session) post(m protocol.ToAgent) {
 	s.poke()
 }
 
-// read takes the node's messages; anything heard is a sign of life.
-func (s *session) read(ctx context.Context, remote string) error {
+// read takes the node's messages; anything heard is a sign of life. What they ask for is sent by the writer, so that
+// a node that does not read cannot keep its own messages from being read.
+func (s *session) read(ctx context.Context) error {
 	for {
-		var m protocol.FromAgent
-		if err := s.dec.Decode(&m); err != nil {
-			return fmt.Errorf("read from node %s: %w", s.nodeID, err)
+		m, err := s.receive()
+		if err != nil {
+			return err
 		}
-		s.beat()
 		switch {
 		case m.Heartbeat != nil:
-			s.post(protocol.ToAgent{Heartbeat: &protocol.Heartbeat{}})
-		case m.Status != nil:
-			select {
-			case s.reports <- *m.Status:
-			case <-ctx.Done():
-				return ctx.Err()
+			s.beats.Store(true)
+			s.poke()
+		case m.Status != nil, m.Hello != nil:
+			if err := s.take(ctx, m); err != nil {
+				return err
 			}
 		case m.MeshAck != nil:
-			s.meshAcked.Store(m.MeshAck.Seq)
-			if m.MeshAck.Err != "" {
-				s.d.cfg.Logger.Warn("a node could not apply the mesh", "node", s.nodeID, "mesh", m.MeshAck.Seq, "err", m.MeshAck.Err)
-			}
-			s.d.acked()
-		case m.Hello != nil:
-			if err := s.redescribe(ctx, m.Hello); err != nil {
-				return err
-			}
+			s.acked(*m.MeshAck)
 		case m.LogChunk != nil:
-			s.d.relay(m.LogChunk.ID, *m.LogChunk)
+			s.d.relay(s, *m.LogChunk)
 		case m.LogEnd != nil:
-			s.d.endRelay(*m.LogEnd)
+			s.d.endRelay(s, *m.LogEnd)
 		}
 	}
 }
 
-// redescribe stores a changed description of the node.
-func (s *session) redescribe(ctx context.Context, h *protocol.Hello) error {
-	_, err := s.d.cfg.Store.Propose(ctx, &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{
-		cluster.PatchNode(s.nodeID, cluster.NodePatch{Description: &h.Description, DataAddr: h.DataAddr})}})
-	if err != nil {
-		return fmt.Errorf("store the description of node %s: %w", s.nodeID, err)
+// take hands what the node tells of itself to the store, and may wait for it.
+func (s *session) take(ctx context.Context, m protocol.FromAgent) error {
+	s.waiting.Store(true)
+	defer func() {
+		s.beat()
+		s.waiting.Store(false)
+	}()
+	if m.Hello != nil {
+		return s.redescribe(ctx, m.Hello)
 	}
-	return nil
-}
-
-// report stores status reports, all that wait at once, and acknowledges them.
-func (s *session) report(ctx context.Context) error {
-	for {
-		var batch []protocol.Status
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case r := <-s.reports:
-			batch = append(batch, r)
-		}
-		for more := true; more; {
-			select {
-			case r := <-s.reports:
-				batch = append(batch, r)
-			default:
-				more = false
-			}
-		}
-		if err := s.store(ctx, batch); err != nil {
-			return err
-		}
-		s.post(protocol.ToAgent{StatusAck: &protocol.StatusAck{Seq: batch[len(batch)-1].Seq}})
-	}
-}
-
-// store commits reports about tasks of this node; reports about others are refused as a whole, as in swarm.
-func (s *session) store(ctx context.Context, batch []protocol.Status) error {
-	now := time.Now()
-	txn := &cluster.Txn{Time: now}
-	snap := s.d.cfg.Store.Snapshot()
-	for _, r := range batch {
-		for _, t := range r.Tasks {
-			stored := snap.Task(t.ID)
-			if stored == nil {
-				continue
-			}
-			if stored.NodeID != s.nodeID {
-				return fmt.Errorf("node %s reported on task %s: cannot update a task not assigned this node", s.nodeID, t.ID)
-			}
-			if stored.Status.State == t.Status.State && stored.Status.Err == t.Status.Err && stored.Status.Message == t.Status.Message &&
-				stored.Status.Timestamp.Equal(t.Status.Timestamp) {
-				continue
-			}
-			txn.Changes = append(txn.Changes, cluster.PatchTask(t.ID, cluster.TaskPatch{Status: &t.Status, AppliedAt: now}))
-		}
-	}
-	if len(txn.Changes) == 0 {
+	select {
+	case s.reports <- *m.Status:
 		return nil
-	}
-	if _, err := s.d.cfg.Store.Propose(ctx, txn); err != nil {
-		return fmt.Errorf("store the status of %d tasks of node %s: %w", len(txn.Changes), s.nodeID, err)
-	}
-	return nil
-}
-
-// write sends what the node does not know yet, whenever something may have changed.
-func (s *session) write(ctx context.Context) error {
-	told := newTold()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.wake:
-		}
-		s.mu.Lock()
-		out := s.outbox
-		s.outbox = nil
-		s.mu.Unlock()
-		for _, m := range out {
-			if err := s.send(m); err != nil {
-				return err
-			}
-			if m.Leave != nil {
-				return fmt.Errorf("node %s dismissed: %s", s.nodeID, m.Leave.Reason)
-			}
-		}
-		// The mesh goes first: a node that may not send to a replica any more must hear so before others wait for it.
-		if err := s.sendMesh(); err != nil {
-			return err
-		}
-		if a := told.difference(s.d.cfg.Store.Snapshot(), s.nodeID, s.d.mayStop); a != nil {
-			if err := s.send(protocol.ToAgent{Assignments: a}); err != nil {
-				return err
-			}
-		}
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-func (s *session) sendMesh() error {
-	s.d.mu.Lock()
-	m, ok := s.d.mesh.since(s.meshSent.Load())
-	s.d.mu.Unlock()
-	if !ok {
-		return nil
+// acked notes what the node routes by. A table that it could not apply is not one it routes by.
+func (s *session) acked(a protocol.MeshAck) {
+	if a.Err != "" {
+		s.d.cfg.Logger.Warn("a node could not apply the mesh", "node", s.nodeID, "mesh", a.Seq, "err", a.Err)
+		return
 	}
-	if err := s.send(protocol.ToAgent{Mesh: m}); err != nil {
-		return err
-	}
-	s.meshSent.Store(m.Seq)
-	return nil
-}
-
-func (s *session) send(m protocol.ToAgent) error {
-	_ = s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
-	if err := json.NewEncoder(s.conn).Encode(m); err != nil {
-		return fmt.Errorf("send to node %s: %w", s.nodeID, err)
-	}
-	return nil
+	s.meshAcked.Store(a.Seq)
+	kick(s.d.settle)
 }

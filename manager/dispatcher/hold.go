@@ -1,0 +1,112 @@
+package dispatcher
+
+import (
+	"context"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// hold keeps a withdrawn replica running until every node routes around it.
+type hold struct {
+	nodeID   string    // where the replica runs
+	seq      uint64    // the mesh without the replica
+	deadline time.Time // stop whatever is acknowledged
+	release  time.Time // when it may stop; zero until every node has acknowledged
+	woken    bool      // the node's session knows that it may
+}
+
+// mayStop says whether a running task may be told to stop now; if not, its session is woken when it may. The replica is
+// out of the mesh when it returns.
+func (d *Dispatcher) mayStop(t *cluster.Task) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	h := d.holds[t.ID]
+	if h == nil {
+		if !d.mesh.has(t.ServiceID, t.ID) && ingressAddr(t) == "" {
+			return true
+		}
+		h = &hold{nodeID: t.NodeID, seq: d.mesh.withdraw(t.ServiceID, t.ID), deadline: now.Add(d.cfg.AckTimeout)}
+		d.holds[t.ID] = h
+		d.wakeAllLocked()
+		kick(d.settle)
+	}
+	return !h.release.IsZero() && !now.Before(h.release)
+}
+
+// watchHolds releases holds when acknowledgements come or time passes, until ctx ends. Acknowledgements that come
+// together, as those of many nodes do, are looked at together.
+func (d *Dispatcher) watchHolds(ctx context.Context) error {
+	next := time.NewTimer(time.Hour)
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-d.settle:
+		case <-next.C:
+		}
+		if at := d.settleHolds(time.Now()); !at.IsZero() {
+			next.Reset(time.Until(at))
+		}
+	}
+}
+
+// settleHolds wakes the sessions of tasks that may stop now, and tells when to look again; zero: not before something
+// happens.
+func (d *Dispatcher) settleHolds(now time.Time) (again time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var acked uint64
+	known := false
+	for _, h := range d.holds {
+		if h.release.IsZero() {
+			if !known { // costs a look at every node, so once for all holds
+				acked, known = d.ackedByAllLocked(now), true
+			}
+			switch {
+			case acked >= h.seq:
+				h.release = now.Add(d.cfg.Linger)
+			case !now.Before(h.deadline):
+				h.release = now
+			}
+		}
+		at := h.release
+		switch {
+		case at.IsZero():
+			at = h.deadline
+		case h.woken:
+			continue
+		case !now.Before(at):
+			h.woken = true
+			d.wakeLocked(h.nodeID)
+			continue
+		}
+		if again.IsZero() || at.Before(again) {
+			again = at
+		}
+	}
+	return again
+}
+
+// ackedByAllLocked is the number of the mesh that all nodes route by which may be sending traffic and can say so. A
+// node whose session has just broken, or has not begun under a new leader, still routes by what it was told before;
+// one that is silent is not waited for.
+func (d *Dispatcher) ackedByAllLocked(now time.Time) uint64 {
+	least := d.mesh.seq
+	for n := range d.cfg.Store.Snapshot().Nodes() {
+		if n.Status.State != swarm.NodeStateReady || now.Sub(d.lastHeardLocked(n.ID)) >= d.suspectAfterLocked() {
+			continue
+		}
+		switch s := d.sessions[n.ID]; {
+		case s == nil:
+			return 0
+		case s.dataPlane:
+			least = min(least, s.meshAcked.Load())
+		}
+	}
+	return least
+}

@@ -1,0 +1,146 @@
+package dispatcher
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// suspectAfterLocked is the silence after which nobody sends a node new connections, downAfterLocked that after which
+// its tasks are replaced.
+func (d *Dispatcher) suspectAfterLocked() time.Duration { return missed * d.period / beats }
+func (d *Dispatcher) downAfterLocked() time.Duration    { return missed * d.period }
+
+// watchSilence notices nodes that have not been heard of, until ctx ends.
+func (d *Dispatcher) watchSilence(ctx context.Context) error {
+	period := d.periodNow()
+	tick := time.NewTicker(period / (2 * beats))
+	defer tick.Stop()
+	judged, listed := time.Now(), time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-d.retime:
+			period = d.periodNow()
+			tick.Reset(period / (2 * beats))
+		case <-tick.C:
+			now := time.Now()
+			if now.Sub(judged) > missed*period/beats {
+				// This machine slept, or had no time for us: it has heard nobody because it did not listen.
+				d.forgive(now)
+			}
+			if now.Sub(listed) >= period {
+				d.listManagers()
+				listed = now
+			}
+			d.judgeSilence(ctx, now)
+			judged = time.Now()
+		}
+	}
+}
+
+func (d *Dispatcher) periodNow() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.period
+}
+
+// forgive starts all silence anew.
+func (d *Dispatcher) forgive(now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.began = now
+}
+
+// listManagers takes up who is a manager now; sessions tell their agents, which look for the next leader there.
+func (d *Dispatcher) listManagers() {
+	list := d.cfg.Managers()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !slices.Equal(list, d.managers) {
+		d.managers = list
+		d.wakeAllLocked()
+	}
+}
+
+// judgeSilence marks nodes suspect and DOWN.
+func (d *Dispatcher) judgeSilence(ctx context.Context, now time.Time) {
+	type verdict struct {
+		node   *cluster.Node
+		silent time.Duration
+	}
+	var lost []verdict
+	var changes []cluster.Change
+	d.mu.Lock()
+	snap := d.cfg.Store.Snapshot()
+	before := d.mesh.seq
+	for n := range snap.Nodes() {
+		silent, s := now.Sub(d.lastHeardLocked(n.ID)), d.sessions[n.ID]
+		if n.Status.State == swarm.NodeStateDown && s == nil {
+			continue
+		}
+		d.mesh.suspect(n.ID, silent > d.suspectAfterLocked(), snap)
+		switch {
+		case n.Status.State == swarm.NodeStateReady && silent > d.downAfterLocked():
+			status := n.Status
+			status.State, status.Message = swarm.NodeStateDown, "heartbeat failure"
+			changes = append(changes, cluster.PatchNode(n.ID, cluster.NodePatch{Status: &status}))
+			lost = append(lost, verdict{n, silent})
+			if s != nil {
+				s.close(fmt.Errorf("node %s: no heartbeat for %s", n.ID, silent.Round(time.Millisecond)))
+			}
+		case n.Status.State != swarm.NodeStateReady && s != nil && silent <= d.suspectAfterLocked():
+			// It was called DOWN in the moment in which it came back.
+			changes = append(changes, cluster.PatchNode(n.ID, cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady, Addr: s.addr}}))
+		}
+	}
+	if d.mesh.seq != before {
+		d.wakeAllLocked()
+	}
+	if len(d.holds) > 0 {
+		kick(d.settle) // who is silent is not waited for
+	}
+	d.mesh.forget(d.sentByAllLocked())
+	d.mu.Unlock()
+	if len(changes) == 0 {
+		return
+	}
+	if _, err := d.cfg.Store.Propose(ctx, &cluster.Txn{Time: now, Changes: changes}); err != nil {
+		if ctx.Err() == nil {
+			d.cfg.Logger.Warn("storing which nodes are down failed; retried", "nodes", len(changes), "err", err)
+		}
+		return
+	}
+	for _, v := range lost {
+		d.cfg.Logger.Info("node is down", "node", v.node.ID, "hostname", v.node.Description.Hostname, "silent", v.silent.Round(time.Millisecond))
+	}
+}
+
+// lastHeardLocked is the last sign of life of a node under this leader; the leadership's own beginning at first.
+func (d *Dispatcher) lastHeardLocked(nodeID string) time.Time {
+	last := d.began
+	if t := d.heard[nodeID]; t.After(last) {
+		last = t
+	}
+	if s := d.sessions[nodeID]; s != nil {
+		if t := s.lastHeard(); t.After(last) {
+			last = t
+		}
+	}
+	return last
+}
+
+// sentByAllLocked is the number of the mesh that every session has sent.
+func (d *Dispatcher) sentByAllLocked() uint64 {
+	least := d.mesh.seq
+	for _, s := range d.sessions {
+		least = min(least, s.meshSent.Load())
+	}
+	return least
+}
