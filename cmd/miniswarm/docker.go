@@ -53,6 +53,9 @@ func (n noun) category() string {
 	return "Workloads"
 }
 
+//lint:file-ignore SA1019 Docker means to make its commands internal; until then, with the version pinned, they are the
+// only ones that are exactly Docker's.
+
 var nouns = []noun{
 	{name: "node", usage: "manage the machines of the cluster", make: node.NewNodeCommand},
 	{name: "service", usage: "manage services", make: service.NewServiceCommand, extra: []func(command.Cli) *cobra.Command{explainService}},

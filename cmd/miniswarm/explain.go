@@ -16,7 +16,6 @@ import (
 
 	dockercli "github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
-	"github.com/docker/cli/cli/command/completion"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
@@ -73,7 +72,7 @@ func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 			_, err = fmt.Fprintln(dc.Out(), strings.TrimRight(answer.Text, "\n"))
 			return err
 		},
-		ValidArgsFunction: completion.NoComplete}
+		ValidArgsFunction: cobra.NoFileCompletions}
 	cmd.Flags().StringVar(&format, "format", "", `"json" prints the whole decision`)
 	if noun == "service" {
 		cmd.Flags().UintVar(&tasks, "tasks", 20, "How many of its tasks to explain, besides the next replica")
@@ -115,6 +114,9 @@ func wanted(t swarm.Task) int {
 	return 0
 }
 
+// daemonSays begins every refusal of the daemon, in Docker's words.
+const daemonSays = "Error response from daemon:"
+
 // get asks the daemon for what Docker's client has no call for.
 func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) {
 	host, err := client.ParseHostURL(cl.DaemonHost())
@@ -132,7 +134,7 @@ func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) 
 	resp, err := cl.HTTPClient().Do(req)
 	var dial *net.OpError
 	if errors.As(err, &dial) && dial.Op == "dial" {
-		return nil, client.ErrorConnectionFailed(cl.DaemonHost())
+		return nil, fmt.Errorf("cannot connect to the miniswarm daemon at %s: %w", cl.DaemonHost(), dial)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
@@ -147,7 +149,7 @@ func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) 
 		if json.Unmarshal(body, &said) != nil || said.Message == "" {
 			said.Message = resp.Status
 		}
-		return nil, fmt.Errorf("Error response from daemon: %s", said.Message) //nolint:staticcheck // Docker's words
+		return nil, fmt.Errorf("%s %s", daemonSays, said.Message)
 	}
 	return body, nil
 }

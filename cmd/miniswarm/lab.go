@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -185,6 +186,10 @@ func labExec(e *env) *cli.Command {
 			}
 			if len(argv) == 0 {
 				return usage("miniswarm lab exec needs a command: miniswarm lab exec %s -- docker ps", host)
+			}
+			// The host's daemon is this program; the command that talks to it should be, too.
+			if err := os.Setenv("PATH", filepath.Dir(e.executable)+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
+				return fmt.Errorf("run %s on %s: %w", argv[0], host, err)
 			}
 			return l.Exec(c.Context, host, argv, lab.Stdio{In: e.stdin, Out: e.stdout, Err: e.stderr})
 		}}
