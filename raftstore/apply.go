@@ -257,6 +257,9 @@ func (a *applier) applyConf(e *raftpb.Entry) error {
 	a.changeMember(change)
 	if change.Kind == confAdd {
 		a.s.storage.require(e.GetIndex())
+		if a.s.Leadership().Leader {
+			a.s.storage.ask() // the newcomer is about to
+		}
 	}
 	a.s.addresses.set(a.s, a.membership().members, true)
 	a.s.log.Info("membership changed", "change", change.Kind, "member", change.Member.RaftID, "node", change.Member.NodeID, "addr", change.Member.Addr)

@@ -20,13 +20,18 @@ type logStorage struct {
 // require notes that a member was added at the index.
 func (s *logStorage) require(index uint64) { s.required.Store(index) }
 
+// ask asks for a snapshot that has all members, once.
+func (s *logStorage) ask() {
+	if required := s.required.Load(); s.asked.Swap(required) != required {
+		s.want()
+	}
+}
+
 // Snapshot implements raft.Storage.
 func (s *logStorage) Snapshot() (*raftpb.Snapshot, error) {
 	snap, err := s.MemoryStorage.Snapshot()
 	if required := s.required.Load(); err == nil && snap.GetMetadata().GetIndex() < required {
-		if s.asked.Swap(required) != required {
-			s.want()
-		}
+		s.ask()
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
 	}
 	return snap, err

@@ -262,6 +262,11 @@ func (l *loop) tick() {
 // followers forget it, so that they may vote, and one of them stands. Where the leader lives and only this member lost it,
 // the others know better and do not vote for this one (pre-vote), which then follows again.
 func (l *loop) gone(id uint64) {
+	delete(l.heard, id)
+	l.noteReachable()
+	if l.stopping > 0 && l.successor() == 0 {
+		l.stopping = l.ticks // nobody is left to take over
+	}
 	if id != l.role.leader || l.role.leads {
 		return
 	}
