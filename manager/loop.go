@@ -8,17 +8,18 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/orchestrator"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 const (
 	// maxChanges bounds one transaction. What a pass decides is ordered so that every prefix of it is safe, so a large
 	// plan is committed in pieces that neither delay other writers nor make one huge log entry.
 	maxChanges = 2000
-	// retryPause is the wait after a commit that failed for a reason other than a newer state.
+	// retryPause is the wait after a commit that failed. A newer state, which is the usual reason, ends it at once.
 	retryPause = 100 * time.Millisecond
 )
 
-// errWatchEnded ends a loop whose events stopped, because it lagged or the store closed; a fresh loop starts anew.
+// errWatchEnded ends a loop whose events stopped, because it lagged or the store closed.
 var errWatchEnded = errors.New("the watch on the store ended")
 
 // events is the gap-free stream of committed changes that a loop follows.
@@ -39,11 +40,13 @@ type loop struct {
 	logger    *slog.Logger
 	decisions *decisionLog
 	now       func() time.Time
+	// piece is how many changes are committed at once: maxChanges, less where these are too large for the store.
+	piece int
 }
 
 func (l *loop) run(ctx context.Context, start *cluster.Snapshot) error {
 	l.planner.Reset(start)
-	l.seen = start.Index()
+	l.seen, l.piece = start.Index(), maxChanges
 	wake := time.NewTimer(0)
 	defer wake.Stop()
 	for {
@@ -77,24 +80,36 @@ func (l *loop) pass(ctx context.Context) (time.Duration, error) {
 	now := l.now()
 	plan := l.planner.Next(snap, now, l.ids)
 	l.decisions.add(plan.Decisions)
-	for rest := plan.Changes; len(rest) > 0; {
-		n := min(len(rest), maxChanges)
-		if _, err := l.store.Propose(ctx, &cluster.Txn{Time: now, Changes: rest[:n]}); err != nil {
-			if ctx.Err() != nil {
-				return 0, context.Cause(ctx)
-			}
-			if cluster.Retryable(err) {
-				return 0, nil // the newer state is on its way to the planner; plan again with it
-			}
+	if err := l.commit(ctx, now, plan.Changes); err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return 0, context.Cause(ctx)
+		case !cluster.Retryable(err): // otherwise the newer state is on its way to the planner
 			l.logger.Warn("a plan could not be committed; it is made anew", "changes", len(plan.Changes), "err", err)
-			return retryPause, nil
 		}
-		rest = rest[n:]
+		return retryPause, nil
 	}
 	if plan.Wake.IsZero() {
 		return idle, nil
 	}
 	return min(max(plan.Wake.Sub(now), 0), idle), nil
+}
+
+// commit stores changes in order, in pieces that the store takes.
+func (l *loop) commit(ctx context.Context, now time.Time, changes []cluster.Change) error {
+	for len(changes) > 0 {
+		n := min(len(changes), l.piece)
+		_, err := l.store.Propose(ctx, &cluster.Txn{Time: now, Changes: changes[:n]})
+		switch {
+		case err == nil:
+			changes = changes[n:]
+		case errors.Is(err, raftstore.ErrTooLarge) && n > 1:
+			l.piece = n / 2
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 // catchUp gives the newest snapshot once the planner has observed everything in it. Planning on a state that the

@@ -142,22 +142,31 @@ func (m *Manager) lead(ctx context.Context) error {
 	if err := m.found(ctx); err != nil {
 		return err
 	}
-	period := m.cfg.HeartbeatPeriod
-	if c := m.cfg.Store.Snapshot().Cluster(); period <= 0 && c != nil {
-		period = c.Spec.Dispatcher.HeartbeatPeriod
-	}
-	d := dispatcher.New(dispatcher.Config{Store: m.cfg.Store, Logger: m.cfg.Logger, IDs: m.ids, Managers: m.Managers, Period: period})
-	loopWatch, agentWatch := m.cfg.Store.Watch(watchBuffer), m.cfg.Store.Watch(watchBuffer)
-	defer loopWatch.Close()
-	defer agentWatch.Close()
-	l := &loop{store: m.cfg.Store, planner: orchestrator.New(orchestrator.Options{}), watch: loopWatch, ids: m.ids,
-		logger: m.cfg.Logger, decisions: m.decisions, now: time.Now}
+	d := dispatcher.New(dispatcher.Config{Store: m.cfg.Store, Logger: m.cfg.Logger, IDs: m.ids, Managers: m.Managers, Period: m.cfg.HeartbeatPeriod})
+	watch := m.cfg.Store.Watch(watchBuffer)
+	defer watch.Close()
 	m.setDispatcher(d)
 	defer m.setDispatcher(nil)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.Run(ctx, agentWatch.Start, agentWatch.Events()) })
-	g.Go(func() error { return l.run(ctx, loopWatch.Start) })
+	g.Go(func() error { return d.Run(ctx, watch.Start, watch.Events()) })
+	g.Go(func() error { return m.plan(ctx) })
 	return g.Wait()
+}
+
+// plan runs the loop around Next. A loop that was busy for so long that its watch ended starts anew by itself: agents
+// need not notice.
+func (m *Manager) plan(ctx context.Context) error {
+	for {
+		watch := m.cfg.Store.Watch(watchBuffer)
+		l := &loop{store: m.cfg.Store, planner: orchestrator.New(orchestrator.Options{}), watch: watch, ids: m.ids,
+			logger: m.cfg.Logger, decisions: m.decisions, now: time.Now}
+		err := l.run(ctx, watch.Start)
+		watch.Close()
+		if !errors.Is(err, errWatchEnded) || !errors.Is(watch.Err(), raftstore.ErrLagged) {
+			return err
+		}
+		m.cfg.Logger.Warn("planning fell behind the store and starts anew")
+	}
 }
 
 // found creates the first objects of a new cluster.

@@ -300,9 +300,13 @@ func TestOnlyMembersGetIn(t *testing.T) {
 	s := newSolo(t)
 	worker := s.join(t)
 	get := func(conf *tls.Config, method, path string) int {
+		addr := "192.0.2.1:2377"
+		if strings.HasSuffix(path, "?") {
+			addr = "0.0.0.0:2377"
+		}
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: conf}}
 		defer client.CloseIdleConnections()
-		req, err := http.NewRequestWithContext(t.Context(), method, "https://"+s.addr+path, strings.NewReader(`{"Addr":"192.0.2.1:2377"}`))
+		req, err := http.NewRequestWithContext(t.Context(), method, "https://"+s.addr+path, strings.NewReader(`{"Addr":"`+addr+`"}`))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -326,6 +330,7 @@ func TestOnlyMembersGetIn(t *testing.T) {
 		{"a worker joins the raft group", asWorker, http.MethodPost, protocol.PathMembers, http.StatusForbidden},
 		{"a worker sends raft messages", asWorker, http.MethodPost, protocol.PathRaft + "/messages", http.StatusForbidden},
 		{"a worker's session without upgrade", asWorker, http.MethodGet, protocol.PathSession, http.StatusUpgradeRequired},
+		{"a manager at no address joins the raft group", identity.ClientTLS(s.creds, identity.Manager, "", "http/1.1"), http.MethodPost, protocol.PathMembers + "?", http.StatusBadRequest},
 		{"a stranger reads the root certificate", anonymous, http.MethodGet, identity.RootPath, http.StatusOK},
 	} {
 		if got := get(c.conf, c.method, c.path); got != c.want {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -23,16 +25,31 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	any, managers := []identity.Role{identity.Worker, identity.Manager}, []identity.Role{identity.Manager}
+	nodes, managers := []identity.Role{identity.Worker, identity.Manager}, []identity.Role{identity.Manager}
 	mux := http.NewServeMux()
-	mux.Handle(protocol.PathCA+"/", ca)
-	mux.Handle("GET "+protocol.PathSession, guard.RequireRole(http.HandlerFunc(m.serveSession), any...))
-	mux.Handle("POST "+protocol.PathMembers, guard.RequireRole(http.HandlerFunc(m.serveJoin), managers...))
+	mux.Handle(protocol.PathCA+"/", prompt(ca))
+	mux.Handle("GET "+protocol.PathSession, guard.RequireRole(http.HandlerFunc(m.serveSession), nodes...))
+	mux.Handle("POST "+protocol.PathMembers, guard.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
 	mux.Handle(protocol.PathRaft+"/", guard.RequireRole(m.cfg.Store.Handler(), managers...))
 	if m.cfg.EngineAPI != nil {
 		mux.Handle(protocol.PathEngine+"/", guard.RequireRole(http.StripPrefix(protocol.PathEngine, m.cfg.EngineAPI), managers...))
 	}
 	return mux, nil
+}
+
+// bodyTimeout bounds how long a caller may take to send a request.
+const bodyTimeout = 10 * time.Second
+
+// prompt refuses to wait for the bodies of slow callers, among whom may be anybody. It is for small requests: streams
+// set limits of their own.
+func prompt(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
+			writeError(w, http.StatusInternalServerError, "limit the time of a request: "+err.Error())
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // removed says whether a node was removed from the cluster and its certificate may still be valid.
@@ -87,8 +104,8 @@ func (m *Manager) serveJoin(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, "join request of node "+caller.NodeID+": "+err.Error())
 		return
 	}
-	if _, _, err := net.SplitHostPort(req.Addr); err != nil {
-		writeError(w, http.StatusBadRequest, "join request of node "+caller.NodeID+": address "+req.Addr+" is not host:port")
+	if addr, err := netip.ParseAddrPort(req.Addr); err != nil || addr.Port() == 0 || addr.Addr().IsUnspecified() {
+		writeError(w, http.StatusBadRequest, "join request of node "+caller.NodeID+": "+strconv.Quote(req.Addr)+" is no address that others can reach, as ip:port")
 		return
 	}
 	if m.cfg.Store.Snapshot().Node(caller.NodeID) == nil {
