@@ -171,3 +171,35 @@ func mustApply(t *testing.T, st *State, index uint64, changes ...Change) []Event
 	}
 	return ev
 }
+
+func TestANodeRemembersSinceWhenItIsDown(t *testing.T) {
+	s := NewState()
+	n := &Node{}
+	n.ID = "n1"
+	mustApply := func(at int64, c Change) *Node {
+		t.Helper()
+		if _, err := s.Apply(&Txn{Time: time.Unix(at, 0), Changes: []Change{c}}, uint64(at)); err != nil {
+			t.Fatal(err)
+		}
+		return s.Snapshot().Node("n1")
+	}
+	status := func(state swarm.NodeState) Change {
+		return PatchNode("n1", NodePatch{Status: &swarm.NodeStatus{State: state}})
+	}
+	mustApply(1, CreateOf(n))
+	for _, c := range []struct {
+		at     int64
+		change Change
+		want   time.Time
+	}{
+		{2, status(swarm.NodeStateReady), time.Time{}},
+		{3, status(swarm.NodeStateDown), time.Unix(3, 0)},
+		{4, PatchNode("n1", NodePatch{DataAddr: "192.0.2.1"}), time.Unix(3, 0)},
+		{5, status(swarm.NodeStateDown), time.Unix(3, 0)},
+		{6, status(swarm.NodeStateReady), time.Time{}},
+	} {
+		if got := mustApply(c.at, c.change).DownSince; !got.Equal(c.want) {
+			t.Errorf("after the change at %d: down since %v, want %v", c.at, got, c.want)
+		}
+	}
+}

@@ -104,6 +104,8 @@ type Node struct {
 	RaftID uint64
 	// ManagerAddr is the host:port by which managers and agents reach this manager, empty for a worker.
 	ManagerAddr string
+	// DownSince is when the node was found DOWN, zero while it is not.
+	DownSince time.Time
 	// DataAddr is the underlay IP address that carries the node's overlay and mesh traffic.
 	DataAddr string
 	// Attachments maps a network id to the node's own address in it, in CIDR form: the address of the bridge that

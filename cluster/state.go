@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"strings"
+	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/tidwall/btree"
@@ -175,7 +176,7 @@ func (s *State) change(c *Change, txn *Txn, index uint64) (Event, error) {
 		if !exists {
 			return Event{}, nil
 		}
-		next = patched(old, c)
+		next = patched(old, c, txn.Time)
 		if next == old {
 			return Event{}, nil
 		}
@@ -196,8 +197,8 @@ func (s *State) change(c *Change, txn *Txn, index uint64) (Event, error) {
 	return ev, nil
 }
 
-// patched gives old with c's patch merged in, old itself where that changes nothing.
-func patched(old Object, c *Change) Object {
+// patched gives old with c's patch merged in at the time now, old itself where that changes nothing.
+func patched(old Object, c *Change, now time.Time) Object {
 	switch o := old.(type) {
 	case *Task:
 		if c.Task != nil {
@@ -207,7 +208,7 @@ func patched(old Object, c *Change) Object {
 		}
 	case *Node:
 		if c.Node != nil {
-			return c.Node.apply(o)
+			return c.Node.apply(o, now)
 		}
 	}
 	return old

@@ -202,10 +202,17 @@ func (p *TaskPatch) apply(t *Task) *Task {
 	return &c
 }
 
-func (p *NodePatch) apply(n *Node) *Node {
+// apply gives the node with the patch merged in at the time now.
+func (p *NodePatch) apply(n *Node, now time.Time) *Node {
 	c := *n
 	if p.Status != nil {
 		c.Status = *p.Status
+		switch down := c.Status.State == swarm.NodeStateDown; {
+		case !down:
+			c.DownSince = time.Time{}
+		case c.DownSince.IsZero():
+			c.DownSince = now
+		}
 	}
 	if p.Description != nil {
 		c.Description = *p.Description

@@ -93,6 +93,7 @@ func (p *Planner) dropNode(n *node) {
 	}
 	delete(p.nodes, n.id)
 	delete(p.hungry, n)
+	p.timers.set(timerKey{slot: n.num}, noTime)
 	p.byNumber[n.num] = nil
 	p.freeNumbers = append(p.freeNumbers, n.num)
 }
@@ -101,7 +102,9 @@ func (p *Planner) dropNode(n *node) {
 func (p *Planner) observeNode(old, new *cluster.Node) {
 	if new == nil {
 		p.accounts.RemoveNode(old.ID)
-		p.node(old.ID).obj = nil
+		n := p.node(old.ID)
+		n.obj = nil
+		p.awaitReturn(n)
 		p.changedNodes[old.ID] |= changeOf(old, nil)
 		p.holdAttachments(old, false)
 		return
@@ -109,6 +112,7 @@ func (p *Planner) observeNode(old, new *cluster.Node) {
 	p.accounts.SetNode(new)
 	n := p.node(new.ID)
 	n.obj = new
+	p.awaitReturn(n)
 	ev := changeOf(old, new)
 	if ev&nodeAttachments != 0 {
 		p.holdAttachments(new, true)

@@ -85,10 +85,15 @@ func Next(snap *cluster.Snapshot, now time.Time, ids cluster.IDs) Plan {
 
 // wake marks what was to be looked at by now.
 func (x *pass) wake() {
+	var lost []*node
 	for {
 		key, ok := x.timers.due(x.now)
 		if !ok {
-			return
+			break
+		}
+		if key.service == "" {
+			lost = append(lost, x.byNumber[key.slot])
+			continue
 		}
 		if s := x.services[key.service]; s != nil {
 			if key.slot != wholeService {
@@ -97,6 +102,7 @@ func (x *pass) wake() {
 			x.dirty[s] = struct{}{}
 		}
 	}
+	x.orphanTasksOf(lost)
 }
 
 // takeDirty empties the list of services to look at, oldest first.

@@ -206,13 +206,13 @@ func (s *sim) nodeCommand(args []string) error {
 		switch args[0] {
 		case "down":
 			s.down[id] = true
-			s.editNode(id, func(n *cluster.Node) { n.Status.State = swarm.NodeStateDown })
+			s.editNode(id, func(n *cluster.Node) { n.Status.State, n.DownSince = swarm.NodeStateDown, s.now })
 		case "unknown":
 			s.down[id] = true
 			s.editNode(id, func(n *cluster.Node) { n.Status.State = swarm.NodeStateUnknown })
 		case "up":
 			delete(s.down, id)
-			s.editNode(id, func(n *cluster.Node) { n.Status.State = swarm.NodeStateReady })
+			s.editNode(id, func(n *cluster.Node) { n.Status.State, n.DownSince = swarm.NodeStateReady, time.Time{} })
 		case "drain", "pause", "active":
 			s.editNode(id, func(n *cluster.Node) { n.Spec.Availability = swarm.NodeAvailability(args[0]) })
 		case "rm":
