@@ -13,7 +13,7 @@ const orphanAfter = 24 * time.Hour
 // awaitReturn has the node's tasks looked at when it has been down for too long. Nodes have timers under no service.
 func (p *Planner) awaitReturn(n *node) {
 	at := noTime
-	if n.obj != nil && !n.obj.DownSince.IsZero() {
+	if n.obj != nil && n.tasks > 0 && !n.obj.DownSince.IsZero() {
 		at = n.obj.DownSince.Add(orphanAfter)
 	}
 	p.timers.set(timerKey{slot: n.num}, at)

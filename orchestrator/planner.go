@@ -331,12 +331,18 @@ func (p *Planner) countOnNode(old, new *cluster.Task) {
 		return
 	}
 	if is != "" {
-		p.node(is).tasks++
+		n := p.node(is)
+		if n.tasks++; n.tasks == 1 {
+			p.awaitReturn(n)
+		}
 	}
 	if was != "" {
 		n := p.node(was)
-		if n.tasks--; n.tasks == 0 && n.obj == nil {
-			p.changedNodes[n.id] |= nodeAvailability
+		if n.tasks--; n.tasks == 0 {
+			p.awaitReturn(n)
+			if n.obj == nil {
+				p.changedNodes[n.id] |= nodeAvailability
+			}
 		}
 	}
 }
