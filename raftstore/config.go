@@ -1,13 +1,10 @@
 package raftstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"time"
-
-	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 )
@@ -104,15 +101,3 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	return d, nil
 }
-
-// alone is the transport of a group that never grows beyond one member, for tests and tools.
-type alone struct{}
-
-// Alone gives a Transport that reaches nobody.
-func Alone() Transport { return alone{} }
-
-func (alone) Run(ctx context.Context, _ Local) error { <-ctx.Done(); return nil }
-
-func (alone) SetMembers([]protocol.Member) {}
-
-func (alone) Send([]*raftpb.Message) {}

@@ -53,6 +53,11 @@ type loaded struct {
 	snapshot *walpb.Snapshot
 }
 
+// blank says that nothing was ever written: not even a vote.
+func (l *loaded) blank() bool {
+	return l.snapshot.GetIndex() == 0 && len(l.entries) == 0 && raft.IsEmptyHardState(l.state)
+}
+
 func walDir(dir string) string  { return filepath.Join(dir, "wal") }
 func snapDir(dir string) string { return filepath.Join(dir, "snap") }
 

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
@@ -344,6 +348,81 @@ func TestADiskThatFailsStopsTheStore(t *testing.T) {
 		}
 		if m.Snapshot().Config("b") != nil {
 			t.Error("what was not stored is visible")
+		}
+	})
+}
+
+func TestALeaderWhoseDiskHangsResigns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(3)
+		old := g.leader()
+		hang := make(chan error) // nobody receives: the appender hangs as if in a sync
+		meta := &raftpb.SnapshotMetadata{Index: proto.Uint64(1), Term: proto.Uint64(1), ConfState: raftpb.EnsureConfState(nil)}
+		old.appends.push(appendWork{record: meta, recorded: hang})
+		if err := old.put("a"); !errors.Is(err, ErrLeadershipLost) {
+			t.Errorf("a write on a disk that hangs: %v, want %v", err, ErrLeadershipLost)
+		}
+		leader := g.leader()
+		if leader == old {
+			t.Fatal("the leader with the hanging disk still leads")
+		}
+		leader.mustPut("b")
+		if leader.Snapshot().Config("a") == nil {
+			t.Error("the write that a majority had is lost")
+		}
+		<-hang
+		g.settle()
+	})
+}
+
+func TestReachableFollowsWhoIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(3)
+		leader, dead := g.leader(), g.follower()
+		time.Sleep(time.Second)
+		if got := leader.Status().Reachable; len(got) != 3 || !got[dead.self] || !got[leader.self] {
+			t.Errorf("reachable are %v", got)
+		}
+		dead.kill()
+		time.Sleep(2 * time.Second)
+		if got := leader.Status().Reachable; len(got) != 3 || got[dead.self] || !got[leader.self] {
+			t.Errorf("reachable without %x are %v", dead.self, got)
+		}
+	})
+}
+
+func TestAnInterruptedBootstrapIsCompleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		cfg := g.config("n1", t.TempDir())
+		cfg.Bootstrap = true
+		seal, err := newSealer(testKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// What a crash leaves right after the log was made.
+		d, err := createDisk(cfg.Dir, diskID{RaftID: 77, NodeID: "n1"}, seal, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.close(); err != nil {
+			t.Fatal(err)
+		}
+		m := g.start(cfg)
+		g.leader()
+		m.mustPut("a")
+		if m.self != 77 {
+			t.Errorf("the member has the raft id %x, want 77", m.self)
+		}
+		m.kill()
+		if m = m.restart(); m.Snapshot() == nil {
+			t.Error("no state")
+		}
+		g.leader()
+		if m.Snapshot().Config("a") == nil {
+			t.Error("what was stored is gone")
 		}
 	})
 }

@@ -114,12 +114,11 @@ func (s *Store) serveStream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	conn.SetDeadline(time.Time{})
-	if err := s.receiveAll(rw.Reader, from.RaftID); err != nil {
-		s.log.Debug("stream from manager ended", "member", from.RaftID, "node", from.NodeID, "err", err)
-	}
+	err = s.receiveAll(rw.Reader, from.RaftID)
+	s.log.Debug("stream from manager ended", "member", hexID(from.RaftID), "node", from.NodeID, "err", err)
 }
 
-// receiveAll reads messages until the stream ends.
+// receiveAll reads messages until the stream ends, and says why it did.
 func (s *Store) receiveAll(buffered *bufio.Reader, from uint64) error {
 	r := bufio.NewReaderSize(buffered, 64<<10)
 	frames := &frameReader{}
@@ -177,7 +176,7 @@ func (s *Store) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := s.receiveBody(w, r); err != nil {
-		s.log.Warn("snapshot not received", "member", from.RaftID, "node", from.NodeID, "err", err)
+		s.log.Warn("snapshot not received", "member", hexID(from.RaftID), "node", from.NodeID, "err", err)
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return
 	}

@@ -89,9 +89,15 @@ type httpTransport struct {
 	work    sync.WaitGroup
 }
 
-func (t *httpTransport) Run(ctx context.Context, local Local) error {
+func (t *httpTransport) Attach(local Local) {
 	t.mu.Lock()
-	t.ctx, t.local = ctx, local
+	defer t.mu.Unlock()
+	t.local = local
+}
+
+func (t *httpTransport) Run(ctx context.Context) error {
+	t.mu.Lock()
+	t.ctx = ctx
 	t.reconcileLocked()
 	t.mu.Unlock()
 	<-ctx.Done()
@@ -145,12 +151,11 @@ func (t *httpTransport) reconcileLocked() {
 func (t *httpTransport) Send(msgs []*raftpb.Message) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ctx == nil {
-		return
-	}
 	for _, m := range msgs {
 		p := t.peers[m.GetTo()]
 		switch {
+		case m.GetType() == raftpb.MsgSnap && t.ctx == nil:
+			t.local.SnapshotSent(m.GetTo(), ErrStopped)
 		case m.GetType() == raftpb.MsgSnap:
 			local, ctx := t.local, t.ctx
 			t.work.Go(func() { local.SnapshotSent(m.GetTo(), t.sendSnapshot(ctx, local, p, m)) })

@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
+
+// hexID writes a raft id as raft itself does in its messages.
+func hexID(id uint64) string { return strconv.FormatUint(id, 16) }
 
 // raftLogger hands etcd's raft messages to slog. What raft finds worth telling about elections is Debug here: the store
 // itself reports changes of role and membership.

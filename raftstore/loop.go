@@ -84,6 +84,8 @@ type loop struct {
 	confs    []*confRequest
 	// confPending is true while a membership change is in the log and not applied: raft takes one at a time.
 	confPending bool
+	// progress is the tick at which the disk was last known to work.
+	progress uint64
 	// eager is the tick until which this member, whose leader's process has ended, stands for election without waiting.
 	eager uint64
 	// stopping is the tick at which to stop waiting for another leader, 0 while the store is not to stop.
@@ -138,7 +140,9 @@ func (l *loop) elect() {
 
 // step feeds raft with what has arrived.
 func (l *loop) step(in inboxItems) {
-	l.writes -= in.appended
+	if l.writes -= in.appended; in.appended > 0 || l.writes == 0 {
+		l.progress = l.ticks
+	}
 	for _, m := range in.local {
 		l.noteApplied(m)
 		_ = l.node.Step(m)
@@ -220,7 +224,7 @@ func (l *loop) follow(rd raft.Ready) {
 		l.deposed()
 	}
 	if r.leads != was.leads || r.leader != was.leader {
-		l.s.log.Info("leader changed", "term", r.term, "leader", r.leader, "leads", r.leads)
+		l.s.log.Info("leader changed", "term", r.term, "leader", hexID(r.leader), "leads", r.leads)
 	}
 	l.s.view.setRole(r)
 }
@@ -255,6 +259,26 @@ func (l *loop) tick() {
 	if l.role.leads {
 		l.promote()
 		l.changeMembers()
+		l.resign()
+	}
+}
+
+// wedgedTimeouts is after how many election timeouts a leader whose disk does not answer gives up leading.
+const wedgedTimeouts = 10
+
+// resign hands leadership over when the disk hangs: heartbeats would go on for ever, and no write ever end.
+func (l *loop) resign() {
+	if l.writes == 0 {
+		l.progress = l.ticks
+	}
+	if l.ticks-l.progress < wedgedTimeouts*uint64(l.s.cfg.ElectionTicks) {
+		return
+	}
+	l.progress = l.ticks
+	to := l.successor()
+	l.s.log.Error("the disk does not answer, handing leadership over", "dir", l.s.cfg.Dir, "to", hexID(to))
+	if to != 0 {
+		l.node.TransferLeader(to)
 	}
 }
 

@@ -265,7 +265,8 @@ func (s *Store) TransferLeadership(ctx context.Context, to uint64) error {
 	if to == s.self {
 		return nil
 	}
-	changes := s.LeaderChanges()
+	changes, end := s.view.leaderChanges()
+	defer end()
 	begun := make(chan error, 1)
 	if !s.inbox.put(func(in *inboxItems) {
 		in.calls = append(in.calls, func(l *loop) { begun <- l.transfer(to) })

@@ -72,7 +72,8 @@ func (n *Network) Transport() Transport { return &memoryTransport{net: n} }
 type memoryTransport struct {
 	net   *Network
 	mu    sync.Mutex // guards all below
-	local Local      // nil unless Run runs
+	local Local
+	runs  bool
 	work  sync.WaitGroup
 }
 
@@ -94,14 +95,21 @@ func (n *Network) route(from, to uint64) (Local, time.Duration, error) {
 	return local, delay, nil
 }
 
-func (t *memoryTransport) Run(ctx context.Context, local Local) error {
+func (t *memoryTransport) Attach(local Local) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.local = local
+}
+
+func (t *memoryTransport) Run(ctx context.Context) error {
+	t.mu.Lock()
+	local := t.local
+	t.runs = true
+	t.mu.Unlock()
 	id := local.Member().RaftID
 	t.net.mu.Lock()
 	t.net.locals[id] = local
 	t.net.mu.Unlock()
-	t.mu.Lock()
-	t.local = local
-	t.mu.Unlock()
 	<-ctx.Done()
 	t.net.mu.Lock()
 	if t.net.locals[id] == local {
@@ -109,7 +117,7 @@ func (t *memoryTransport) Run(ctx context.Context, local Local) error {
 	}
 	t.net.mu.Unlock()
 	t.mu.Lock()
-	t.local = nil
+	t.runs = false
 	t.mu.Unlock()
 	t.work.Wait()
 	return nil
@@ -120,20 +128,21 @@ func (t *memoryTransport) SetMembers([]protocol.Member) {}
 func (t *memoryTransport) Send(msgs []*raftpb.Message) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	local := t.local
 	for _, m := range msgs {
-		if t.local == nil {
-			continue
-		}
-		local := t.local
 		// The copy is what a wire would make of it.
 		m = proto.Clone(m).(*raftpb.Message)
 		if m.GetType() == raftpb.MsgSnap {
+			if !t.runs {
+				local.SnapshotSent(m.GetTo(), errCut)
+				continue
+			}
 			t.work.Go(func() { local.SnapshotSent(m.GetTo(), t.sendSnapshot(local, m)) })
 			continue
 		}
 		to, delay, err := t.net.route(m.GetFrom(), m.GetTo())
 		switch {
-		case err != nil:
+		case err != nil || !t.runs:
 			local.Unreachable(m.GetTo())
 		case delay == 0:
 			deliver(local, to, m)

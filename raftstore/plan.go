@@ -49,10 +49,7 @@ func planOf(t reflect.Type) plan {
 	return compile(t)
 }
 
-var (
-	timeType   = reflect.TypeFor[time.Time]()
-	stringType = reflect.TypeFor[string]()
-)
+var timeType = reflect.TypeFor[time.Time]()
 
 func compile(t reflect.Type) plan {
 	if p, ok := plans.byType[t]; ok {

@@ -117,7 +117,8 @@ func (s *Store) leaderSnapshot(ctx context.Context) (*cluster.Snapshot, error) {
 	if err := v.notLeader(); err != nil {
 		return nil, err
 	}
-	changes := s.LeaderChanges()
+	changes, end := v.leaderChanges()
+	defer end()
 	for {
 		select {
 		case l, ok := <-changes:

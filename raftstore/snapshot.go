@@ -183,7 +183,7 @@ func (s *Store) OpenSnapshot(index uint64) (SnapshotSource, error) {
 func (s *Store) SnapshotSent(raftID uint64, err error) {
 	s.sending.Add(-1)
 	if err != nil {
-		s.log.Warn("snapshot not sent", "member", raftID, "err", err)
+		s.log.Warn("snapshot not sent", "member", hexID(raftID), "err", err)
 	}
 	status := raft.SnapshotFinish
 	if err != nil {

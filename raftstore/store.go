@@ -1,7 +1,6 @@
 package raftstore
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -104,6 +103,16 @@ func (s *Store) openDisk(seal *sealer) error {
 	if err != nil {
 		return err
 	}
+	if s.cfg.Bootstrap && l.blank() {
+		// New, or a crash came between creating and bootstrapping.
+		meta := snapshotMeta{Index: 1, Term: 1, Members: []protocol.Member{{RaftID: d.id.RaftID, NodeID: d.id.NodeID, Addr: s.cfg.Addr}}}
+		if err := errors.Join(d.bootstrap(meta, confState(meta)), d.close()); err != nil {
+			return err
+		}
+		if d, l, err = openDisk(s.cfg.Dir, seal, s.log); err != nil {
+			return err
+		}
+	}
 	if err := s.load(d, l); err != nil {
 		return errors.Join(err, d.close())
 	}
@@ -118,19 +127,11 @@ func (s *Store) createDisk(seal *sealer) error {
 	if id.RaftID == 0 {
 		return fmt.Errorf("%s holds no store: begin a new group, or join one and give the raft id", s.cfg.Dir)
 	}
-	if !s.cfg.Bootstrap {
-		d, err := createDisk(s.cfg.Dir, id, seal, s.log)
-		if err != nil {
-			return err
-		}
-		return d.close()
-	}
-	meta := snapshotMeta{Index: 1, Term: 1, Members: []protocol.Member{{RaftID: id.RaftID, NodeID: id.NodeID, Addr: s.cfg.Addr}}}
 	d, err := createDisk(s.cfg.Dir, id, seal, s.log)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.bootstrap(meta, confState(meta)), d.close())
+	return d.close()
 }
 
 func (s *Store) load(d *disk, l *loaded) error {
@@ -211,10 +212,11 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	s.cfg.Transport.Attach(s)
 	s.addresses.set(s, s.view.membership().members, s.applier.index > 0)
 	var transport, workers sync.WaitGroup
 	transport.Go(func() {
-		if err := s.cfg.Transport.Run(background, s); err != nil {
+		if err := s.cfg.Transport.Run(background); err != nil {
 			s.fail(fmt.Errorf("transport: %w", err))
 		}
 	})
@@ -231,7 +233,11 @@ func (s *Store) Run(ctx context.Context) error {
 	stop()
 	transport.Wait()
 	err := s.end(ctx)
-	s.view.stop(cmp.Or(err, ErrStopped))
+	stopped := ErrStopped
+	if err != nil {
+		stopped = fmt.Errorf("%w: %w", ErrStopped, err)
+	}
+	s.view.stop(stopped)
 	close(s.done)
 	return err
 }

@@ -11,14 +11,18 @@ import (
 // Transport carries messages to other members. Raft expects nothing of it: messages may be lost, late, doubled or out of
 // order. It should be quick to notice a peer that comes back.
 //
-// Send and SetMembers may be called from any goroutine and at any time, and must not block.
+// Attach is called first, once. The other methods may be called from any goroutine and at any time after it; Send and
+// SetMembers must not block.
 type Transport interface {
+	// Attach says for whom the transport works.
+	Attach(local Local)
 	// Run works until ctx is done and returns when everything it started has ended.
-	Run(ctx context.Context, local Local) error
+	Run(ctx context.Context) error
 	// SetMembers says who the members are; the local one is among them. Peers that are not in it are forgotten.
 	SetMembers(members []protocol.Member)
 	// Send queues messages for their receivers or drops them. A snapshot message (MsgSnap) announces that the receiver
-	// needs the file of that snapshot, which travels by itself; its fate is reported to SnapshotSent in any case.
+	// needs the file of that snapshot, which travels by itself; its fate is reported to SnapshotSent in any case, other
+	// losses to Unreachable.
 	Send(msgs []*raftpb.Message)
 }
 

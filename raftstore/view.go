@@ -138,8 +138,8 @@ func replaceValue(c chan Leadership, l Leadership) {
 	c <- l
 }
 
-// leaderChanges gives a channel with the latest leadership.
-func (v *view) leaderChanges() <-chan Leadership {
+// leaderChanges gives a channel with the latest leadership, and an end to it.
+func (v *view) leaderChanges() (changes <-chan Leadership, end func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	c := make(chan Leadership, 1)
@@ -149,7 +149,11 @@ func (v *view) leaderChanges() <-chan Leadership {
 	} else {
 		v.leaders = append(v.leaders, c)
 	}
-	return c
+	return c, func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.leaders = slices.DeleteFunc(v.leaders, func(o chan Leadership) bool { return o == c })
+	}
 }
 
 // notLeader is the error for who wants to write here. It is nil while this member leads, even if it has not caught up.
