@@ -109,6 +109,7 @@ func (c *control) pass(ctx context.Context) (int, error) {
 		if _, err := c.store.Propose(ctx, &cluster.Txn{Time: begun, Changes: rest[:n]}); err != nil {
 			return 0, err
 		}
+		clear(rest[:n])
 		rest = rest[n:]
 	}
 	c.commit = time.Since(begun) - c.plan
@@ -132,11 +133,11 @@ func latest(snap *cluster.Snapshot) (index uint64) {
 }
 
 // readyNodes are n nodes with room for everything.
-func readyNodes(n int) []cluster.Change {
+func (c *control) readyNodes(n int) []cluster.Change {
 	changes := make([]cluster.Change, n)
 	for i := range changes {
 		node := &cluster.Node{}
-		node.ID = fmt.Sprintf("node%021d", i)
+		node.ID = c.ids.Next()
 		node.Spec.Availability, node.Status.State = swarm.NodeAvailabilityActive, swarm.NodeStateReady
 		node.Description.Hostname = fmt.Sprintf("host%d", i)
 		node.Description.Platform = swarm.Platform{Architecture: "x86_64", OS: "linux"}
@@ -147,9 +148,9 @@ func readyNodes(n int) []cluster.Change {
 }
 
 // newService is a replicated service like one that a person writes.
-func newService(i int, replicas uint64) *cluster.Service {
+func (c *control) newService(i int, replicas uint64) *cluster.Service {
 	s := &cluster.Service{}
-	s.ID, s.Spec.Name = fmt.Sprintf("service%018d", i), fmt.Sprintf("service%d", i)
+	s.ID, s.Spec.Name = c.ids.Next(), fmt.Sprintf("service%d", i)
 	s.Spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "registry.example.com/app:1.2.3", Env: []string{"A=1", "B=2"}}
 	s.Spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: &replicas}
 	return s

@@ -63,7 +63,7 @@ func millionChild(ctx context.Context, args []byte) (_ any, err error) {
 			err = e
 		}
 	}()
-	if err := c.put(ctx, readyNodes(m.Nodes)); err != nil {
+	if err := c.put(ctx, c.readyNodes(m.Nodes)); err != nil {
 		return nil, err
 	}
 	if err := c.settle(ctx); err != nil {
@@ -71,7 +71,7 @@ func millionChild(ctx context.Context, args []byte) (_ any, err error) {
 	}
 	var services []cluster.Change
 	for i := range m.Services {
-		services = append(services, cluster.CreateOf(newService(i, uint64(m.Tasks/m.Services))))
+		services = append(services, cluster.CreateOf(c.newService(i, uint64(m.Tasks/m.Services))))
 	}
 	if m.Profile != "" {
 		f, err := os.Create(m.Profile)

@@ -73,11 +73,11 @@ func scaleChild(ctx context.Context, args []byte) (_ any, err error) {
 			err = e
 		}
 	}()
-	changes := readyNodes(s.Nodes)
+	changes := c.readyNodes(s.Nodes)
 	for i := range s.Tasks / 100 {
-		changes = append(changes, cluster.CreateOf(newService(i, 100)))
+		changes = append(changes, cluster.CreateOf(c.newService(i, 100)))
 	}
-	web := newService(1_000_000, 4)
+	web := c.newService(1_000_000, 4)
 	if err := c.put(ctx, append(changes, cluster.CreateOf(web))); err != nil {
 		return nil, err
 	}

@@ -68,8 +68,8 @@ func NewState() *State {
 }
 
 func lessByService(a, b *Task) bool {
-	if a.ServiceID != b.ServiceID {
-		return a.ServiceID < b.ServiceID
+	if c := strings.Compare(a.ServiceID, b.ServiceID); c != 0 {
+		return c < 0
 	}
 	if a.Slot != b.Slot {
 		return a.Slot < b.Slot
@@ -78,8 +78,8 @@ func lessByService(a, b *Task) bool {
 }
 
 func lessByNode(a, b *Task) bool {
-	if a.NodeID != b.NodeID {
-		return a.NodeID < b.NodeID
+	if c := strings.Compare(a.NodeID, b.NodeID); c != 0 {
+		return c < 0
 	}
 	return a.ID < b.ID
 }

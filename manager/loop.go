@@ -102,6 +102,7 @@ func (l *loop) commit(ctx context.Context, now time.Time, changes []cluster.Chan
 		_, err := l.store.Propose(ctx, &cluster.Txn{Time: now, Changes: changes[:n]})
 		switch {
 		case err == nil:
+			clear(changes[:n]) // the store has copies; of a million new tasks there is not memory for twice
 			changes = changes[n:]
 		case errors.Is(err, raftstore.ErrTooLarge) && n > 1:
 			l.piece = n / 2

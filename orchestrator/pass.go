@@ -36,6 +36,8 @@ type pass struct {
 	undo   []func()
 	booked []booking
 	blank  []cluster.Task // from which new tasks are cut
+	// drawnIDs are ids for them, in order.
+	drawnIDs []string
 
 	slotTasks []*cluster.Task // a buffer
 	// retried is set when tasks that had waited were tried again.
@@ -315,7 +317,7 @@ func (x *pass) newTask(s *service, num int) *cluster.Task {
 	}
 	t := &x.blank[0]
 	x.blank = x.blank[1:]
-	t.ID = x.ids.Next()
+	t.ID = x.nextID()
 	t.ServiceID = s.id
 	t.Spec = s.obj.Spec.TaskTemplate
 	t.SpecVersion = s.obj.SpecVersion
@@ -337,6 +339,29 @@ func (x *pass) newTask(s *service, num int) *cluster.Task {
 	g.tasks = append(g.tasks, t)
 	return t
 }
+
+// nextID gives the id of a new task. Where there are many, ids are drawn in blocks and given in order: tasks that are
+// neighbours in the plan, and so in a transaction, are then neighbours in the tables, which copy each leaf of their
+// trees that a transaction touches.
+func (x *pass) nextID() string {
+	if len(x.drawnIDs) == 0 {
+		n := len(x.created)
+		if n < manyIDs {
+			return x.ids.Next()
+		}
+		x.drawnIDs = make([]string, n)
+		for i := range x.drawnIDs {
+			x.drawnIDs[i] = x.ids.Next()
+		}
+		slices.Sort(x.drawnIDs)
+	}
+	id := x.drawnIDs[0]
+	x.drawnIDs = x.drawnIDs[1:]
+	return id
+}
+
+// manyIDs is the number of new tasks from which on the rest of a pass gets its ids in order.
+const manyIDs = 1000
 
 // finish puts the changes in order and takes back what the pass booked for itself.
 func (x *pass) finish() Plan {
