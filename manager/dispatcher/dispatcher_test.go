@@ -351,8 +351,8 @@ func TestAReplicaStopsOnlyAfterEveryNodeRoutesAroundIt(t *testing.T) {
 		if got := a.told("t1"); got != swarm.TaskStateRunning {
 			t.Fatalf("told %q while n2 has not acknowledged", got)
 		}
-		if a.routes()+b.routes() != "" {
-			t.Error("the replica is still routed to")
+		if got := a.routes() + b.routes(); got != "t1(draining) t1(draining) " {
+			t.Errorf("routes to %q: want no new connection to the replica, and those it has kept", got)
 		}
 		b.mu.Lock()
 		seq := b.seq
@@ -365,6 +365,27 @@ func TestAReplicaStopsOnlyAfterEveryNodeRoutesAroundIt(t *testing.T) {
 		time.Sleep(defaultLinger + 10*time.Millisecond)
 		if got := a.told("t1"); got != swarm.TaskStateShutdown {
 			t.Errorf("told %q after everybody acknowledged and the linger, want shutdown", got)
+		}
+		a.report("t1", swarm.TaskStateShutdown)
+		if got := a.routes() + b.routes(); got != "" {
+			t.Errorf("routes to %q after the replica has ended", got)
+		}
+	})
+}
+
+func TestALeavingReplicaIsNobodysLastResort(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.place("t1", "n1", 1)
+		w.place("t2", "n2", 2)
+		a, b := w.connect("n1"), w.connect("n2")
+		defer b.close()
+		a.report("t1", swarm.TaskStateRunning)
+		b.report("t2", swarm.TaskStateRunning)
+		w.commit(cluster.PatchTask("t2", cluster.TaskPatch{DesiredState: swarm.TaskStateShutdown}))
+		a.close() // the only replica that stays is on a node that has fallen silent
+		time.Sleep(1100 * time.Millisecond)
+		if got := b.routes(); got != "t1 t2(draining) " {
+			t.Errorf("routes to %q, want new connections to the silent node only", got)
 		}
 	})
 }

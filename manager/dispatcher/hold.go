@@ -9,17 +9,17 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 )
 
-// hold keeps a withdrawn replica running until every node routes around it.
+// hold keeps a replica that is to stop running until every node sends new connections elsewhere.
 type hold struct {
 	nodeID   string    // where the replica runs
-	seq      uint64    // the mesh without the replica
+	seq      uint64    // the mesh in which the replica is given no new connection
 	deadline time.Time // stop whatever is acknowledged
 	release  time.Time // when it may stop; zero until every node has acknowledged
 	woken    bool      // the node's session knows that it may
 }
 
-// mayStop says whether a running task may be told to stop now; if not, its session is woken when it may. The replica is
-// out of the mesh when it returns.
+// mayStop says whether a running task may be told to stop now; if not, its session is woken when it may. The mesh gives
+// the replica no new connection when it returns.
 func (d *Dispatcher) mayStop(t *cluster.Task) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -29,7 +29,8 @@ func (d *Dispatcher) mayStop(t *cluster.Task) bool {
 		if !d.mesh.has(t.ServiceID, t.ID) && ingressAddr(t) == "" {
 			return true
 		}
-		h = &hold{nodeID: t.NodeID, seq: d.mesh.withdraw(t.ServiceID, t.ID), deadline: now.Add(d.cfg.AckTimeout)}
+		d.mesh.look(t.ServiceID, t.ID, d.cfg.Store.Snapshot())
+		h = &hold{nodeID: t.NodeID, seq: d.mesh.seq, deadline: now.Add(d.cfg.AckTimeout)}
 		d.holds[t.ID] = h
 		d.wakeAllLocked()
 		kick(d.settle)

@@ -23,6 +23,7 @@ type meshTable struct {
 	removed  map[string]uint64 // service id -> seq of its removal
 	gone     map[string]uint64 // node id -> seq of its removal
 	suspects map[string]bool   // node ids
+	leaving  map[string]bool   // ids of tasks that are to stop; those that still run finish what they have begun
 	port     uint16            // the overlay's UDP port
 	key      []byte            // the secret of probes
 	// messages are those made of the present table, by the number they continue from: nearly all sessions need the same.
@@ -48,7 +49,7 @@ type meshMessage struct {
 
 func newMeshTable(snap *cluster.Snapshot) *meshTable {
 	m := &meshTable{services: map[string]*meshService{}, peers: map[string]meshPeer{}, removed: map[string]uint64{}, gone: map[string]uint64{},
-		suspects: map[string]bool{}, seq: 1}
+		suspects: map[string]bool{}, leaving: map[string]bool{}, seq: 1}
 	if c := snap.Cluster(); c != nil {
 		m.port, m.key = uint16(c.DataPathPort), c.MeshKey
 	}
@@ -70,11 +71,7 @@ func (m *meshTable) observe(ev cluster.Event, snap *cluster.Snapshot) {
 		if o == nil {
 			o = ev.Old
 		}
-		if t := snap.Task(ev.ID()); t != nil {
-			m.setTask(t, snap)
-		} else {
-			m.withdraw(o.(*cluster.Task).ServiceID, ev.ID())
-		}
+		m.look(o.(*cluster.Task).ServiceID, ev.ID(), snap)
 	case cluster.KindService:
 		if svc := snap.Service(ev.ID()); svc != nil {
 			m.setService(snap, svc)
@@ -123,10 +120,20 @@ func (m *meshTable) setService(snap *cluster.Snapshot, s *cluster.Service) {
 	delete(m.removed, s.ID)
 }
 
-// setTask adds or withdraws one replica.
+// look adopts what has become of a task.
+func (m *meshTable) look(serviceID, taskID string, snap *cluster.Snapshot) {
+	if t := snap.Task(taskID); t != nil {
+		m.setTask(t, snap)
+	} else {
+		m.withdraw(serviceID, taskID)
+	}
+}
+
+// setTask adds, changes or withdraws one replica.
 func (m *meshTable) setTask(t *cluster.Task, snap *cluster.Snapshot) {
 	svc := m.services[t.ServiceID]
 	if svc == nil {
+		delete(m.leaving, t.ID)
 		return
 	}
 	b, ok := m.backend(t, snap)
@@ -147,17 +154,17 @@ func (m *meshTable) setTask(t *cluster.Task, snap *cluster.Snapshot) {
 	m.setBackends(svc, backends)
 }
 
-// withdraw takes a replica out and returns the number of the table without it; if it is out already, the present one.
-func (m *meshTable) withdraw(serviceID, taskID string) uint64 {
+// withdraw takes a replica out, which cuts the connections it has.
+func (m *meshTable) withdraw(serviceID, taskID string) {
+	delete(m.leaving, taskID)
 	if svc := m.services[serviceID]; svc != nil {
 		if i := slices.IndexFunc(svc.Backends, func(x protocol.Backend) bool { return x.TaskID == taskID }); i >= 0 {
 			m.setBackends(svc, slices.Delete(slices.Clone(svc.Backends), i, i+1))
 		}
 	}
-	return m.seq
 }
 
-// has says whether the replica receives traffic.
+// has says whether the replica is in the table, be it to finish what it has begun.
 func (m *meshTable) has(serviceID, taskID string) bool {
 	svc := m.services[serviceID]
 	return svc != nil && slices.ContainsFunc(svc.Backends, func(x protocol.Backend) bool { return x.TaskID == taskID })
@@ -193,9 +200,10 @@ func (m *meshTable) refreshNode(nodeID string, snap *cluster.Snapshot) {
 	}
 }
 
-// backend gives the replica as the mesh sees it; ok is false where it must not receive traffic.
+// backend gives the replica as the mesh sees it; ok is false where it must not receive traffic. One that is to stop is
+// given no new connection, but those it has go on until it has ended: what was begun is finished.
 func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol.Backend, ok bool) {
-	if t.Status.State != swarm.TaskStateRunning || cluster.Rank(t.DesiredState) > cluster.Rank(swarm.TaskStateRunning) {
+	if t.Status.State != swarm.TaskStateRunning {
 		return b, false
 	}
 	n := snap.Node(t.NodeID)
@@ -206,7 +214,10 @@ func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol
 	if addr == "" {
 		return b, false
 	}
-	return protocol.Backend{TaskID: t.ID, NodeID: t.NodeID, Addr: addr, Draining: m.suspects[t.NodeID]}, true
+	if cluster.Rank(t.DesiredState) > cluster.Rank(swarm.TaskStateRunning) {
+		m.leaving[t.ID] = true
+	}
+	return protocol.Backend{TaskID: t.ID, NodeID: t.NodeID, Addr: addr, Draining: m.leaving[t.ID] || m.suspects[t.NodeID]}, true
 }
 
 // setPeer adopts a node and says whether the data planes see it differently now.
@@ -250,7 +261,7 @@ func (m *meshTable) difference(sent uint64) *protocol.Mesh {
 	msg := &protocol.Mesh{Seq: m.seq, Complete: sent == 0}
 	for _, s := range m.services {
 		if s.seq > sent {
-			msg.Services = append(msg.Services, lastResort(s.MeshService))
+			msg.Services = append(msg.Services, m.lastResort(s.MeshService))
 		}
 	}
 	for _, p := range m.peers {
@@ -280,14 +291,14 @@ func after(removed map[string]uint64, sent uint64) (ids []string) {
 }
 
 // lastResort lets new connections go to suspect nodes where there is no other replica: a silent daemon's containers
-// may well serve, and nobody else can.
-func lastResort(s protocol.MeshService) protocol.MeshService {
+// may well serve, and nobody else can. Replicas that are to stop stay without.
+func (m *meshTable) lastResort(s protocol.MeshService) protocol.MeshService {
 	if slices.ContainsFunc(s.Backends, func(b protocol.Backend) bool { return !b.Draining }) {
 		return s
 	}
 	s.Backends = slices.Clone(s.Backends)
-	for i := range s.Backends {
-		s.Backends[i].Draining = false
+	for i, b := range s.Backends {
+		s.Backends[i].Draining = m.leaving[b.TaskID]
 	}
 	return s
 }
