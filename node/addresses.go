@@ -33,7 +33,7 @@ func resolveListen(s, fallback string) (string, error) {
 	if s == "" {
 		s = fallback
 	}
-	host, port, err := splitPort(s)
+	host, port, err := splitPort(s, strconv.Itoa(identity.DefaultPort))
 	if err != nil {
 		return "", badRequest("could not parse listen address %s", s)
 	}
@@ -52,12 +52,9 @@ func resolveAdvertise(s, listen string) (string, error) {
 		return "", badRequest("could not parse listen address %s", listen)
 	}
 	if s != "" {
-		host, port := s, lport
-		if h, p, err := net.SplitHostPort(s); err == nil {
-			host, port = h, p
-		}
+		host, port, perr := splitPort(s, lport)
 		ip, err := ipOf(host)
-		if err != nil || ip.IsUnspecified() {
+		if perr != nil || err != nil || ip.IsUnspecified() {
 			return "", badRequest("advertise address must be a non-zero IP address or network interface (with optional port number)")
 		}
 		return net.JoinHostPort(ip.String(), port), nil
@@ -85,7 +82,8 @@ func resolveData(s, advertise string) (string, error) {
 	return ip.String(), nil
 }
 
-func splitPort(s string) (host, port string, err error) {
+// splitPort cuts an address with or without port.
+func splitPort(s, fallback string) (host, port string, err error) {
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
 			return "", "", fmt.Errorf("%q is not a port", p)
@@ -95,7 +93,7 @@ func splitPort(s string) (host, port string, err error) {
 	if strings.Count(s, ":") == 1 {
 		return "", "", fmt.Errorf("%q is not an address", s)
 	}
-	return s, strconv.Itoa(identity.DefaultPort), nil
+	return s, fallback, nil
 }
 
 // ipOf reads an IP address or gives the first address of the interface of that name, IPv4 before IPv6.
@@ -112,6 +110,15 @@ func ipOf(s string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("interface %s has no usable address", s)
 	}
 	return found[0], nil
+}
+
+// probePort says whether the cluster port can be served here.
+func probePort(addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("listen on the cluster port: %w; another process may have it: choose another with --listen-addr", err)
+	}
+	return l.Close()
 }
 
 // soleAddress is the machine's address if there is no doubt which one is meant.

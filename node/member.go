@@ -44,8 +44,9 @@ type member struct {
 	welcome    chan struct{} // closed at the first session
 	once       sync.Once
 
-	stop context.CancelCauseFunc
-	done chan struct{}
+	stop    context.CancelCauseFunc
+	done    chan struct{}
+	closing sync.Once // of the engine and the data plane
 
 	mu    sync.Mutex
 	known []protocol.ManagerAddr // guarded by mu; the managers as the cluster told last
@@ -66,9 +67,17 @@ func newMember(n *Node, st *state, first func() *cluster.Txn, peers []protocol.M
 		}
 	}
 	if err := m.prepareAgent(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, m.closeStore())
 	}
 	return m, nil
+}
+
+// closeStore lets go of a store that was never run.
+func (m *member) closeStore() error {
+	if m.store == nil {
+		return nil
+	}
+	return m.store.Close()
 }
 
 func (m *member) prepareManager(creds *identity.Credentials, first func() *cluster.Txn, peers []protocol.Member) error {
@@ -88,11 +97,15 @@ func (m *member) prepareManager(creds *identity.Credentials, first func() *clust
 	}
 	m.manager, err = manager.New(manager.Config{NodeID: m.nodeID, Addr: m.state.AdvertiseAddr, Store: m.store, Credentials: m.node.credentials,
 		Logger: m.logger, Bootstrap: first, EngineAPI: m.node.api.Cluster()})
-	return err
+	if err != nil {
+		return errors.Join(err, m.closeStore())
+	}
+	return nil
 }
 
-// run works until ctx ends. Its parts stop in the order: agent (no more changes to containers), mesh (keeps its rules
-// in the kernel), cluster port and manager (nobody is answered any more), store (everything acknowledged is on disk).
+// run works until ctx ends, or one of its parts does, which ends the others. The store ends last, so that what was
+// acknowledged is on disk. The engine and the data plane are still open afterwards, for whoever cleans up: see
+// closeParts.
 func (m *member) run(ctx context.Context) error {
 	storeCtx, stopStore := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopStore()
@@ -129,9 +142,6 @@ func (m *member) run(ctx context.Context) error {
 	g.Go(func() error { return m.agent.Run(gctx) })
 	err := g.Wait()
 	m.transports.close()
-	if !errors.Is(context.Cause(ctx), errLeaving) { // cleanUp still needs them
-		err = errors.Join(err, m.closeParts())
-	}
 	stopStore()
 	if serr := <-storeDone; serr != nil && !errors.Is(serr, context.Canceled) && err == nil {
 		err = serr

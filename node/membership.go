@@ -27,6 +27,7 @@ const (
 	defaultListen = "0.0.0.0:2377"
 	raftDir       = "raft"
 	raftKeyFile   = "raft.key"
+	lockFile      = "daemon.lock"
 )
 
 // Docker's words for requests that the node's state forbids (swarm-semantics, 10.4).
@@ -142,6 +143,10 @@ func (n *Node) enrol(ctx context.Context, st *state, req swarm.JoinRequest) erro
 	}
 	var peers []protocol.Member
 	if id.Role == identity.Manager {
+		// A manager that nobody can reach must not become a member of the raft group first.
+		if err := probePort(st.ListenAddr); err != nil {
+			return fmt.Errorf("join swarm as a manager: %w", err)
+		}
 		answer, err := n.joinRaft(ctx, st)
 		if err != nil {
 			return fmt.Errorf("join swarm as a manager: %w", err)
@@ -170,7 +175,7 @@ func (n *Node) enrol(ctx context.Context, st *state, req swarm.JoinRequest) erro
 }
 
 // Leave implements engineapi.Local.
-func (n *Node) Leave(ctx context.Context, force bool) error {
+func (n *Node) Leave(_ context.Context, force bool) error {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	if !n.inSwarm() {
@@ -180,13 +185,18 @@ func (n *Node) Leave(ctx context.Context, force bool) error {
 	if m != nil && m.manager != nil && !force {
 		return unavailable("%s", m.leaveWarning())
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	// A client that hangs up does not stop it, the end of the daemon does.
+	ctx, cancel := context.WithTimeout(n.lifetime(), leaveTimeout)
 	defer cancel()
 	var errs []error
 	if m != nil {
 		m.stop(errLeaving)
 		<-m.done
-		errs = append(errs, m.cleanUp(ctx))
+		errs = append(errs, m.clear(ctx))
+	}
+	if n.ending() {
+		// What is left must not be forgotten: the node is a member until it has left for good.
+		return fmt.Errorf("leave swarm: the daemon stops; leave again when it is back: %w", errors.Join(errs...))
 	}
 	errs = append(errs, n.abandon())
 	if err := errors.Join(errs...); err != nil {
@@ -194,6 +204,13 @@ func (n *Node) Leave(ctx context.Context, force bool) error {
 	}
 	n.cfg.Logger.Info("left the swarm")
 	return nil
+}
+
+// lifetime is the context of Run.
+func (n *Node) lifetime() context.Context {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.root
 }
 
 // errLeaving ends the member at leave.
@@ -235,11 +252,14 @@ func (n *Node) addresses(listen, advertise, data string) (*state, error) {
 	return &state{ListenAddr: l, AdvertiseAddr: a, DataAddr: d}, nil
 }
 
-// wipe removes what an earlier membership or a crashed attempt left, so that a new one starts clean.
+// wipe removes what an earlier membership or a crashed attempt left, so that a new one starts clean. The state goes
+// first: from then on the machine is part of no swarm, wherever a crash cuts in.
 func (n *Node) wipe() error {
-	var errs []error
-	errs = append(errs, n.credentials.Clear())
-	for _, name := range []string{stateFile, raftDir, raftKeyFile, agentDir} {
+	if err := removeDurably(filepath.Join(n.cfg.StateDir, stateFile)); err != nil {
+		return fmt.Errorf("clear this node's former state: %w", err)
+	}
+	errs := []error{n.credentials.Clear()}
+	for _, name := range []string{raftDir, raftKeyFile, agentDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -253,20 +273,25 @@ func (n *Node) abandon() error {
 	n.mu.Lock()
 	m := n.member
 	n.mu.Unlock()
+	var errs []error
 	if m != nil {
 		m.stop(errLeaving)
 		<-m.done
+		errs = append(errs, m.closeParts())
 	}
 	n.mu.Lock()
 	n.member, n.local, n.failed = nil, swarm.LocalNodeStateInactive, nil
 	n.mu.Unlock()
-	return n.wipe()
+	return errors.Join(append(errs, n.wipe())...)
 }
 
 // raftKey reads the key that seals the log, and makes it at first.
 func raftKey(dir string) ([]byte, error) {
 	path := filepath.Join(dir, raftKeyFile)
 	key, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && raftstore.Exists(filepath.Join(dir, raftDir)) {
+		return nil, fmt.Errorf("read the key of the log: %s is missing; restore it from a backup, or leave the swarm with --force", path)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		key = make([]byte, raftstore.KeySize)
 		if _, err := rand.Read(key); err != nil {

@@ -9,13 +9,13 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/miniswarm/miniswarm/agent"
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/engineapi"
@@ -50,10 +50,10 @@ type Node struct {
 	changing sync.Mutex // held while init, join or leave change the membership
 
 	mu     sync.Mutex
-	root   context.Context // guarded by mu; the context of Run, parent of every member
-	member *member         // guarded by mu; nil while part of no swarm
-	local  swarm.LocalNodeState
-	failed error // guarded by mu; why local is error
+	root   context.Context      // guarded by mu; the context of Run, parent of every member
+	member *member              // guarded by mu; nil while part of no swarm
+	local  swarm.LocalNodeState // guarded by mu
+	failed error                // guarded by mu; why local is error
 }
 
 // New gives a node that is idle until Run. It creates the state directory.
@@ -79,6 +79,11 @@ func New(cfg Config) (*Node, error) {
 // Run serves the socket and, while the machine is part of a swarm, its agent and manager, until ctx ends. Containers
 // and kernel state outlive it.
 func (n *Node) Run(ctx context.Context) error {
+	lock, err := lockState(n.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	listener, err := listenSocket(n.cfg.Socket)
 	if err != nil {
 		return err
@@ -104,11 +109,11 @@ func (n *Node) Run(ctx context.Context) error {
 		// Requests end first, so that nobody sees a half-stopped swarm; then the parts that served them.
 		_ = server.Close()
 		cancel()
-		n.mu.Lock()
-		m := n.member
-		n.mu.Unlock()
-		if m != nil {
+		n.changing.Lock() // an init, join or leave under way ends with ctx
+		defer n.changing.Unlock()
+		if m := n.current(); m != nil {
 			<-m.done
+			return m.closeParts()
 		}
 		return nil
 	})
@@ -119,36 +124,13 @@ func (n *Node) Run(ctx context.Context) error {
 	return nil
 }
 
-// listenSocket binds the socket with mode 0660, taking over one that nobody serves any more.
-func listenSocket(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("create the directory of socket %s: %w", path, err)
-	}
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("socket %s: another daemon serves it; stop that one or give --socket another path", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove the stale socket %s: %w", path, err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on socket %s: %w", path, err)
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("protect socket %s: %w", path, err)
-	}
-	return l, nil
-}
-
 // resume starts the membership that the disk remembers. What prevents it is shown as the node's error; the socket
 // serves all the same, so that the machine can leave.
 func (n *Node) resume() {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	st, err := loadState(n.cfg.StateDir)
-	if err == nil && st == nil {
+	if err == nil && st == nil || n.ending() {
 		return
 	}
 	if err == nil {
@@ -173,7 +155,7 @@ func (n *Node) start(st *state, first func() *cluster.Txn, peers []protocol.Memb
 	n.mu.Lock()
 	root := n.root
 	n.mu.Unlock()
-	if root == nil {
+	if root == nil || root.Err() != nil {
 		return errors.New("the daemon is not running")
 	}
 	m, err := newMember(n, st, first, peers)
@@ -188,6 +170,10 @@ func (n *Node) start(st *state, first func() *cluster.Txn, peers []protocol.Memb
 	go func() {
 		defer close(m.done)
 		err := m.run(ctx)
+		if _, removed := errors.AsType[*agent.RemovedError](err); removed && ctx.Err() == nil {
+			// The swarm runs this node's tasks elsewhere: they must not go on here as well.
+			err = errors.Join(err, m.clear(ctx))
+		}
 		m.fail(err)
 		if err != nil && ctx.Err() == nil {
 			n.cfg.Logger.Error("this node's part in the swarm failed", "err", err)
@@ -195,6 +181,13 @@ func (n *Node) start(st *state, first func() *cluster.Txn, peers []protocol.Memb
 		}
 	}()
 	return nil
+}
+
+// ending says whether Run is about to end.
+func (n *Node) ending() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.root != nil && n.root.Err() != nil
 }
 
 // current gives the running member, nil if there is none.

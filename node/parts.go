@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -54,7 +53,7 @@ func (m *member) prepareAgent() error {
 
 // dial opens a connection to a manager's cluster port that only a manager of this cluster can answer.
 func (m *member) dial(ctx context.Context, addr string) (net.Conn, error) {
-	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 2 * time.Second}, Config: identity.ClientTLS(m.node.credentials, identity.Manager, "", "http/1.1")}
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: identity.ClientTLS(m.node.credentials, identity.Manager, "", "http/1.1")}
 	return d.DialContext(ctx, "tcp", addr)
 }
 
@@ -65,15 +64,17 @@ func (m *member) tlsInfo() swarm.TLSInfo {
 	return swarm.TLSInfo{}
 }
 
-// closeParts lets go of the engine and of the data plane's lock. The kernel keeps what was put into it.
+// closeParts lets go of the engine and of the data plane's lock, once. The kernel keeps what was put into it.
 func (m *member) closeParts() error {
 	var errs []error
-	if m.mesh != nil {
-		errs = append(errs, m.mesh.Close())
-	}
-	if m.engine != nil {
-		errs = append(errs, m.engine.Close())
-	}
+	m.closing.Do(func() {
+		if m.mesh != nil {
+			errs = append(errs, m.mesh.Close())
+		}
+		if m.engine != nil {
+			errs = append(errs, m.engine.Close())
+		}
+	})
 	return errors.Join(errs...)
 }
 
@@ -98,12 +99,12 @@ func (m *member) renew(ctx context.Context) error {
 	return r.Run(ctx)
 }
 
-// cleanUp takes everything of the membership off the machine: containers, engine networks and kernel state. It is
-// called after run has ended, which left the data plane to it if it ended for errLeaving.
-func (m *member) cleanUp(ctx context.Context) error {
+// clear takes everything of the membership off the machine: containers, engine networks and kernel state. Run must
+// have ended; it may be repeated.
+func (m *member) clear(ctx context.Context) error {
 	errs := []error{m.agent.Leave(ctx)}
 	if m.mesh != nil {
 		errs = append(errs, m.mesh.Remove(ctx))
 	}
-	return errors.Join(append(errs, m.closeParts())...)
+	return errors.Join(errs...)
 }

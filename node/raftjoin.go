@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -17,16 +18,15 @@ import (
 const (
 	joinPatience = 15 * time.Second
 	joinPause    = 200 * time.Millisecond
+	// joinAttempt bounds what one manager may take, so that one that hangs does not use up the patience for all.
+	joinAttempt = 5 * time.Second
+	dialTimeout = 2 * time.Second
 )
 
-// managerClient is an HTTP client for managers' cluster ports; nodeID may be empty for any manager.
-func managerClient(creds *identity.Store, nodeID string) *http.Client {
-	return &http.Client{Transport: managerTransport(creds, nodeID)}
-}
-
+// managerTransport connects to managers' cluster ports; nodeID may be empty for any manager.
 func managerTransport(creds *identity.Store, nodeID string) *http.Transport {
 	return &http.Transport{TLSClientConfig: identity.ClientTLS(creds, identity.Manager, nodeID, "http/1.1"), TLSHandshakeTimeout: 5 * time.Second,
-		MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
+		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
 }
 
 // joinRaft asks the leader, found by way of any manager, to make this node a member of the raft group. An election in
@@ -34,7 +34,7 @@ func managerTransport(creds *identity.Store, nodeID string) *http.Transport {
 func (n *Node) joinRaft(ctx context.Context, st *state) (*protocol.JoinResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
-	client := managerClient(n.credentials, "")
+	client := &http.Client{Transport: managerTransport(n.credentials, "")}
 	defer client.CloseIdleConnections()
 	body, err := json.Marshal(protocol.JoinRequest{Addr: st.AdvertiseAddr})
 	if err != nil {
@@ -70,6 +70,8 @@ func (n *Node) joinRaft(ctx context.Context, st *state) (*protocol.JoinResponse,
 
 // askMembership sends one request. A manager that does not lead names the leader instead of answering.
 func askMembership(ctx context.Context, client *http.Client, addr string, body []byte) (answer *protocol.JoinResponse, leader string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, joinAttempt)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+protocol.PathMembers, bytes.NewReader(body))
 	if err != nil {
 		return nil, "", err

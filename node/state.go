@@ -73,6 +73,21 @@ func writeFileDurably(path string, content []byte) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	return syncDir(path)
+}
+
+// removeDurably removes a file that may be missing, and is back when the disk knows.
+func removeDurably(path string) error {
+	if err := os.Remove(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return syncDir(path)
+}
+
+// syncDir makes the names in a file's directory durable.
+func syncDir(path string) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
