@@ -116,8 +116,12 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 	return nil
 }
 
-// removedFor is how long a removed node's certificate is refused: longer than any certificate lives.
-const removedFor = 97 * 24 * time.Hour
+// removedFor is how long a removed node's certificate is refused, at the least: longer than certificates live by default.
+// removalMargin is what is added where they live longer, for clocks that disagree.
+const (
+	removedFor    = 97 * 24 * time.Hour
+	removalMargin = 7 * 24 * time.Hour
+)
 
 func (s *Server) removeNode(c Control, w http.ResponseWriter, r *http.Request) error {
 	force := flag(r, "force")
@@ -163,7 +167,7 @@ func removal(snap *cluster.Snapshot, n *cluster.Node, now time.Time) *cluster.Tx
 				next.Removed[id] = until
 			}
 		}
-		next.Removed[n.ID] = now.Add(removedFor)
+		next.Removed[n.ID] = now.Add(max(removedFor, cl.Spec.CAConfig.NodeCertExpiry+removalMargin))
 		txn.Changes = append(txn.Changes, cluster.UpdateOf(&next))
 	}
 	for t := range snap.TasksOfNode(n.ID) {
