@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -88,6 +90,9 @@ type losses struct {
 	// last of each began, from the failure on.
 	Fresh, Kept         int
 	LastFresh, LastKept time.Duration
+	// Refused are connections that a living host refused: the replicas of the benchmark have no health check, so that
+	// new ones count as running a moment before they listen.
+	Refused int
 }
 
 // since counts what was lost from a moment on.
@@ -98,6 +103,8 @@ func (c *crowd) since(failed time.Time) (l losses) {
 		case r.err == nil && r.ended.Sub(r.begun) < stalled:
 		case r.ended.Before(failed):
 			l.Before++
+		case errors.Is(r.err, syscall.ECONNREFUSED):
+			l.Refused++
 		case r.fresh:
 			l.Fresh++
 			l.LastFresh = max(l.LastFresh, r.begun.Sub(failed))
@@ -110,6 +117,18 @@ func (c *crowd) since(failed time.Time) (l losses) {
 }
 
 func (l losses) String() string {
-	return fmt.Sprintf("%d requests; lost or stalled: %d on new connections, the last begun %.2f s after the failure; %d on kept ones, the last begun %.2f s after; %d before it",
-		l.Asked, l.Fresh, l.LastFresh.Seconds(), l.Kept, l.LastKept.Seconds(), l.Before)
+	return fmt.Sprintf("%d requests; lost or stalled: %d on new connections, the last begun %.2f s after the failure; %d on kept ones, the last begun %.2f s after; %d refused by replicas that did not listen yet; %d before it",
+		l.Asked, l.Fresh, l.LastFresh.Seconds(), l.Kept, l.LastKept.Seconds(), l.Refused, l.Before)
+}
+
+// failed counts the requests so far that failed, and gives one reason.
+func (c *crowd) failed() (asked, failed int, example error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.asked {
+		if r.err != nil {
+			failed, example = failed+1, r.err
+		}
+	}
+	return len(c.asked), failed, example
 }

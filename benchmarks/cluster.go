@@ -69,6 +69,11 @@ func clusterFlags(f *flag.FlagSet) func(context.Context, *table) error {
 				return err
 			}
 		}
+		for _, measure := range []func(context.Context) error{t.follow, t.upkeep} {
+			if err := measure(ctx); err != nil {
+				return err
+			}
+		}
 		return t.fail(ctx, t.ours, t.failures)
 	}
 }
