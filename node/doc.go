@@ -11,10 +11,15 @@
 //	raft/                      a manager's log and snapshots, sealed: see package raftstore
 //	raft.key                   the key that seals them
 //	agent/                     the tasks of this machine: see package agent
+//	daemon.lock                held while a daemon runs on this directory
+//
+// Join and init write state.json last and leave removes it first, so that a crash at any moment leaves a machine that is
+// part of a swarm with all it needs, or of none.
 //
 // # Order
 //
-// Start: credentials, store, cluster port, manager, mesh, agent. Stop is the reverse, and each step says why it is where
-// it is. Stopping the daemon stops no container and takes no rule out of the kernel: replicas serve on, reachable from
-// everywhere, until a daemon is back. Only Leave cleans up.
+// Start: credentials, store, then cluster port, manager, certificate renewal, data plane and agent together. They stop
+// together as well; the store follows, so that what they were promised is on disk, and the engine and the data plane are
+// let go last. Stopping the daemon stops no container and takes no rule out of the kernel: replicas serve on, reachable
+// from everywhere, until a daemon is back. Only Leave cleans up, and the news that the swarm has removed this node.
 package node
