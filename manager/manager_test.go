@@ -128,12 +128,13 @@ func (s *solo) await(what string, ok func(*cluster.Snapshot) bool) *cluster.Snap
 	}
 }
 
-// agent is a worker that runs everything it is told at once.
-func (s *solo) agent(creds *identity.Store) {
+// session opens a session; nil after an error of the test.
+func (s *solo) session(creds *identity.Store) net.Conn {
+	s.t.Helper()
 	conn, err := tls.Dial("tcp", s.addr, identity.ClientTLS(creds, identity.Manager, "", "http/1.1"))
 	if err != nil {
 		s.t.Error(err)
-		return
+		return nil
 	}
 	s.t.Cleanup(func() { conn.Close() })
 	req, _ := http.NewRequest(http.MethodGet, "https://"+s.addr+protocol.PathSession, nil)
@@ -141,19 +142,29 @@ func (s *solo) agent(creds *identity.Store) {
 	req.Header.Set("Upgrade", protocol.UpgradeStream)
 	if err := req.Write(conn); err != nil {
 		s.t.Error(err)
-		return
+		return nil
 	}
-	in, answer := conn, make([]byte, 0, 512)
+	answer := make([]byte, 0, 512)
 	for !bytes.HasSuffix(answer, []byte("\r\n\r\n")) {
 		var b [1]byte
-		if _, err := io.ReadFull(in, b[:]); err != nil {
+		if _, err := io.ReadFull(conn, b[:]); err != nil {
 			s.t.Errorf("answer to the upgrade: %v after %q", err, answer)
-			return
+			return nil
 		}
 		answer = append(answer, b[0])
 	}
 	if !strings.HasPrefix(string(answer), "HTTP/1.1 101") {
 		s.t.Errorf("the upgrade was answered with %q", answer)
+		return nil
+	}
+	return conn
+}
+
+// agent is a worker that runs everything it is told at once.
+func (s *solo) agent(creds *identity.Store) {
+	s.t.Helper()
+	conn := s.session(creds)
+	if conn == nil {
 		return
 	}
 	enc := json.NewEncoder(conn)
@@ -348,5 +359,35 @@ func TestOnlyMembersGetIn(t *testing.T) {
 	_, err = identity.Join(t.Context(), identity.JoinConfig{Addrs: []string{s.addr}, Token: wrong.Worker, Store: store})
 	if !errors.Is(err, identity.ErrInvalidToken) {
 		t.Errorf("joining with a rotated token: %v", err)
+	}
+}
+
+// TestARemovedNodeHearsSo: whenever it comes, for otherwise it would go on with tasks that run elsewhere.
+func TestARemovedNodeHearsSo(t *testing.T) {
+	s := newSolo(t)
+	worker := s.join(t)
+	id := worker.Current().Identity.NodeID
+	_, err := s.store.Update(t.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		c := *snap.Cluster()
+		c.Removed = map[string]time.Time{id: time.Now().Add(time.Hour)}
+		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&c), cluster.RemoveOf(snap.Node(id))}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := s.session(worker)
+	if conn == nil {
+		return
+	}
+	if err := json.NewEncoder(conn).Encode(protocol.FromAgent{Hello: &protocol.Hello{}}); err != nil {
+		t.Fatal(err)
+	}
+	var m protocol.ToAgent
+	if err := json.NewDecoder(conn).Decode(&m); err != nil || m.Leave == nil {
+		t.Errorf("a removed node was answered %+v, %v", m, err)
+	}
+	_, err = identity.NewClient(identity.ClientConfig{}).RenewCertificate(t.Context(), s.addr, worker, nil)
+	if err == nil || !strings.Contains(err.Error(), "removed") {
+		t.Errorf("a removed node renewed its certificate: %v", err)
 	}
 }

@@ -25,10 +25,16 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A node that was removed while it was away is let in to hear so: it must end its tasks, which run elsewhere by now. The
+	// dispatcher gives it nothing else.
+	door, err := identity.NewGuard(identity.GuardConfig{Store: m.cfg.Credentials, Logger: m.cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
 	nodes, managers := []identity.Role{identity.Worker, identity.Manager}, []identity.Role{identity.Manager}
 	mux := http.NewServeMux()
 	mux.Handle(protocol.PathCA+"/", prompt(ca))
-	mux.Handle("GET "+protocol.PathSession, guard.RequireRole(http.HandlerFunc(m.serveSession), nodes...))
+	mux.Handle("GET "+protocol.PathSession, door.RequireRole(http.HandlerFunc(m.serveSession), nodes...))
 	mux.Handle("POST "+protocol.PathMembers, guard.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
 	mux.Handle(protocol.PathRaft+"/", guard.RequireRole(m.cfg.Store.Handler(), managers...))
 	if m.cfg.EngineAPI != nil {
