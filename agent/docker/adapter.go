@@ -9,7 +9,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,10 +35,11 @@ const replay = 2 * time.Second
 // Adapter is an [Engine] that speaks to dockerd. It may be used concurrently.
 type Adapter struct {
 	cli *client.Client
-	// negotiated is set once the API version is agreed on; negotiating is held meanwhile. The client would otherwise take
-	// its own, newest, version for good when the first question happens to meet an engine that is starting.
+	// negotiated is set once the API version is agreed on; negotiating is full meanwhile. The client would otherwise take
+	// its own, newest, version for good when the first question happens to meet an engine that is starting. It is no
+	// mutex because who asks with a time limit must not wait longer for an engine that hangs.
 	negotiated  atomic.Bool
-	negotiating sync.Mutex
+	negotiating chan struct{}
 }
 
 // Open gives an adapter for the engine at host, such as unix:///var/run/docker.sock or tcp://10.0.0.1:2375. It does not
@@ -49,7 +49,7 @@ func Open(host string) (*Adapter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine address %s: %w", host, err)
 	}
-	return &Adapter{cli: cli}, nil
+	return &Adapter{cli: cli, negotiating: make(chan struct{}, 1)}, nil
 }
 
 // Close releases idle connections.
@@ -62,8 +62,12 @@ func (a *Adapter) ready(ctx context.Context) error {
 	if a.negotiated.Load() {
 		return nil
 	}
-	a.negotiating.Lock()
-	defer a.negotiating.Unlock()
+	select {
+	case a.negotiating <- struct{}{}:
+		defer func() { <-a.negotiating }()
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the engine: %w", context.Cause(ctx))
+	}
 	if a.negotiated.Load() {
 		return nil
 	}
