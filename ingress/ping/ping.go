@@ -26,7 +26,16 @@ const (
 // Answering asks all addrs at once and gives those that answered, after 300 ms at most, or as soon as all have. It needs
 // the right to open raw sockets. IPv6 addresses are not asked and count as answering.
 func Answering(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]bool, error) {
+	// Only those asked count: a late answer to an earlier question must not end the wait for the others.
 	alive := make(map[netip.Addr]bool, len(addrs))
+	waiting := make(map[netip.Addr]bool, len(addrs))
+	for _, a := range addrs {
+		if a.Is4() {
+			waiting[a] = true
+		} else {
+			alive[a] = true
+		}
+	}
 	conn, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
 	if err != nil {
 		return nil, fmt.Errorf("ask whether machines answer: %w", err)
@@ -36,13 +45,7 @@ func Answering(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]bool, er
 	defer stop()
 	id := os.Getpid() & 0xffff
 	for seq := range rounds {
-		for _, a := range addrs {
-			if !a.Is4() {
-				alive[a] = true
-			}
-			if alive[a] {
-				continue
-			}
+		for a := range waiting {
 			m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id, Seq: seq, Data: []byte("miniswarm")}}
 			raw, err := m.Marshal(nil)
 			if err != nil {
@@ -51,23 +54,23 @@ func Answering(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]bool, er
 			// An address that cannot be sent to does not answer; that is all there is to say.
 			_, _ = conn.WriteTo(raw, &net.IPAddr{IP: a.AsSlice()})
 		}
-		if err := collect(ctx, conn, id, alive, len(addrs)); err != nil {
+		if err := collect(ctx, conn, id, waiting, alive); err != nil {
 			return nil, err
 		}
-		if len(alive) == len(addrs) {
+		if len(waiting) == 0 {
 			break
 		}
 	}
 	return alive, nil
 }
 
-// collect notes answers for the length of a pause, or until want machines have answered.
-func collect(ctx context.Context, conn *icmp.PacketConn, id int, alive map[netip.Addr]bool, want int) error {
+// collect moves those that answer from waiting to alive, for the length of a pause or until nobody is waited for.
+func collect(ctx context.Context, conn *icmp.PacketConn, id int, waiting, alive map[netip.Addr]bool) error {
 	if err := conn.SetReadDeadline(time.Now().Add(pause)); err != nil {
 		return fmt.Errorf("wait for answers: %w", err)
 	}
 	buf := make([]byte, 1500)
-	for len(alive) < want {
+	for len(waiting) > 0 {
 		n, from, err := conn.ReadFrom(buf)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -86,7 +89,8 @@ func collect(ctx context.Context, conn *icmp.PacketConn, id int, alive map[netip
 			continue
 		}
 		if ip, ok := from.(*net.IPAddr); ok {
-			if a, ok := netip.AddrFromSlice(ip.IP); ok {
+			if a, ok := netip.AddrFromSlice(ip.IP); ok && waiting[a.Unmap()] {
+				delete(waiting, a.Unmap())
 				alive[a.Unmap()] = true
 			}
 		}
