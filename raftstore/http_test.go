@@ -226,3 +226,25 @@ func TestTheTransportFollowsAMovedMember(t *testing.T) {
 		}
 	}
 }
+
+func TestALargeTransactionTravelsWhole(t *testing.T) {
+	g := newTLSGroup(t, func(c *Config) { c.SnapshotEvery, c.KeepEntries = 5, 1 })
+	g.grow(3)
+	slow := g.follower()
+	if err := slow.stop(); err != nil {
+		t.Fatal(err)
+	}
+	const tasks = 15_000 // more than one message, chunk or segment holds
+	if _, err := g.leader().Propose(t.Context(), manyTasks(tasks, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		g.leader().mustPut(fmt.Sprint("a", i))
+	}
+	g.wait("a snapshot of it", func() bool { return g.leader().Status().SnapshotIndex > 15 })
+	back := slow.restart() // gets it all as a snapshot
+	g.settle()
+	if got := back.Snapshot().Len(cluster.KindTask); got != tasks {
+		t.Errorf("the follower has %d tasks, want %d", got, tasks)
+	}
+}
