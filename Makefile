@@ -34,9 +34,17 @@ lint: ## gofmt, vet, staticcheck, shellcheck, known vulnerabilities
 vuln: ## known vulnerabilities in what is linked; says so where the database is out of reach
 	@go tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not ask its database: nothing checked"; [ $$code -ne 3 ]; }
 
-bench: ## all benchmarks (root; installs what is missing)
+bench: ## the bars of docs/benchmarks.md, then the benchmarks of the packages (root; installs what is missing)
 	scripts/setup.sh bench
-	MINISWARM_LAB=1 go test -run '^$$' -bench . -benchmem -timeout 60m ./...
+	CGO_ENABLED=0 go build -trimpath -o bin/benchmarks ./benchmarks
+	bin/benchmarks million
+	bin/benchmarks scale
+	bin/benchmarks writes
+	bin/benchmarks cluster
+	bin/benchmarks idle
+	go test -run '^$$' -bench Paths -benchtime 5x ./ingress
+	go test -run '^$$' -bench EndpointChange ./ingress
+	go test -run '^$$' -bench . -benchmem -timeout 60m ./scheduler ./orchestrator ./raftstore ./ingress/lb
 
 clean: ## removes what was built
 	rm -rf bin out

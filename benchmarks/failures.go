@@ -117,7 +117,7 @@ func (s *system) failWorker(ctx context.Context, port uint32) (took time.Duratio
 	var clients crowd
 	if port != 0 {
 		for _, h := range s.hosts[:len(s.hosts)-1] {
-			clients.ask(asking, fmt.Sprintf("http://%s:%d/healthz", h.Addr, port))
+			clients.ask(asking, fmt.Sprintf("http://%s:%d/primes?start=2&end=100", h.Addr, port))
 		}
 		if err := rest(ctx, 2*time.Second); err != nil {
 			return 0, l, err

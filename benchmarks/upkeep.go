@@ -79,7 +79,7 @@ func (t *trial) upkeep(ctx context.Context) error {
 		var clients crowd
 		asking, stop := context.WithCancel(ctx)
 		for _, h := range s.hosts {
-			clients.ask(asking, fmt.Sprintf("http://%s:%d/healthz", h.Addr, upkeepPort))
+			clients.ask(asking, fmt.Sprintf("http://%s:%d/primes?start=2&end=100", h.Addr, upkeepPort))
 		}
 		err := rest(ctx, time.Second)
 		if err == nil {
@@ -141,7 +141,7 @@ func (t *trial) follow(ctx context.Context) error {
 		failures := make(chan error, len(s.hosts))
 		for _, h := range s.hosts {
 			go func() {
-				at, err := firstAnswer(ctx, fmt.Sprintf("http://%s:8084/healthz", h.Addr))
+				at, err := firstAnswer(ctx, fmt.Sprintf("http://%s:8084/primes?start=2&end=100", h.Addr))
 				answered <- at
 				failures <- err
 			}()

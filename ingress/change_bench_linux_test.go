@@ -8,8 +8,8 @@ import (
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
 
-// What it costs a node to follow one endpoint of one service that comes or goes while many services are published: plan,
-// difference and the kernel's transaction, all that Apply does.
+// What it costs a node to follow one endpoint of one service that comes or goes while many services are published: all
+// that Apply does (plan, conntrack, difference, the kernel's transaction), and of it the change of the table alone.
 //
 //	go test -run xxx -bench EndpointChange ./ingress
 func BenchmarkEndpointChange(b *testing.B) {
@@ -31,13 +31,24 @@ func BenchmarkEndpointChange(b *testing.B) {
 			c.apply()
 			all := c.ports[0].Backends
 			more := append(all[:len(all):len(all)], backend(0, endpoints))
-			for i := 0; b.Loop(); i++ {
-				c.ports[0].Backends = all
-				if i%2 == 0 {
-					c.ports[0].Backends = more
-				}
+			tables := make([]plan.Table, 2)
+			apply := func(i int) {
+				c.ports[0].Backends = [][]plan.Backend{more, all}[i%2]
 				c.applyTo(h)
+				tables[i%2] = h.mesh.want.Table
 			}
+			b.Run("all", func(b *testing.B) {
+				for i := 0; b.Loop(); i++ {
+					apply(i)
+				}
+			})
+			apply(0)
+			apply(1)
+			b.Run("table", func(b *testing.B) {
+				for i := 0; b.Loop(); i++ {
+					h.must(func() error { return h.mesh.table.Apply(b.Context(), tables[i%2]) })
+				}
+			})
 		})
 	}
 }

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs what this project needs on a Debian machine and is missing, and nothing else:
 #   scripts/setup.sh [demo|test|lint|bench]
-# demo is what the lab runs on; test adds the C compiler of Go's race detector and Locust; lint adds shellcheck.
+# demo is what the lab runs on; test adds the C compiler of Go's race detector and Locust; bench adds wrk; lint adds
+# shellcheck.
 # It is silent when nothing is missing, and needs root only when something is.
 set -euo pipefail
 
@@ -21,7 +22,8 @@ need=(
 )
 case $what in
 demo) ;;
-test | bench) need+=(gcc:gcc git:git locust:python3-locust) ;;
+test) need+=(gcc:gcc git:git locust:python3-locust) ;;
+bench) need+=(wrk:wrk) ;;
 lint) need=(gcc:gcc shellcheck:shellcheck) ;;
 *) die "unknown set \"$what\"; use demo, test, lint or bench" ;;
 esac
