@@ -1,8 +1,8 @@
 #!/bin/bash
 # Installs what this project needs on a Debian machine and is missing, and nothing else:
 #   scripts/setup.sh [demo|test|lint|bench]
-# demo is what the lab runs on; test adds the C compiler of Go's race detector and Locust; bench adds wrk; lint adds
-# shellcheck.
+# demo is what the lab runs on; test adds the C compiler of Go's race detector and Locust; bench adds wrk and lint
+# adds shellcheck.
 # It is silent when nothing is missing, and needs root only when something is.
 set -euo pipefail
 
