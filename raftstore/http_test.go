@@ -235,13 +235,14 @@ func TestALargeTransactionTravelsWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	const tasks = 15_000 // more than one message, chunk or segment holds
-	if _, err := g.leader().Propose(t.Context(), manyTasks(tasks, 0)); err != nil {
+	index, err := g.leader().Propose(t.Context(), manyTasks(tasks, 0))
+	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 10 {
 		g.leader().mustPut(fmt.Sprint("a", i))
 	}
-	g.wait("a snapshot of it", func() bool { return g.leader().Status().SnapshotIndex > 15 })
+	g.wait("a snapshot of it", func() bool { return g.leader().Status().SnapshotIndex > index })
 	back := slow.restart() // gets it all as a snapshot
 	g.settle()
 	if got := back.Snapshot().Len(cluster.KindTask); got != tasks {
