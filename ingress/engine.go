@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
 
 // Networks is what the mesh asks of the container engine: networks of its bridge
-// driver, one for each overlay network the node takes part in. Calls come one at
-// a time and may be repeated.
+// driver, one for each overlay network the node takes part in. Calls may be
+// repeated. List may be called beside the others, which come one at a time. An error
+// that matches context.DeadlineExceeded says that the engine hangs; the mesh leaves
+// it alone then until List answers again.
 type Networks interface {
 	// List returns the networks Ensure made, also in a former process.
 	List(ctx context.Context) ([]BridgeNetwork, error)
@@ -71,10 +74,37 @@ func (m *Mesh) listBridges(ctx context.Context) (map[string]BridgeNetwork, error
 	return bridges, nil
 }
 
+// learnBridges takes over what listBridges has found.
+func (m *Mesh) learnBridges(bridges map[string]BridgeNetwork, err error) {
+	switch {
+	case err == nil:
+		m.bridges, m.hangs = bridges, nil
+	case errors.Is(err, context.DeadlineExceeded):
+		m.hangs = err
+	}
+}
+
 // readBridges asks the engine unless it is known what it has.
-func (m *Mesh) readBridges(ctx context.Context) (err error) {
-	if m.bridges == nil {
-		m.bridges, err = m.listBridges(ctx)
+func (m *Mesh) readBridges(ctx context.Context) error {
+	if m.bridges != nil {
+		return nil
+	}
+	return m.ask(func() error {
+		bridges, err := m.listBridges(ctx)
+		m.learnBridges(bridges, err)
+		return err
+	})
+}
+
+// ask asks the engine for something. One that hangs costs its time limit once: asked
+// for every change, it would delay the routes of all services again and again.
+func (m *Mesh) ask(call func() error) error {
+	if m.hangs != nil {
+		return m.hangs
+	}
+	err := call()
+	if errors.Is(err, context.DeadlineExceeded) {
+		m.hangs = err
 	}
 	return err
 }
@@ -87,10 +117,15 @@ func (m *Mesh) bridgeOf(n plan.Network) (BridgeNetwork, bool) {
 }
 
 // withoutMissing leaves out the networks that the engine has yet to make. ok says
-// that this is worth doing first: there are such, and published ports do not depend
-// on them.
+// that this is worth doing first: there are such, or may be, and published ports do
+// not depend on them.
 func (m *Mesh) withoutMissing(in plan.Input) (_ plan.Input, ok bool) {
-	if m.bridges == nil || !m.applied {
+	if m.bridges == nil {
+		// The engine has to be asked. Where a former process had it make all bridges,
+		// routes need not wait for the answer.
+		return in, !slices.ContainsFunc(in.Networks, func(n plan.Network) bool { return !m.kernel.Has(plan.BridgeName(n.ID)) })
+	}
+	if !m.applied {
 		return in, false
 	}
 	present := make([]plan.Network, 0, len(in.Networks))
@@ -119,11 +154,12 @@ func (m *Mesh) ensureBridges(ctx context.Context, in plan.Input) error {
 		if !ok || m.bridges[n.ID] == b {
 			continue // plan says what is wrong with it
 		}
-		if err := m.engine.Ensure(ctx, b); err != nil {
+		if err := m.ask(func() error { return m.engine.Ensure(ctx, b) }); err != nil {
 			errs = append(errs, fmt.Errorf("network %s (%s) in the engine: %w", n.Name, n.ID, err))
 			continue
 		}
 		m.bridges[n.ID] = b
+		m.known = false // it may have replaced a bridge that devices were put into
 	}
 	return errors.Join(errs...)
 }
@@ -143,7 +179,7 @@ func (m *Mesh) removeBridges(ctx context.Context, want []plan.Network) error {
 		if wanted[id] {
 			continue
 		}
-		if err := m.engine.Remove(ctx, n); err != nil {
+		if err := m.ask(func() error { return m.engine.Remove(ctx, n) }); err != nil {
 			errs = append(errs, fmt.Errorf("remove network %s (%s) from the engine: %w", n.Name, id, err))
 			continue
 		}

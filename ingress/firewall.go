@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
@@ -15,8 +17,12 @@ import (
 // verdict in a table of ours could overrule that, and DOCKER-USER is the chain
 // Docker leaves to others. It is changed with the iptables command because Docker
 // uses that too, whether it writes to nftables or to the older kernel interface.
+//
+// The command waits for others who are changing rules, up to five seconds, so
+// whoever is to stay quick calls check before taking a lock that others need.
 type firewall struct {
-	asserted bool
+	mu       sync.Mutex  // held while rules are changed
+	asserted atomic.Bool // the rule was there when last looked for
 }
 
 const dockerUser = "DOCKER-USER"
@@ -26,11 +32,18 @@ func acceptRule() []string {
 		"-m", "comment", "--comment", "miniswarm", "-j", "ACCEPT"}
 }
 
-// assert makes sure of the rule, before or after Docker made its chain.
+// assert makes sure of the rule unless it was there already.
 func (f *firewall) assert(ctx context.Context) error {
-	if f.asserted {
+	if f.asserted.Load() {
 		return nil
 	}
+	return f.check(ctx)
+}
+
+// check looks for the rule and adds it, before or after Docker made its chain.
+func (f *firewall) check(ctx context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	err := iptables(ctx, append([]string{"-C"}, acceptRule()...)...)
 	if err != nil && !errors.Is(err, exec.ErrNotFound) {
 		// Docker takes a chain that exists as it is.
@@ -41,16 +54,18 @@ func (f *firewall) assert(ctx context.Context) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		err = nil // no iptables, so Docker does without as well
 	}
+	f.asserted.Store(err == nil)
 	if err != nil {
 		return fmt.Errorf("let the mesh pass Docker's firewall: %w", err)
 	}
-	f.asserted = true
 	return nil
 }
 
 // remove takes the rule away, and the chain if nobody uses it.
 func (f *firewall) remove(ctx context.Context) error {
-	f.asserted = false
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asserted.Store(false)
 	for {
 		err := iptables(ctx, append([]string{"-D"}, acceptRule()...)...)
 		if errors.Is(err, exec.ErrNotFound) {

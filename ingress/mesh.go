@@ -53,6 +53,7 @@ type Mesh struct {
 	firewall firewall
 	reserved map[plan.PortKey]*ports.Reservation
 	bridges  map[string]BridgeNetwork // the engine's networks, by id; nil if not known
+	hangs    error                    // why the engine is not asked; nil if it may be
 	input    plan.Input
 	want     plan.State             // what the last Apply asked for
 	have     plan.State             // what the kernel holds apart from the table
@@ -140,22 +141,37 @@ func (m *Mesh) Installed(ctx context.Context) (bool, error) {
 // from the last Apply. Repaired says that there was something. Before the first
 // Apply it does nothing.
 func (m *Mesh) Verify(ctx context.Context) (repaired bool, err error) {
-	// An engine that hangs must not keep others from changing routes.
-	bridges, engineErr := m.listBridges(ctx)
+	bridges, err := m.listBridges(ctx)
+	return m.verify(ctx, bridges, err)
+}
+
+// verify is Verify when the engine has been asked for its networks: one that hangs,
+// and others who are changing firewall rules, must not keep anybody from changing
+// routes.
+func (m *Mesh) verify(ctx context.Context, bridges map[string]BridgeNetwork, engineErr error) (repaired bool, err error) {
+	if !m.begun() {
+		return false, nil
+	}
+	firewallErr := m.firewall.check(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.applied {
-		return false, nil
+		return false, nil // removed meanwhile
 	}
-	if engineErr == nil {
-		m.bridges = bridges
-	}
-	m.known, m.firewall.asserted = false, false
+	m.learnBridges(bridges, engineErr)
+	m.known = false
 	repaired, err = m.reconcile(ctx)
 	if repaired {
 		m.log.Warn("data plane differed from what was applied and is repaired")
 	}
-	return repaired, errors.Join(engineErr, err, m.hairpin())
+	return repaired, errors.Join(engineErr, firewallErr, err, m.hairpin())
+}
+
+// begun says whether there was an Apply.
+func (m *Mesh) begun() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.applied
 }
 
 // reconcile goes the steps of the package comment. Where the engine has to make a
@@ -170,19 +186,24 @@ func (m *Mesh) reconcile(ctx context.Context) (changed bool, err error) {
 	in.Peers = m.withoutDead(m.withDirect(in.Peers))
 	in.Ports = m.reserve(in.Ports, &errs)
 	if rest, ok := m.withoutMissing(in); ok {
-		changed, err = m.converge(ctx, rest)
+		changed, _, err = m.converge(ctx, rest)
 		errs = append(errs, err)
 	}
 	if err := m.ensureBridges(ctx, in); err != nil {
 		errs = append(errs, err)
 	}
-	also, err := m.converge(ctx, in)
-	return changed || also, errors.Join(append(errs, err)...)
+	also, ruled, err := m.converge(ctx, in)
+	errs = append(errs, err)
+	if ruled {
+		errs = append(errs, m.removeBridges(ctx, m.input.Networks))
+	}
+	return changed || also, errors.Join(errs...)
 }
 
 // converge makes the kernel agree with in. It reads back first unless the kernel's
-// content is known.
-func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed bool, err error) {
+// content is known. Ruled says that the table has its new rules, so that nothing
+// leads to what in does not contain.
+func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed, ruled bool, err error) {
 	var errs []error
 	var prev *plan.State
 	if m.applied {
@@ -192,13 +213,13 @@ func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed bool, err e
 	if err != nil {
 		errs = append(errs, err)
 		if len(want.Sysctls) == 0 {
-			return false, err // nothing could be planned at all
+			return false, false, err // nothing could be planned at all
 		}
 	}
 	verify := !m.known
 	if verify {
 		if m.have, err = m.kernel.Read(ctx, want); err != nil {
-			return false, errors.Join(append(errs, err)...)
+			return false, false, errors.Join(append(errs, err)...)
 		}
 	}
 	if err := m.firewall.assert(ctx); err != nil {
@@ -211,7 +232,7 @@ func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed bool, err e
 	if len(d.Overlays.Add) > 0 {
 		kernelErr = m.kernel.AddDevices(ctx, d.Overlays.Add)
 		if m.have, err = m.kernel.Read(ctx, want); err != nil {
-			return changed, errors.Join(append(errs, kernelErr, err)...)
+			return changed, false, errors.Join(append(errs, kernelErr, err)...)
 		}
 		d = plan.Compare(m.have, withoutTable(want))
 	}
@@ -225,7 +246,7 @@ func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed bool, err e
 	}
 	if tableErr == nil {
 		// Only now nothing leads to what is to be removed.
-		kernelErr = errors.Join(kernelErr, m.kernel.Delete(ctx, d), m.removeBridges(ctx, m.input.Networks))
+		kernelErr = errors.Join(kernelErr, m.kernel.Delete(ctx, d))
 	}
 	errs = append(errs, kernelErr, tableErr, m.forget(ctx, want))
 	newBackends := prev == nil || !slices.Equal(prev.Backends, want.Backends)
@@ -234,7 +255,7 @@ func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed bool, err e
 	if newBackends {
 		errs = append(errs, m.hairpin()) // a local one has a new port on the bridge
 	}
-	return changed || tableChanged, errors.Join(errs...)
+	return changed || tableChanged, tableErr == nil, errors.Join(errs...)
 }
 
 // withoutTable is the part that package overlay looks after.
@@ -331,6 +352,7 @@ func (m *Mesh) Remove(ctx context.Context) error {
 		delete(m.reserved, k)
 	}
 	m.input, m.want, m.have, m.known, m.applied, m.bridges, m.direct = plan.Input{}, plan.State{}, plan.State{}, false, false, nil, nil
+	m.hangs, m.dead = nil, nil
 	return errors.Join(errs...)
 }
 

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -401,6 +402,41 @@ func TestRestartDisturbsNoConnection(t *testing.T) {
 			t.Errorf("after the restart: %v", err)
 		}
 	}
+}
+
+func TestAnEngineThatHangsHoldsUpNoRoute(t *testing.T) {
+	c := newCluster(t, options{hosts: 2})
+	client := c.plug("client", addr("192.0.2.100"))
+	all := c.replicas(ingressID, 1, 2)
+	h := c.hosts[0]
+	h.close()
+	asked := 0
+	h.engine.hangs = func() {
+		asked++
+		even(t, client.survey("tcp", h.at(80), "192.0.2.100", 4), all[1:], 4)
+	}
+	h.start()
+	change := func(backends ...plan.Backend) {
+		t.Helper()
+		c.ports[0].Backends = backends
+		err := h.do(func() error { return h.mesh.Apply(t.Context(), c.input(h)) })
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v, want that of the engine", err)
+		}
+	}
+	change(all[1].task)
+	if asked != 1 {
+		t.Fatalf("the engine was asked %d times, want once, after the change", asked)
+	}
+	change(all[0].task)
+	even(t, client.survey("tcp", h.at(80), "192.0.2.100", 4), all[:1], 4)
+	if asked != 1 {
+		t.Errorf("an engine that hangs was asked again for a change that does not need it")
+	}
+	h.engine.hangs = nil
+	h.must(func() error { _, err := h.mesh.Verify(t.Context()); return err })
+	c.publish(all[0].task, all[1].task)
+	even(t, client.survey("tcp", h.at(80), "192.0.2.100", 4), all, 2)
 }
 
 func TestOnlyOneHasTheDataPlane(t *testing.T) {

@@ -32,8 +32,9 @@ const (
 // Run keeps the data plane as it was last applied, until ctx ends: it repairs
 // what others change, at once where they change the machine's firewall rules and
 // otherwise within ten seconds, and finds out which neighbours can be reached
-// without VXLAN. It does all its work on the calling goroutine, and returns nil when
-// ctx ends. Trouble is logged and tried again.
+// without VXLAN, and which suspect machines are dead. What concerns the network namespace
+// it does on the calling goroutine. It returns nil when ctx ends; trouble is logged and
+// tried again.
 func (m *Mesh) Run(ctx context.Context) error {
 	changes, stop, err := watchRules()
 	if err != nil {
@@ -51,6 +52,12 @@ func (m *Mesh) Run(ctx context.Context) error {
 	defer asking.Stop()
 	var settle <-chan time.Time
 	wait := calm
+	var listing chan listed // an answer of the engine is awaited
+	defer func() {
+		if listing != nil {
+			<-listing
+		}
+	}()
 	for {
 		select {
 		case <-changes:
@@ -69,7 +76,12 @@ func (m *Mesh) Run(ctx context.Context) error {
 			}
 		case <-verify.C:
 			wait = calm
-			if _, err := m.Verify(ctx); err != nil && ctx.Err() == nil {
+			if listing == nil {
+				listing = m.listAside(ctx)
+			}
+		case l := <-listing:
+			listing = nil
+			if _, err := m.verify(ctx, l.bridges, l.err); err != nil && ctx.Err() == nil {
 				m.log.Error("data plane is not as it should be", "err", err)
 			}
 		case <-probing.C:
@@ -89,9 +101,33 @@ func (m *Mesh) Run(ctx context.Context) error {
 	}
 }
 
+// listed is what the engine said about its networks.
+type listed struct {
+	bridges map[string]BridgeNetwork
+	err     error
+}
+
+// listAside asks the engine, which may be slow, while the caller goes on. There is an
+// answer at the latest when ctx ends.
+func (m *Mesh) listAside(ctx context.Context) chan listed {
+	answer := make(chan listed, 1)
+	go func() {
+		bridges, err := m.listBridges(ctx)
+		answer <- listed{bridges, err}
+	}()
+	return answer
+}
+
 // verifyRules is the part of Verify that concerns firewall rules. Disturbed says
 // that somebody else had changed some, not necessarily ours.
 func (m *Mesh) verifyRules(ctx context.Context) (disturbed bool, err error) {
+	if disturbed, err = m.verifyTable(ctx); !disturbed {
+		return false, err
+	}
+	return true, errors.Join(err, m.firewall.check(ctx))
+}
+
+func (m *Mesh) verifyTable(ctx context.Context) (disturbed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.applied {
@@ -105,8 +141,7 @@ func (m *Mesh) verifyRules(ctx context.Context) (disturbed bool, err error) {
 	if repaired {
 		m.log.Warn("rules were changed by somebody else and are repaired")
 	}
-	m.firewall.asserted = false
-	return true, errors.Join(err, m.firewall.assert(ctx))
+	return true, err
 }
 
 // watchRules signals when anybody, also we, changes nftables rules. stop ends it

@@ -127,6 +127,12 @@ func (k *Kernel) index(name string) (int, error) {
 	return l.Attrs().Index, nil
 }
 
+// Has says whether there is a device of that name.
+func (k *Kernel) Has(device string) bool {
+	_, err := k.index(device)
+	return err == nil
+}
+
 func notFound(err error) bool {
 	var missing netlink.LinkNotFoundError
 	return errors.As(err, &missing) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) ||
