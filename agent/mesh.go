@@ -19,7 +19,8 @@ import (
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
 
-// Mesh is the node's data plane; *ingress.Mesh is one. Calls come one at a time.
+// Mesh is the node's data plane; *ingress.Mesh is one. Verify may be called beside the others, which come one at a time.
+// Whoever gives it to the agent has it read itself back now and then.
 type Mesh interface {
 	// Apply makes the node's network what in says; it is complete.
 	Apply(ctx context.Context, in plan.Input) error
@@ -34,8 +35,6 @@ const (
 	maxMeshRetry = 5 * time.Second
 	// quietTries is how often the data plane is tried before trouble with it is logged.
 	quietTries = 4
-	// verifyEvery is how often the data plane is read back: others may flush rules, delete devices, restart engines.
-	verifyEvery = 10 * time.Second
 )
 
 // meshKeeper merges what the leader says about routing into one table and applies it. Applying has a goroutine of its own and
@@ -130,8 +129,10 @@ func inOrder[T any](table map[string]T) []T {
 
 // run applies until ctx ends.
 func (k *meshKeeper) run(ctx context.Context) error {
-	verify := time.NewTicker(verifyEvery)
-	defer verify.Stop()
+	// Beside it, since reading back asks the engine, which may be slow, and changes of routes must not wait for it.
+	var doubts sync.WaitGroup
+	defer doubts.Wait()
+	doubts.Go(func() { k.verify(ctx) })
 	var again <-chan time.Time
 	pause := minMeshRetry
 	var said string
@@ -145,16 +146,6 @@ func (k *meshKeeper) run(ctx context.Context) error {
 			err = k.apply(ctx)
 		case <-again:
 			err = k.apply(ctx)
-		case <-verify.C:
-			if again != nil {
-				continue // it is about to be applied again anyway
-			}
-			err = k.verify(ctx)
-		case <-k.suspect:
-			if again != nil {
-				continue
-			}
-			err = k.verify(ctx)
 		}
 		if err == nil {
 			again, pause, said, tries = nil, minMeshRetry, "", 0
@@ -171,12 +162,22 @@ func (k *meshKeeper) run(ctx context.Context) error {
 	}
 }
 
-func (k *meshKeeper) verify(ctx context.Context) error {
-	if k.mesh == nil {
-		return nil
+// verify reads the data plane back whenever there is doubt, until ctx ends. What cannot be repaired is applied again, which
+// tells of it and goes on until it can.
+func (k *meshKeeper) verify(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.suspect:
+		}
+		if k.mesh == nil {
+			continue
+		}
+		if _, err := k.mesh.Verify(ctx); err != nil {
+			k.poke()
+		}
 	}
-	_, err := k.mesh.Verify(ctx)
-	return err
 }
 
 func (k *meshKeeper) apply(ctx context.Context) error {
