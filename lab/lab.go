@@ -100,7 +100,8 @@ func List(root string) ([]*Lab, error) {
 }
 
 // Remove takes a lab away whatever state it is in: up, half built by a run that was killed, or only a directory.
-// It returns ErrNotFound when there is not even that. An empty root means DefaultRoot.
+// It returns ErrNotFound when there is not even that, or a directory that no lab has made. An empty root means
+// DefaultRoot.
 func Remove(ctx context.Context, root, name string) error {
 	if !validName.MatchString(name) {
 		return fmt.Errorf("%w: %q", ErrNotFound, name)
@@ -109,7 +110,7 @@ func Remove(ctx context.Context, root, name string) error {
 	if err != nil {
 		return fmt.Errorf("remove lab %s: %w", name, err)
 	}
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+	if !isLab(dir) {
 		return fmt.Errorf("%w: %s", ErrNotFound, name)
 	}
 	if err := Check(); err != nil {
@@ -150,6 +151,10 @@ func opened(dir string, r *record) *Lab {
 // reserve writes down the new lab, its subnet and its hosts before anything of it exists, so that whoever finds
 // the directory knows what to look for.
 func reserve(ctx context.Context, opts Options, say teller) (*Lab, error) {
+	dir := filepath.Join(opts.StateDir, opts.Name)
+	if _, err := os.Lstat(dir); err == nil && !isLab(dir) {
+		return nil, fmt.Errorf("lab %s: %s is there already and is no lab: choose another name or state directory", opts.Name, dir)
+	}
 	if err := os.MkdirAll(opts.StateDir, 0o755); err != nil {
 		return nil, fmt.Errorf("lab %s: %w", opts.Name, err)
 	}
@@ -164,11 +169,10 @@ func reserve(ctx context.Context, opts Options, say teller) (*Lab, error) {
 	}
 	defer unlock()
 
-	dir := filepath.Join(opts.StateDir, opts.Name)
 	if r, err := readRecord(dir); err == nil && r.up() && (r.Owner.PID == 0 || r.Owner.alive()) {
 		return nil, fmt.Errorf("%w: %s, %d hosts; `miniswarm lab down --name %s` removes it", ErrExists, opts.Name, len(r.Hosts), opts.Name)
 	}
-	if _, err := os.Stat(dir); err == nil {
+	if isLab(dir) {
 		say("clearing away what is left of an earlier lab %s", opts.Name)
 		if err := wipe(ctx, dir); err != nil {
 			return nil, fmt.Errorf("lab %s: remains of an earlier one: %w", opts.Name, err)
@@ -195,7 +199,7 @@ func reserve(ctx context.Context, opts Options, say teller) (*Lab, error) {
 		r.Hosts = append(r.Hosts, hostRecord{Name: hostName(n), Addr: hostAddr(subnet, n), Manager: n <= opts.Managers})
 	}
 	// The directory appears in one step, complete: a lab without lab.json would be nobody's to sweep.
-	staging := filepath.Join(opts.StateDir, ".new")
+	staging := filepath.Join(opts.StateDir, passingPrefix+"new")
 	if err := errors.Join(
 		os.RemoveAll(staging),
 		os.Mkdir(staging, 0o755),
@@ -212,31 +216,41 @@ func reserve(ctx context.Context, opts Options, say teller) (*Lab, error) {
 func sweep(ctx context.Context, root string, say teller) ([]netip.Prefix, error) {
 	var taken []netip.Prefix
 	for _, root := range slices.Compact([]string{DefaultRoot, root}) {
-		entries, err := os.ReadDir(root)
+		here, err := sweepRoot(ctx, root, say)
 		if err != nil {
-			return nil, fmt.Errorf("list labs: %w", err)
+			return nil, err
 		}
-		for _, e := range entries {
-			dir := filepath.Join(root, e.Name())
-			if e.IsDir() && strings.HasPrefix(e.Name(), ".") {
-				if err := os.RemoveAll(dir); err != nil { // one that was being made, or being deleted
-					return nil, fmt.Errorf("remains of a lab: %w", err)
-				}
-				continue
+		taken = append(taken, here...)
+	}
+	return taken, nil
+}
+
+// sweepRoot is sweep for one directory of labs. People choose it, so what no lab has made is left alone.
+func sweepRoot(ctx context.Context, root string, say teller) (taken []netip.Prefix, err error) {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return nil, fmt.Errorf("list labs: %w", err)
+	}
+	for _, e := range entries {
+		dir := filepath.Join(root, e.Name())
+		if e.IsDir() && strings.HasPrefix(e.Name(), passingPrefix) {
+			if err := os.RemoveAll(dir); err != nil {
+				return nil, fmt.Errorf("remains of a lab: %w", err)
 			}
-			r, err := readRecord(dir)
-			if err != nil {
-				continue // not a lab, or one whose record is beyond reading: `lab down` is for that
-			}
-			if r.Owner.PID != 0 && !r.Owner.alive() {
-				say("clearing away lab %s, whose owner is gone", r.Name)
-				if err := wipe(ctx, dir); err != nil {
-					return nil, fmt.Errorf("remains of lab %s: %w", r.Name, err)
-				}
-				continue
-			}
-			taken = append(taken, r.Subnet)
+			continue
 		}
+		r, err := readRecord(dir)
+		if err != nil {
+			continue // not a lab, or one whose record is beyond reading: `lab down` is for that
+		}
+		if r.Owner.PID != 0 && !r.Owner.alive() {
+			say("clearing away lab %s, whose owner is gone", r.Name)
+			if err := wipe(ctx, dir); err != nil {
+				return nil, fmt.Errorf("remains of lab %s: %w", r.Name, err)
+			}
+			continue
+		}
+		taken = append(taken, r.Subnet)
 	}
 	return taken, nil
 }
@@ -304,7 +318,7 @@ func wipe(ctx context.Context, dir string) error {
 		return fmt.Errorf("lab %s is not gone: %w", filepath.Base(dir), err)
 	}
 	// Gone in one step, too. Deleting images and layers takes longer, and a later sweep finishes it if need be.
-	rest := filepath.Join(filepath.Dir(dir), ".gone-"+filepath.Base(dir))
+	rest := filepath.Join(filepath.Dir(dir), passingPrefix+"gone-"+filepath.Base(dir))
 	if err := errors.Join(os.RemoveAll(rest), os.Rename(dir, rest), os.RemoveAll(rest)); err != nil {
 		return fmt.Errorf("lab %s is not gone: %w", filepath.Base(dir), err)
 	}

@@ -34,6 +34,16 @@ const (
 	registryLog  = "registry.log"
 )
 
+// passingPrefix begins the names of directories beside labs that are being made or deleted. Nobody else's may begin so:
+// what a killed run has left of them is removed unseen.
+const passingPrefix = ".miniswarm-lab-"
+
+// isLab says whether a lab has made the directory. It has its record from the first moment to the last.
+func isLab(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, recordFile))
+	return err == nil
+}
+
 // record is lab.json: what is true of a lab whoever looks at it.
 type record struct {
 	Name    string
