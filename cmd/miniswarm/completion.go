@@ -15,10 +15,16 @@ import (
 // the program's name, and last the beginning of the word at the cursor, which may be empty.
 const completeName = "__complete"
 
+// completionScripts offer what the daemon has to say, such as names that other machines have given themselves. None may let
+// the shell read them as anything but text: bash's own compgen -W would run a $(command) in them.
 var completionScripts = map[string]string{
 	"bash": `_miniswarm() {
-    local IFS=$'\n'
-    COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}"))
+    local word
+    COMPREPLY=()
+    while IFS= read -r word; do
+        printf -v word %q "$word"
+        COMPREPLY+=("$word")
+    done < <("${COMP_WORDS[0]}" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
 }
 complete -o default -F _miniswarm miniswarm
 `,
