@@ -58,13 +58,20 @@ func labUp(e *env) *cli.Command {
 			&cli.IntFlag{Name: "managers", Aliases: []string{"m"}, Value: 1, Usage: "how many of them, from vm1 on, are managers"},
 			&cli.BoolFlag{Name: "no-cluster", Usage: "do not make a cluster of them"}),
 		Action: func(c *cli.Context) error {
+			if n := c.Int("nodes"); n < 1 {
+				return cli.Exit(fmt.Sprintf("--nodes %d: a lab has at least one host", n), exitUsage)
+			}
 			began := time.Now()
 			l, err := lab.Up(c.Context, lab.Options{Name: c.String("name"), StateDir: c.String("state-dir"), Nodes: c.Int("nodes"), Managers: c.Int("managers"),
 				MiniswarmBinary: e.executable, Cluster: !c.Bool("no-cluster")}, e.stderr)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(e.stdout, "Lab %s is up after %.1f s. Look around:\n\n    eval \"$(miniswarm lab env vm1%s)\"\n    miniswarm node ls\n\n", l.Name(), time.Since(began).Seconds(), nameFlag(c))
+			next := "miniswarm node ls"
+			if c.Bool("no-cluster") {
+				next = "miniswarm init"
+			}
+			fmt.Fprintf(e.stdout, "Lab %s is up after %.1f s. Look around:\n\n    eval \"$(miniswarm lab env vm1%s)\"\n    %s\n\n", l.Name(), time.Since(began).Seconds(), nameFlag(c), next)
 			return nil
 		}}
 }
@@ -201,20 +208,24 @@ func labEnv(e *env) *cli.Command {
 		Flags:       labFlags(&cli.BoolFlag{Name: "unset", Aliases: []string{"u"}, Usage: "print what points them back"}),
 		Action: func(c *cli.Context) error {
 			if c.Bool("unset") {
-				fmt.Fprintln(e.stdout, "unset DOCKER_HOST MINISWARM_HOST")
+				fmt.Fprintln(e.stdout, "unset DOCKER_HOST MINISWARM_HOST LAB_REGISTRY")
 				return nil
 			}
 			l, host, err := openLab(c)
 			if err != nil {
 				return err
 			}
-			env, err := l.Env(host)
+			h, err := l.Host(host)
 			if err != nil {
 				return err
 			}
-			for _, kv := range env {
-				k, v, _ := strings.Cut(kv, "=")
-				fmt.Fprintf(e.stdout, "export %s='%s'\n", k, strings.ReplaceAll(v, "'", `'\''`))
+			// docker is pointed at the daemon too: that serves everything the engine does, and the cluster besides.
+			docker := h.DaemonSocket
+			if !h.Daemon {
+				docker = h.EngineSocket
+			}
+			for _, kv := range [][2]string{{"DOCKER_HOST", "unix://" + docker}, {"MINISWARM_HOST", "unix://" + h.DaemonSocket}, {"LAB_REGISTRY", l.Registry()}} {
+				fmt.Fprintf(e.stdout, "export %s='%s'\n", kv[0], strings.ReplaceAll(kv[1], "'", `'\''`))
 			}
 			return nil
 		}}

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -58,13 +59,13 @@ func (s *Server) listTasks(c Control, w http.ResponseWriter, r *http.Request) er
 	}
 	switch { // the narrowest index there is
 	case len(services) > 0:
-		for id := range services {
+		for _, id := range slices.Sorted(maps.Keys(services)) {
 			for t := range snap.TasksOfService(id) {
 				keep(t)
 			}
 		}
 	case len(nodes) > 0:
-		for id := range nodes {
+		for _, id := range slices.Sorted(maps.Keys(nodes)) {
 			for t := range snap.TasksOfNode(id) {
 				keep(t)
 			}
