@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/miniswarm/miniswarm/ingress/ping"
@@ -12,8 +13,9 @@ import (
 
 const (
 	// acquaint is how often peers are asked while nothing is wrong: only the silence of a machine that used to answer
-	// says anything.
-	acquaint = 10 * time.Second
+	// says anything. Those that have never answered are asked sooner at first, in case they are starting.
+	acquaint    = 10 * time.Second
+	acquaintNew = time.Second
 	// watchful is the pause between questions while a peer is suspect.
 	watchful = 200 * time.Millisecond
 )
@@ -22,8 +24,10 @@ const (
 // connections to their replicas are cut at once then, so that clients connect anew and reach others.
 type suspects struct {
 	m        *Mesh
-	answered map[netip.Addr]bool // machines that have ever answered
-	asked    time.Time
+	answered map[netip.Addr]bool // peers that have ever answered
+	all      []netip.Addr        // the peers, as of the last question to all
+	asked    time.Time           // when that was
+	pause    time.Duration       // until the next one
 }
 
 // ask asks the peers if it is time to, and lets the mesh know. It gives the pause until it should be called again.
@@ -39,8 +43,8 @@ func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error
 		}
 	}
 	question := suspect
-	if now.Sub(s.asked) >= acquaint || len(s.answered) < len(all) && now.Sub(s.asked) >= time.Second {
-		question, s.asked = all, now
+	if s.due(all, now) {
+		question = all
 	}
 	if len(question) == 0 {
 		return watchful, s.m.bury(ctx, nil)
@@ -59,6 +63,23 @@ func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error
 		}
 	}
 	return watchful, s.m.bury(ctx, dead)
+}
+
+// due says whether it is time to ask all peers. Where some never answer, as behind a firewall, the questions become
+// as rare as elsewhere.
+func (s *suspects) due(all []netip.Addr, now time.Time) bool {
+	if !slices.Equal(all, s.all) {
+		s.all, s.pause = all, 0
+		maps.DeleteFunc(s.answered, func(a netip.Addr, _ bool) bool { return !slices.Contains(all, a) })
+	}
+	if now.Sub(s.asked) < max(s.pause, acquaintNew) {
+		return false
+	}
+	s.asked, s.pause = now, min(max(2*s.pause, acquaintNew), acquaint)
+	if len(s.answered) == len(all) {
+		s.pause = acquaint
+	}
+	return true
 }
 
 // bury takes over which suspect machines do not answer, and changes the rules if that is news.

@@ -1,0 +1,38 @@
+package ingress
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func TestPeersThatNeverAnswerAreAskedLessAndLess(t *testing.T) {
+	here, firewalled := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	s := &suspects{answered: map[netip.Addr]bool{}}
+	now := time.Unix(1000, 0)
+	count := func(all []netip.Addr, long time.Duration) int {
+		n := 0
+		for end := now.Add(long); now.Before(end); now = now.Add(watchful) {
+			if s.due(all, now) {
+				n++
+				if len(all) > 0 {
+					s.answered[here] = true
+				}
+			}
+		}
+		return n
+	}
+	all := []netip.Addr{here, firewalled}
+	if n := count(all, 15*time.Second); n != 4 {
+		t.Errorf("asked %d times in the first 15 s, want 4: with pauses of 1, 2, 4 and 8 s", n)
+	}
+	if n := count(all, time.Minute); n != 6 {
+		t.Errorf("asked %d times in a later minute, want 6", n)
+	}
+	if n := count(all[:1], time.Second); n != 1 || s.answered[firewalled] || !s.answered[here] {
+		t.Errorf("asked %d times within 1 s after the peers changed, want 1; have answered: %v", n, s.answered)
+	}
+	if n := count(all[:1], time.Minute); n != 6 {
+		t.Errorf("asked %d times in a minute, want 6 where all answer", n)
+	}
+}
