@@ -20,6 +20,7 @@ import (
 // not safe for concurrent use, and only one Table may write in a namespace at a
 // time.
 type Table struct {
+	// conn is nil after it had to be given up and no other could be opened.
 	conn *nftables.Conn
 	// ask is for single questions. Closing a socket of this family waits for the
 	// kernel's housekeeping, so it stays open as well.
@@ -51,9 +52,12 @@ func Open() (*Table, error) {
 // for the largest of clusters, not allocations.
 const socketBuffer = 64 << 20
 
+// connect begins anew: what was gathered but not sent, and answers that were not
+// read, are gone with the connection they belonged to.
 func (t *Table) connect() error {
 	if t.conn != nil {
 		t.conn.CloseLasting()
+		t.conn, t.known = nil, false
 	}
 	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(
 		func(c *netlink.Conn) error { return c.SetWriteBuffer(socketBuffer) },
@@ -67,14 +71,28 @@ func (t *Table) connect() error {
 }
 
 // Close ends the connection and leaves the table as it is, at work.
-func (t *Table) Close() error { return errors.Join(t.conn.CloseLasting(), t.ask.Close()) }
+func (t *Table) Close() error {
+	err := t.ask.Close()
+	if t.conn != nil {
+		err = errors.Join(t.conn.CloseLasting(), err)
+	}
+	return err
+}
+
+// ready opens another connection if the last one had to be given up.
+func (t *Table) ready(ctx context.Context) error {
+	if err := ctx.Err(); err != nil || t.conn != nil {
+		return err
+	}
+	return t.connect()
+}
 
 // Apply makes the table say what want says. What the kernel already holds is
 // left alone, also when this is the first call in a process that follows
 // another: connections are not disturbed. It fails as a whole. The Table keeps
 // want, which must not be changed afterwards.
 func (t *Table) Apply(ctx context.Context, want plan.Table) error {
-	if err := ctx.Err(); err != nil {
+	if err := t.ready(ctx); err != nil {
 		return err
 	}
 	if !t.known {
@@ -92,6 +110,9 @@ func (t *Table) Apply(ctx context.Context, want plan.Table) error {
 // that there was something, which somebody else must have done unless this is
 // the first call. It is cheap while nobody changes any rule of the machine.
 func (t *Table) Verify(ctx context.Context, want plan.Table) (repaired bool, err error) {
+	if err := t.ready(ctx); err != nil {
+		return false, err
+	}
 	before, err := t.currentGeneration()
 	if err != nil {
 		return false, err
@@ -100,7 +121,8 @@ func (t *Table) Verify(ctx context.Context, want plan.Table) (repaired bool, err
 		t.known = false
 		have, intact, err := t.read(ctx, want.Base)
 		if err != nil {
-			return false, fmt.Errorf("read nftables table %s: %w", TableName, err)
+			// The rest of the answer must not be taken for that to the next question.
+			return false, errors.Join(fmt.Errorf("read nftables table %s: %w", TableName, err), t.connect())
 		}
 		if !intact {
 			return true, t.commit(plan.TableDiff{Rebuild: true}, want)
@@ -126,7 +148,7 @@ func (t *Table) Disturbed() (bool, error) {
 // Recall reads the peers that the kernel's table knows, whoever wrote it. Without
 // a table there are none.
 func (t *Table) Recall(ctx context.Context) ([]plan.PeerMark, error) {
-	if err := ctx.Err(); err != nil {
+	if err := t.ready(ctx); err != nil {
 		return nil, err
 	}
 	exists, err := t.exists()
@@ -149,7 +171,7 @@ func (t *Table) exists() (bool, error) {
 
 // Installed says whether the kernel has our table, put there by this process or a former one.
 func (t *Table) Installed(ctx context.Context) (bool, error) {
-	if err := ctx.Err(); err != nil {
+	if err := t.ready(ctx); err != nil {
 		return false, err
 	}
 	return t.exists()
@@ -157,7 +179,7 @@ func (t *Table) Installed(ctx context.Context) (bool, error) {
 
 // Remove deletes the table. It is no error if there is none.
 func (t *Table) Remove(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
+	if err := t.ready(ctx); err != nil {
 		return err
 	}
 	t.known = false

@@ -248,3 +248,21 @@ func BenchmarkChange(b *testing.B) {
 		}
 	})
 }
+
+// A connection that has failed is given up, and another opened as soon as there can be one.
+func TestAConnectionThatWasGivenUpIsReplaced(t *testing.T) {
+	namespace(t)
+	table := open(t)
+	if err := table.Apply(t.Context(), sample()); err != nil {
+		t.Fatal(err)
+	}
+	before := nftList(t)
+	table.conn.CloseLasting()
+	table.conn, table.known = nil, false // as when no other could be opened
+	if err := table.Apply(t.Context(), sample()); err != nil {
+		t.Error(err)
+	}
+	if after := nftList(t); after != before {
+		t.Errorf("the rules have changed:\n%s\n%s", before, after)
+	}
+}
