@@ -52,6 +52,7 @@ type Mesh struct {
 	table    dataPlane
 	firewall firewall
 	reserved map[plan.PortKey]*ports.Reservation
+	inUse    map[plan.PortKey]*ports.InUseError // who has ports that are not reserved, as of the last Verify
 	bridges  map[string]BridgeNetwork // the engine's networks, by id; nil if not known
 	hangs    error                    // why the engine is not asked; nil if it may be
 	input    plan.Input
@@ -100,7 +101,7 @@ func New(c Config) (*Mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the data plane: %w", err)
 	}
-	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, alwaysVXLAN: c.AlwaysVXLAN, reserved: map[plan.PortKey]*ports.Reservation{}}
+	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, alwaysVXLAN: c.AlwaysVXLAN, reserved: map[plan.PortKey]*ports.Reservation{}, inUse: map[plan.PortKey]*ports.InUseError{}}
 	if m.kernel, err = overlay.Open(c.StateDir); err == nil {
 		if m.table, err = nft.Open(); err != nil {
 			m.kernel.Close()
@@ -159,6 +160,7 @@ func (m *Mesh) verify(ctx context.Context, bridges map[string]BridgeNetwork, eng
 		return false, nil // removed meanwhile
 	}
 	m.learnBridges(bridges, engineErr)
+	clear(m.inUse)
 	m.known = false
 	repaired, err = m.reconcile(ctx)
 	if repaired {
@@ -276,12 +278,16 @@ func (m *Mesh) reserve(published []plan.PublishedPort, errs *[]error) []plan.Pub
 			continue
 		}
 		if m.reserved[k] == nil {
-			r, err := ports.Reserve(k)
+			r, err := ports.Reserve(k, m.inUse[k])
 			if err != nil {
+				if e, ok := errors.AsType[*ports.InUseError](err); ok {
+					m.inUse[k] = e
+				}
 				*errs = append(*errs, fmt.Errorf("service %s is not reachable through this node: %w", p.Name, err))
 				continue
 			}
 			m.reserved[k] = r
+			delete(m.inUse, k)
 		}
 		wanted[k] = true
 		free = append(free, p)

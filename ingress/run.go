@@ -85,9 +85,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 				m.log.Error("data plane is not as it should be", "err", err)
 			}
 		case <-probing.C:
-			if err := r.probe(ctx); err != nil && ctx.Err() == nil {
-				m.log.Warn("looking for plain ways to neighbours", "err", err)
-			}
+			r.say(ctx, r.probe(ctx))
 			probing.Reset(r.pause())
 		case <-asking.C:
 			pause, err := s.ask(ctx, time.Now())
@@ -178,6 +176,19 @@ type rounds struct {
 	key    []byte              // the prober's
 	asked  map[netip.Addr]bool // the peers of the last round
 	since  int                 // rounds since they changed
+	said   string              // the trouble that was logged last
+}
+
+// say logs trouble once: a bridge that the engine has yet to make is asked for every second.
+func (r *rounds) say(ctx context.Context, err error) {
+	if err == nil || ctx.Err() != nil {
+		r.said = ""
+		return
+	}
+	if err.Error() != r.said {
+		r.said = err.Error()
+		r.m.log.Warn("looking for plain ways to neighbours", "err", err)
+	}
 }
 
 func (r *rounds) close() {

@@ -45,8 +45,9 @@ func (e *InUseError) Error() string {
 func (e *InUseError) Is(target error) bool { return target == syscall.EADDRINUSE }
 
 // Reserve takes a port in the network namespace of the calling thread. An
-// *InUseError names the process that has it.
-func Reserve(k plan.PortKey) (*Reservation, error) {
+// *InUseError names the process that has it. To find that process out means to look at
+// all files that all processes have open; known is returned instead, if not nil.
+func Reserve(k plan.PortKey, known *InUseError) (*Reservation, error) {
 	kind := unix.SOCK_STREAM
 	if k.Protocol == plan.UDP {
 		kind = unix.SOCK_DGRAM
@@ -58,6 +59,9 @@ func Reserve(k plan.PortKey) (*Reservation, error) {
 	if err := bind(fd, k); err != nil {
 		unix.Close(fd)
 		if errors.Is(err, unix.EADDRINUSE) {
+			if known != nil {
+				return nil, known
+			}
 			pid, name := holder(k)
 			return nil, &InUseError{Port: k, PID: pid, Process: name}
 		}

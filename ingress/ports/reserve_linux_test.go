@@ -26,7 +26,7 @@ func free(t *testing.T) uint16 {
 
 func reserve(t *testing.T, k plan.PortKey) *Reservation {
 	t.Helper()
-	r, err := Reserve(k)
+	r, err := Reserve(k, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestTheHolderIsNamed(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			_, err = Reserve(plan.PortKey{Protocol: c.proto, Port: uint16(port)})
+			_, err = Reserve(plan.PortKey{Protocol: c.proto, Port: uint16(port)}, nil)
 			var inUse *InUseError
 			if !errors.As(err, &inUse) || inUse.PID != os.Getpid() || inUse.Process == "" || !errors.Is(err, syscall.EADDRINUSE) {
 				t.Fatalf("error %v, want one that names process %d", err, os.Getpid())
