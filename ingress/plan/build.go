@@ -107,13 +107,17 @@ func checkNetwork(n Network, gw netip.Addr, ok bool) error {
 // Dead peers keep theirs: being cut off from the manager is no reason to drop what
 // a peer sends, and the way costs nothing.
 func (b *builder) neighbours(o Overlay) {
+	flooded := map[netip.Addr]bool{}
 	for _, p := range b.in.Peers {
 		gw, ok := p.Gateways[o.ID]
 		if !ok || !o.Subnet.Contains(gw) || !p.Underlay.Is4() || p.Underlay == b.in.Self.Underlay {
 			continue // a daemon beside us on this machine has no data path of its own
 		}
 		if !o.Ingress {
-			b.out.Forwards = append(b.out.Forwards, Forward{Device: o.Device, Peer: p.Underlay})
+			if !flooded[p.Underlay] { // two daemons on one machine are one place to send to
+				flooded[p.Underlay] = true
+				b.out.Forwards = append(b.out.Forwards, Forward{Device: o.Device, Peer: p.Underlay})
+			}
 			continue
 		}
 		mac := GatewayMAC(gw)
@@ -133,6 +137,11 @@ func (b *builder) peers() {
 	for _, o := range b.out.Overlays {
 		b.out.Table.Guarded = append(b.out.Table.Guarded, o.Bridge)
 	}
+	type segmentMAC struct {
+		device string
+		mac    MAC
+	}
+	recognised := map[segmentMAC]bool{}
 	for _, p := range b.in.Peers {
 		gw, ok := p.Gateways[b.ingress.ID]
 		if !ok || !b.ingress.Subnet.Contains(gw) {
@@ -146,6 +155,13 @@ func (b *builder) peers() {
 		}
 		if d := p.Direct; d != nil && d.MAC != (MAC{}) {
 			b.wayBack(PeerMark{Device: d.Device, MAC: d.MAC, Mark: mark | markDirect}, p.Underlay)
+			// Two daemons on one machine are recognised as one. Replies find back by the mark of either, so that a second one
+			// that comes or goes breaks no connection.
+			if at := (segmentMAC{d.Device, d.MAC}); recognised[at] {
+				b.out.Table.Peers = b.out.Table.Peers[:len(b.out.Table.Peers)-1]
+			} else {
+				recognised[at] = true
+			}
 			if !slices.Contains(b.segments, d.Device) {
 				b.segments = append(b.segments, d.Device)
 				b.out.Table.Guarded = append(b.out.Table.Guarded, d.Device)

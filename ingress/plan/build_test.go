@@ -160,6 +160,40 @@ func TestWhoIsServed(t *testing.T) {
 	}
 }
 
+// Two daemons may share a machine: nothing that the kernel knows by the machine may be there twice.
+func TestTwoPeersOnOneMachine(t *testing.T) {
+	in := example()
+	direct := &Direct{Device: "eth0", MAC: MAC{2, 0, 0, 0, 0, 9}, Proven: true}
+	in.Peers[1].Underlay = in.Peers[0].Underlay
+	in.Peers[0].Direct, in.Peers[1].Direct = direct, direct
+	s := build(t, in, nil)
+	keys := map[string]bool{}
+	note := func(key string) {
+		if keys[key] {
+			t.Errorf("%s is there twice", key)
+		}
+		keys[key] = true
+	}
+	for _, p := range s.Table.Peers {
+		note(fmt.Sprint("peer ", p.Device, p.MAC))
+	}
+	for _, l := range s.Table.Loops {
+		note(fmt.Sprint("loop ", l))
+	}
+	for _, f := range s.Forwards {
+		note(fmt.Sprint("forward ", f))
+	}
+	for _, r := range s.Routes {
+		note(fmt.Sprint("route ", r.Table, r.Dst))
+	}
+	for _, r := range s.Rules {
+		note(fmt.Sprint("rule ", r))
+	}
+	if n := len(s.Table.Peers); n != 3 { // each by its overlay address, and the machine by its own
+		t.Errorf("%d ways to recognise a peer, want 3: %v", n, s.Table.Peers)
+	}
+}
+
 func TestWhatCannotBePlannedIsNamedAndTheRestIsPlanned(t *testing.T) {
 	for _, c := range []struct {
 		name   string
