@@ -123,13 +123,18 @@ LimitNOFILE=1048576
 WantedBy=multi-user.target
 `
 
+// unitText is the unit that runs a binary, whatever the directories above it are called.
+func unitText(executable string) []byte {
+	return fmt.Appendf(nil, unit, `"`+strings.NewReplacer(`\`, `\\`, `"`, `\"`, `%`, `%%`).Replace(executable)+`"`)
+}
+
 // startDaemon starts this machine's daemon and says how.
 func startDaemon(ctx context.Context, e *env, logPath string) (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("this needs root: run the command with sudo, or start 'miniswarm daemon' yourself")
 	}
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
-		if err := os.WriteFile(unitPath, fmt.Appendf(nil, unit, e.executable), 0o644); err != nil {
+		if err := os.WriteFile(unitPath, unitText(e.executable), 0o644); err != nil {
 			return "", fmt.Errorf("write the systemd unit: %w", err)
 		}
 		for _, args := range [][]string{{"daemon-reload"}, {"enable", "--now", "miniswarm.service"}} {
