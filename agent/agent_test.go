@@ -249,6 +249,26 @@ func TestHeartbeatsAndMeshDoNotWaitForTheEngine(t *testing.T) {
 	})
 }
 
+func TestRoutesChangeWhileTheDataPlaneIsReadBack(t *testing.T) {
+	withWorld(t, func(w *world) {
+		m := w.manager("a")
+		m.complete()
+		w.mesh.setHangs()
+		w.engine.Vanish()
+		time.Sleep(5 * time.Second)
+		w.engine.Return()
+		time.Sleep(5 * time.Second)
+		if n := w.mesh.verifications(); n != 1 {
+			t.Fatalf("verified %d times after the engine was away, want once", n)
+		}
+		m.send(protocol.ToAgent{Mesh: &protocol.Mesh{Seq: 3, Complete: true, Peers: []protocol.Peer{{NodeID: nodeID, Addr: "192.0.2.1"}}}})
+		w.settle()
+		if acks := m.heard().meshAcks; len(acks) != 1 || acks[0].Seq != 3 {
+			t.Errorf("mesh acknowledgements %+v", acks)
+		}
+	})
+}
+
 func TestFindingTheLeader(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

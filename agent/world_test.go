@@ -331,6 +331,9 @@ type fakeMesh struct {
 	fail    bool         // guarded by mu
 	// installed says that a former process's table is in the kernel.
 	installed bool // guarded by mu
+	// hangs lets Verify wait for an engine that gives no answer; verified counts its calls.
+	hangs    bool // guarded by mu
+	verified int  // guarded by mu
 }
 
 func (f *fakeMesh) Apply(_ context.Context, in plan.Input) error {
@@ -350,7 +353,17 @@ func (f *fakeMesh) Installed(context.Context) (bool, error) {
 	return f.installed, nil
 }
 
-func (f *fakeMesh) Verify(context.Context) (bool, error) { return false, nil }
+func (f *fakeMesh) Verify(ctx context.Context) (bool, error) {
+	f.mu.Lock()
+	hangs := f.hangs
+	f.verified++
+	f.mu.Unlock()
+	if hangs {
+		<-ctx.Done()
+		return false, ctx.Err()
+	}
+	return false, nil
+}
 
 // last describes the newest table: a line a port.
 func (f *fakeMesh) last() string {
@@ -383,5 +396,9 @@ func (f *fakeMesh) last() string {
 func (f *fakeMesh) forget() { f.mu.Lock(); defer f.mu.Unlock(); f.applied = nil }
 
 func (f *fakeMesh) setInstalled(v bool) { f.mu.Lock(); defer f.mu.Unlock(); f.installed = v }
+
+func (f *fakeMesh) setHangs() { f.mu.Lock(); defer f.mu.Unlock(); f.hangs, f.verified = true, 0 }
+
+func (f *fakeMesh) verifications() int { f.mu.Lock(); defer f.mu.Unlock(); return f.verified }
 
 func (f *fakeMesh) setFail(v bool) { f.mu.Lock(); defer f.mu.Unlock(); f.fail = v }
