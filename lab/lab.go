@@ -58,6 +58,9 @@ func Up(ctx context.Context, opts Options, w io.Writer) (*Lab, error) {
 		return nil, err
 	}
 	if err := l.build(ctx, say); err != nil {
+		if ctx.Err() != nil { // what was killed for it says so in its own way
+			err = errors.Join(err, ctx.Err())
+		}
 		say("lab %s: %v; clearing away", l.name, err)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 		defer cancel()

@@ -10,11 +10,25 @@ import (
 	"time"
 )
 
+// maxLinks bounds how many symbolic links in a row lead to the socket, as the kernel bounds it for files.
+const maxLinks = 40
+
 // listenSocket binds the socket with mode 0660, taking over one that nobody serves any more. Anything else at that
 // path is not ours to remove.
 func listenSocket(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("create the directory of socket %s: %w", path, err)
+	}
+	// A link names the place where the socket is to be, whether that is there already or not.
+	for range maxLinks {
+		target, err := os.Readlink(path)
+		if err != nil {
+			break // not a link
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(path), target)
+		}
+		path = target
 	}
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
