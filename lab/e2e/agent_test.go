@@ -15,7 +15,7 @@ import (
 func TestDaemonRestart(t *testing.T) {
 	c := onShared(t)
 	ctx := t.Context()
-	c.miniswarm(t, "vm1", "service", "create", "--name", "w", "--replicas", "6", "--publish", "8080:8000", "--publish", "8081:8001", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "6", "--publish", "8080:8000", "--publish", "8081:8001", c.witness+":1")
 	old := c.running(t, "w", 6)
 	nodes := []string{"vm1", "vm2", "vm3"}
 	var requests, connections []string
@@ -55,7 +55,10 @@ func TestDaemonRestart(t *testing.T) {
 	}
 
 	// The daemon that came back also works: it takes orders.
-	now := func() []replica { c.miniswarm(t, "vm1", "service", "scale", "w=9"); return c.running(t, "w", 9) }()
+	now := func() []replica {
+		c.miniswarm(t, "vm1", "service", "scale", "--detach", "w=9")
+		return c.running(t, "w", 9)
+	}()
 	untouched(t, old, now)
 	eventually(t, "new replicas answer on every node", patience, func() error {
 		for _, addr := range requests {
@@ -72,7 +75,7 @@ func TestDaemonRestart(t *testing.T) {
 func TestBehindItsBack(t *testing.T) {
 	c := onShared(t)
 	ctx := t.Context()
-	c.miniswarm(t, "vm1", "service", "create", "--name", "w", "--replicas", "3", "--restart-delay", "100ms", "--publish", "8080:8000", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "3", "--restart-delay", "100ms", "--publish", "8080:8000", c.witness+":1")
 	c.running(t, "w", 3)
 	foreign := map[string]string{} // containers of somebody else, by host
 	for _, host := range []string{"vm2", "vm3"} {
@@ -158,7 +161,7 @@ func TestBehindItsBack(t *testing.T) {
 func TestEngineRestart(t *testing.T) {
 	c := onShared(t)
 	ctx := t.Context()
-	c.miniswarm(t, "vm1", "service", "create", "--name", "w", "--replicas", "6", "--restart-delay", "100ms", "--publish", "8080:8000", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "6", "--restart-delay", "100ms", "--publish", "8080:8000", c.witness+":1")
 	for _, way := range []struct {
 		name string
 		end  func(context.Context, string) error

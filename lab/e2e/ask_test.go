@@ -65,7 +65,7 @@ func (c *testCluster) witnessIn(t *testing.T, host string, args ...string) (answ
 }
 
 func (c *testCluster) witnessBinary() string {
-	return filepath.Join(filepath.Dir(c.binary), "witness1", "witness")
+	return filepath.Join(filepath.Dir(c.binary), "witness")
 }
 
 func parse(out string, err error) (a answer, _ error) {

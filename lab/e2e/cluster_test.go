@@ -41,7 +41,8 @@ type testCluster struct {
 	hosts  []lab.Host
 	// managers and workers are hosts of the cluster, spare ones belong to none.
 	managers, workers, spare []string
-	// prime and witness are images that every engine has, each with the tags 1 and 2 for versions to update between.
+	// prime and witness are images that every engine has, each with the tags 1 and 2 for versions to update between, and
+	// h1 and h2, the same with a health check.
 	prime, witness string
 	// read says how much of each daemon's log has been looked through for panics.
 	read map[string]int64
@@ -64,16 +65,27 @@ var built = sync.OnceValues(func() (string, error) {
 	}
 	var errs []error
 	errs = append(errs, build(filepath.Join(dir, "miniswarm"), "github.com/miniswarm/miniswarm/cmd/miniswarm", cgo, flags...))
-	for name, pkg := range map[string]string{"prime": "github.com/miniswarm/miniswarm/examples/prime", "witness": "./testdata/witness"} {
-		for _, version := range []string{"1", "2"} {
-			at := filepath.Join(dir, name+version)
-			errs = append(errs, os.Mkdir(at, 0o755), build(filepath.Join(at, name), pkg, "0"))
-			text := fmt.Sprintf("FROM scratch\nCOPY %s /%s\nENV VERSION=%s\nENTRYPOINT [\"/%s\"]\n", name, name, version, name)
-			errs = append(errs, os.WriteFile(filepath.Join(at, "Dockerfile"), []byte(text), 0o644))
+	errs = append(errs, build(filepath.Join(dir, "prime"), "github.com/miniswarm/miniswarm/examples/prime", "0"),
+		build(filepath.Join(dir, "witness"), "./testdata/witness", "0"))
+	for _, i := range images {
+		at := filepath.Join(dir, i.name+"-"+i.tag)
+		text := fmt.Sprintf("FROM scratch\nCOPY %[1]s /%[1]s\nENV VERSION=%[2]s\nENTRYPOINT [\"/%[1]s\"]\n", i.name, i.tag)
+		if i.health != "" {
+			text += "HEALTHCHECK --interval=1s --timeout=10s " + i.health + "\n"
 		}
+		errs = append(errs, os.Mkdir(at, 0o755), os.Link(filepath.Join(dir, i.name), filepath.Join(at, i.name)),
+			os.WriteFile(filepath.Join(at, "Dockerfile"), []byte(text), 0o644))
 	}
 	return dir, errors.Join(errs...)
 })
+
+// images are built once and are on every host.
+var images = []struct{ name, tag, health string }{
+	{"prime", "1", ""}, {"prime", "2", ""},
+	{"prime", "h1", `CMD ["/prime", "-healthcheck"]`}, {"prime", "h2", `CMD ["/prime", "-healthcheck"]`},
+	{"witness", "1", ""}, {"witness", "2", ""},
+	{"witness", "h1", `CMD ["/witness", "get", "http://127.0.0.1:8000/healthz"]`}, {"witness", "h2", `CMD ["/witness", "get", "http://127.0.0.1:8000/healthz"]`},
+}
 
 // up makes a lab of that many hosts and puts the images on them. The cluster is the caller's to form.
 func up(ctx context.Context, name string, opts lab.Options) (*testCluster, error) {
@@ -93,16 +105,14 @@ func up(ctx context.Context, name string, opts lab.Options) (*testCluster, error
 		return nil, errors.Join(err, l.Down(ctx))
 	}
 	var g errgroup.Group
-	for _, image := range []string{"prime", "witness"} {
-		for _, version := range []string{"1", "2"} {
-			g.Go(func() error {
-				ref, err := l.BuildImage(ctx, "vm1", filepath.Join(dir, image+version), image+":"+version)
-				if err == nil {
-					err = l.Preload(ctx, ref)
-				}
-				return err
-			})
-		}
+	for _, i := range images {
+		g.Go(func() error {
+			ref, err := l.BuildImage(ctx, "vm1", filepath.Join(dir, i.name+"-"+i.tag), i.name+":"+i.tag)
+			if err == nil {
+				err = l.Preload(ctx, ref)
+			}
+			return err
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, errors.Join(err, l.Down(ctx))

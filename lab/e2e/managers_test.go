@@ -41,7 +41,7 @@ func TestManagers(t *testing.T) {
 		}
 	})
 	c.allReady(t)
-	c.miniswarm(t, "vm2", "service", "create", "--name", "w", "--replicas", "6", "--publish", "8080:8000", "--publish", "8081:8001", c.witness+":1")
+	c.miniswarm(t, "vm2", "service", "create", "--detach", "--name", "w", "--replicas", "6", "--publish", "8080:8000", "--publish", "8081:8001", c.witness+":1")
 	old := c.running(t, "w", 6)
 	kept := dialTalks(t, 6, c.addr("vm1", 8081), c.addr("vm2", 8081), c.addr("vm3", 8081))
 	ledger := &ledger{c: c}

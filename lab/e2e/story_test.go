@@ -106,7 +106,7 @@ func (c *testCluster) reachesAll(t *testing.T, service string, port, n int) {
 // the client's address arrives.
 func TestPublishedPorts(t *testing.T) {
 	c := onShared(t)
-	c.miniswarm(t, "vm1", "service", "create", "--name", "w", "--replicas", "3", "--publish", "8080:8000", "--publish", "8081:8001",
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "3", "--publish", "8080:8000", "--publish", "8081:8001",
 		"--publish", "8082:8002/udp", c.witness+":1")
 	all := c.running(t, "w", 3)
 	who := map[string]string{} // container host name to replica's host
@@ -179,7 +179,7 @@ func TestPublishedPorts(t *testing.T) {
 // A host-mode port answers where the replica is, and only there.
 func TestHostPort(t *testing.T) {
 	c := onShared(t)
-	c.miniswarm(t, "vm1", "service", "create", "--name", "h", "--replicas", "2", "--publish", "published=8085,target=8000,mode=host", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "h", "--replicas", "2", "--publish", "published=8085,target=8000,mode=host", c.witness+":1")
 	all := c.running(t, "h", 2)
 	for _, n := range []string{"vm1", "vm2", "vm3"} {
 		a, err := ask(t.Context(), c.addr(n, 8085))

@@ -22,7 +22,7 @@ const (
 func TestWorkerPowerFailure(t *testing.T) {
 	c := onShared(t)
 	ctx := t.Context()
-	c.miniswarm(t, "vm1", "service", "create", "--name", "w", "--replicas", "6", "--publish", "8080:8000", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "6", "--publish", "8080:8000", c.witness+":1")
 	before := c.running(t, "w", 6)
 	p := startProbe(t, c.addr("vm1", 8080), c.addr("vm3", 8080))
 
@@ -61,7 +61,7 @@ func TestWorkerPowerFailure(t *testing.T) {
 	p.none(t, "while the worker came back")
 
 	// New work goes there again.
-	c.miniswarm(t, "vm1", "service", "scale", "w=9")
+	c.miniswarm(t, "vm1", "service", "scale", "--detach", "w=9")
 	if got := spread(c.running(t, "w", 9)); got["vm2"] != 3 {
 		t.Errorf("nine replicas are spread as %v", got)
 	}
@@ -72,7 +72,7 @@ func TestWorkerPowerFailure(t *testing.T) {
 func TestWorkerCut(t *testing.T) {
 	c := onShared(t)
 	ctx := t.Context()
-	c.miniswarm(t, "vm1", "service", "create", "--name", "w", "--replicas", "6", "--publish", "8080:8000", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "6", "--publish", "8080:8000", c.witness+":1")
 	before := c.running(t, "w", 6)
 	old := on(before, "vm2")
 

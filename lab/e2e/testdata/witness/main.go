@@ -5,7 +5,7 @@
 //	witness get URL          print the body of an answer with status 200
 //	witness udp HOST:PORT    print the answer to one datagram
 //	witness say WORD...      print the words and end
-//	witness hold HOST:PORT   listen there until killed
+//	witness hold HOST:PORT   listen there, and hang up on whoever calls, until killed
 //
 // VERSION in its environment is repeated in each answer, DRAIN is how long it serves on after SIGTERM.
 package main
@@ -57,7 +57,13 @@ func run(args []string) error {
 			return err
 		}
 		fmt.Println("holding", ln.Addr())
-		select {}
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return err
+			}
+			conn.Close()
+		}
 	}
 	return fmt.Errorf("unknown command %q", args)
 }
