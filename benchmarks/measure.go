@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -101,9 +100,10 @@ func loadAverage() string {
 	return first
 }
 
-func median[T cmp.Ordered](v []T) T {
+// median is the middle one, or the mean of the two in the middle.
+func median(v []time.Duration) time.Duration {
 	s := slices.Sorted(slices.Values(v))
-	return s[len(s)/2]
+	return (s[len(s)/2] + s[(len(s)-1)/2]) / 2
 }
 
 // spread shows the median with the smallest and the largest of several rounds, in seconds.
