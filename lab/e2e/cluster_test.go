@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -338,8 +339,13 @@ func (c *testCluster) showLogs(t *testing.T) {
 			t.Log(err)
 			continue
 		}
-		lines := strings.SplitAfter(string(data), "\n")
-		t.Logf("==> daemon of %s\n%s", h.Name, strings.Join(lines[max(0, len(lines)-150):], ""))
+		var lines []string
+		for line := range strings.Lines(string(data)) {
+			if strings.Contains(line, " level=") { // not the goroutines that a daemon was asked to print
+				lines = append(lines, line)
+			}
+		}
+		t.Logf("==> daemon of %s\n%s", h.Name, strings.Join(lines[max(0, len(lines)-60):], ""))
 	}
 }
 
@@ -361,7 +367,9 @@ func (c *testCluster) dial(host string, daemon bool) *client.Client {
 	if err != nil {
 		socket = "/nonexistent/" + host // the first request says so
 	}
-	cl, err := client.NewClientWithOpts(client.WithHost("unix://"+socket), client.WithAPIVersionNegotiation())
+	// A connection a request: nothing is kept that the next failure would break, or that a daemon would have to hold.
+	short := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	cl, err := client.NewClientWithOpts(client.WithHTTPClient(short), client.WithHost("unix://"+socket), client.WithAPIVersionNegotiation())
 	if err != nil {
 		panic(err) // a constant form of address
 	}

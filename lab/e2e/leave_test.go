@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,8 +49,8 @@ func (c *testCluster) machineState(t *testing.T, host string) map[string]string 
 	for what, script := range map[string]string{
 		"firewall rules":      `nft -s list ruleset 2>/dev/null | grep -v '^#' | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'`,
 		"devices":             `ip -o link | grep -v veth | sed 's/^[0-9]*: //; s/ mtu.*link/ link/; s/@if[0-9]*//'`,
-		"addresses":           `ip -o addr show | grep -v veth | awk '{print $2, $3, $4}'`,
-		"routes":              `ip route show table all | grep -v veth | sort`,
+		"addresses":           `ip -o addr show | grep -v 'veth\|fe80::' | awk '{print $2, $3, $4}'`, // those of the link come with the first port of a bridge
+		"routes":              `ip route show table all | grep -v 'veth\|fe80::\|ff00::' | sort`,
 		"rules":               `ip rule`,
 		"engine's containers": `docker ps -aq`,
 		"engine's networks":   `docker network ls --format '{{.Name}} {{.Driver}}' | sort`,
@@ -62,6 +63,28 @@ func (c *testCluster) machineState(t *testing.T, host string) map[string]string 
 		state[what] = out
 	}
 	return state
+}
+
+// sameState names the lines that have come and gone.
+func sameState(was, now map[string]string) error {
+	var errs []error
+	for what := range was {
+		before, after := strings.Split(was[what], "\n"), strings.Split(now[what], "\n")
+		for _, line := range before {
+			if !slices.Contains(after, line) {
+				errs = append(errs, fmt.Errorf("%s: gone is %q", what, line))
+			}
+		}
+		for _, line := range after {
+			if !slices.Contains(before, line) {
+				errs = append(errs, fmt.Errorf("%s: there is %q", what, line))
+			}
+		}
+		if len(errs) == 0 && len(before) != len(after) {
+			errs = append(errs, fmt.Errorf("%s: %d lines instead of %d", what, len(after), len(before)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // A node that leaves takes everything with it: containers, networks, rules, devices, reserved ports, its certificate. It
@@ -87,11 +110,8 @@ func TestLeave(t *testing.T) {
 		})
 		c.leaveSpare(t)
 		eventually(t, fmt.Sprintf("nothing of the cluster is left on vm4 (round %d)", round+1), patience, func() error {
-			now := c.machineState(t, "vm4")
-			for what, was := range before {
-				if now[what] != was {
-					return fmt.Errorf("%s were\n%s\nand are\n%s", what, was, now[what])
-				}
+			if err := sameState(before, c.machineState(t, "vm4")); err != nil {
+				return err
 			}
 			if left := tree(t, filepath.Join(c.Dir(), "vm4", "miniswarm")); !slices.Equal(left, files) {
 				return fmt.Errorf("files in the state directory were %v and are %v", files, left)

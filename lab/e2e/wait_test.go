@@ -11,19 +11,18 @@ import (
 	"time"
 )
 
-// within asks until the answer is nil or time is up, and then returns the last answer.
+// within asks until the answer is nil or time is up, and then returns the last answer. It asks often at first and then
+// ever less, so as not to be the load that it waits for.
 func within(ctx context.Context, limit time.Duration, check func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	for pause := 25 * time.Millisecond; ; pause = min(pause*5/4, 400*time.Millisecond) {
 		err := check()
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return fmt.Errorf("not within %s: %w", limit, err)
 		}
