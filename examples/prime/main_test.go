@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -79,7 +80,7 @@ func newClient(t *testing.T) *http.Client {
 // nobody listens.
 func TestStopLosesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	base, ended := startServe(t, ctx, settings{drain: 300 * time.Millisecond, grace: 20 * time.Second, replica: "r1"})
+	base, ended := startServe(t, ctx, settings{drain: time.Second, grace: 20 * time.Second, replica: "r1"})
 	addr := strings.TrimPrefix(base, "http://")
 
 	// In flight: the request's first half is there before the signal, its second half only once draining has begun.
@@ -157,7 +158,8 @@ func TestStopCutsOffAfterGrace(t *testing.T) {
 	}
 }
 
-// tellingListener closes got once its first connection has delivered bytes to the server.
+// tellingListener closes got once the server is about to handle the first request of its first connection. Having read it
+// is not enough: what a server has read but not begun to handle when it shuts down, it drops.
 type tellingListener struct {
 	net.Listener
 	got  chan struct{}
@@ -175,12 +177,16 @@ func (l *tellingListener) Accept() (net.Conn, error) {
 type tellingConn struct {
 	net.Conn
 	listener *tellingListener
+	read     atomic.Bool
 }
 
 func (c *tellingConn) Read(p []byte) (int, error) {
+	if c.read.Load() { // the server watches the connection while the handler works
+		c.listener.once.Do(func() { close(c.listener.got) })
+	}
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.listener.once.Do(func() { close(c.listener.got) })
+		c.read.Store(true)
 	}
 	return n, err
 }
