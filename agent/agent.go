@@ -55,6 +55,9 @@ type Config struct {
 	Networks *docker.Networks
 	// DataAddr is the node's underlay address for overlay traffic; empty: as the managers see it.
 	DataAddr string
+	// Listening says whether a process listens on TCP ports ([docker.Listening] for containers on this machine). Containers
+	// without a health check then count as running once they listen on what the mesh publishes. Nil: as soon as they run.
+	Listening func(pid int, ports []uint16) (bool, error)
 	// Hostname describes the node until the engine has been reached.
 	Hostname string
 	// Version is miniswarm's version.
@@ -130,7 +133,7 @@ func New(cfg Config) (*Agent, error) {
 		Node: func() docker.Node {
 			return docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil}
 		},
-		Attachment: a.worker.attachment, Offline: cfg.Offline, Logger: a.log,
+		Attachment: a.worker.attachment, Offline: cfg.Offline, Logger: a.log, Listening: cfg.Listening,
 		Slots: make(chan struct{}, max(minSlots, slotsPerCPU*runtime.NumCPU())),
 	}
 	return a, nil

@@ -42,7 +42,7 @@ func (m *member) prepareAgent() error {
 		case err != nil:
 			return errors.Join(fmt.Errorf("data plane: %w", err), engine.Close())
 		default:
-			m.mesh, cfg.Mesh = mesh, mesh
+			m.mesh, cfg.Mesh, cfg.Listening = mesh, mesh, docker.Listening
 		}
 	}
 	if m.agent, err = agent.New(cfg); err != nil {

@@ -62,8 +62,11 @@ type Runtime struct {
 	Offline bool
 	// Slots bounds how many containers are being created or started at the same time: a buffered channel, whose
 	// capacity is the bound. Nil: no bound. An engine that starts very many at once finishes none for long.
-	Slots  chan struct{}
-	Logger *slog.Logger
+	Slots chan struct{}
+	// Listening is how to see whether a container answers its published ports already; see the function [Listening]. Nil on
+	// a node without the data plane, where they do not lead to containers.
+	Listening func(pid int, ports []uint16) (bool, error)
+	Logger    *slog.Logger
 }
 
 // slot waits for a place among those who create and start; call done to give it up.
@@ -195,8 +198,9 @@ func (c *Controller) created(id string) {
 	c.status.ContainerID = id
 }
 
-// Start starts the container and returns when it runs and, if it has a health check, is healthy. A container that was
-// started before is not started again. One that has ended with exit code 0 counts as started.
+// Start starts the container and returns when it runs and, if it has a health check, is healthy; without one, when it
+// listens on the ports that the routing mesh leads to it, or after a few seconds. A container that was started before is
+// not started again. One that has ended with exit code 0 counts as started.
 func (c *Controller) Start(ctx context.Context) error {
 	sub := c.rt.Watcher.Subscribe(c.task.ID)
 	defer sub.Close()
@@ -204,6 +208,7 @@ func (c *Controller) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	listens := have.State.Running // it was started before
 	if have.State.Status == container.StateCreated {
 		if err := c.start(ctx, have.ID); err != nil {
 			return err
@@ -220,7 +225,16 @@ func (c *Controller) Start(ctx context.Context) error {
 		}
 		c.upEpoch = epoch
 		switch health(have) {
-		case container.NoHealthcheck, container.Healthy:
+		case container.NoHealthcheck:
+			if listens {
+				return nil
+			}
+			if err := c.awaitListeners(ctx, sub, have); err != nil {
+				return err
+			}
+			listens = true
+			continue // it may have ended meanwhile
+		case container.Healthy:
 			return nil
 		case container.Unhealthy:
 			return c.stopUnhealthy(ctx)
