@@ -355,6 +355,7 @@ func TestMesh(t *testing.T) {
 			service(protocol.Backend{TaskID: "t1", NodeID: nodeID, Addr: "10.0.0.10"}, protocol.Backend{TaskID: "t2", NodeID: "node2", Addr: "10.0.0.11"})}}})
 		m.assign(protocol.Assignments{Complete: true, Node: node, Networks: []*cluster.Network{ingress}})
 		const around = "network ingress 10.0.0.0/24 gateway 10.0.0.2\npeer node2 192.0.2.2 alive=false\n"
+		const alone = "network ingress 10.0.0.0/24 gateway 10.0.0.2\npeer node2 192.0.2.2 alive=false suspect\n"
 		check := func(want string) {
 			t.Helper()
 			if d := cmp.Diff(w.mesh.last(), want); d != "" {
@@ -382,13 +383,17 @@ func TestMesh(t *testing.T) {
 			t.Error(d)
 		}
 
-		// A node that starts without managers routes as it did before.
+		// A node without managers routes as it did before, but trusts no peer to be there.
 		m.die()
+		w.settle()
+		check(alone + "port 80/tcp -> 8000: 10.0.0.10(draining)")
+
+		// So does one that starts without managers.
 		_ = w.stop()
 		w.mesh.forget()
 		w.start()
 		w.settle()
-		check(around + "port 80/tcp -> 8000: 10.0.0.10(draining)")
+		check(alone + "port 80/tcp -> 8000: 10.0.0.10(draining)")
 
 		// Unless the kernel still routes by what a former process put there, which is newer than the record.
 		_ = w.stop()

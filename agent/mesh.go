@@ -55,6 +55,9 @@ type meshKeeper struct {
 	port     uint16 // the overlay's UDP port
 	key      []byte // the secret of probes
 	known    bool   // there is a table, from a leader or from disk
+	// alone says that no leader tells how the peers are. Each of them is suspect then, so that a machine that is cut off
+	// finds out whom it cannot reach any more, and serves its own clients with what it has itself.
+	alone bool
 	// old is set while the table is the one from disk. What the kernel holds is newer, if it holds anything.
 	old bool
 	// seq is the number of the newest message, ack answers it; ack is nil if no answer is due. failed says that the
@@ -86,8 +89,16 @@ func (k *meshKeeper) resume(m *protocol.Mesh) {
 	}
 	k.take(m, nil)
 	k.mu.Lock()
-	k.old = true
+	k.old, k.alone = true, true
 	k.mu.Unlock()
+}
+
+// lose notes that the session with the leader has ended.
+func (k *meshKeeper) lose() {
+	k.mu.Lock()
+	k.alone = true
+	k.mu.Unlock()
+	k.poke()
 }
 
 // take merges a message. ack is called once it, or a later one, is applied.
@@ -112,7 +123,7 @@ func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	if m.Complete {
 		k.port, k.key = m.DataPathPort, m.Key
 	}
-	k.old = false
+	k.old, k.alone = false, false
 	k.known, k.seq, k.ack, k.failed = true, m.Seq, ack, false
 	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: inOrder(k.services), Peers: inOrder(k.peers), DataPathPort: k.port, Key: k.key})
 	k.poke()
@@ -183,6 +194,11 @@ func (k *meshKeeper) verify(ctx context.Context) {
 func (k *meshKeeper) apply(ctx context.Context) error {
 	k.mu.Lock()
 	known, old, seq, peers, services, port, key := k.known, k.old, k.seq, inOrder(k.peers), inOrder(k.services), k.port, k.key
+	if k.alone {
+		for i := range peers {
+			peers[i].Suspect = true
+		}
+	}
 	k.mu.Unlock()
 	if old && k.mesh != nil {
 		if there, err := k.mesh.Installed(ctx); there || err != nil {

@@ -70,7 +70,10 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error
 	a.welcomed(welcome)
 	a.reporter.begin()
 	a.setSession(s)
-	defer a.setSession(nil)
+	defer func() {
+		a.setSession(nil)
+		a.mesh.lose()
+	}()
 
 	g, ctx := errgroup.WithContext(ctx)
 	s.logs.begin(ctx)

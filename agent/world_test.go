@@ -378,7 +378,11 @@ func (f *fakeMesh) last() string {
 		lines = append(lines, fmt.Sprintf("network %s %s gateway %s", n.Name, n.Subnet, in.Self.Gateways[n.ID]))
 	}
 	for _, p := range in.Peers {
-		lines = append(lines, fmt.Sprintf("peer %s %s alive=%v", p.ID, p.Underlay, p.Alive))
+		line := fmt.Sprintf("peer %s %s alive=%v", p.ID, p.Underlay, p.Alive)
+		if p.Suspect {
+			line += " suspect"
+		}
+		lines = append(lines, line)
 	}
 	for _, p := range in.Ports {
 		line := fmt.Sprintf("port %d/%s -> %d:", p.Published, p.Protocol, p.Target)

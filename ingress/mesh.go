@@ -53,8 +53,8 @@ type Mesh struct {
 	firewall firewall
 	reserved map[plan.PortKey]*ports.Reservation
 	inUse    map[plan.PortKey]*ports.InUseError // who has ports that are not reserved, as of the last Verify
-	bridges  map[string]BridgeNetwork // the engine's networks, by id; nil if not known
-	hangs    error                    // why the engine is not asked; nil if it may be
+	bridges  map[string]BridgeNetwork           // the engine's networks, by id; nil if not known
+	hangs    error                              // why the engine is not asked; nil if it may be
 	input    plan.Input
 	want     plan.State             // what the last Apply asked for
 	have     plan.State             // what the kernel holds apart from the table

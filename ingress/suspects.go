@@ -16,8 +16,11 @@ const (
 	// says anything. Those that have never answered are asked sooner at first, in case they are starting.
 	acquaint    = 10 * time.Second
 	acquaintNew = time.Second
-	// watchful is the pause between questions while a peer is suspect.
-	watchful = 200 * time.Millisecond
+	// watchful is the pause between questions while a peer is suspect, and patient the one after watchfulRounds of them:
+	// a machine that is cut off suspects everyone for as long as that lasts.
+	watchful       = 200 * time.Millisecond
+	watchfulRounds = 50
+	patient        = time.Second
 )
 
 // suspects finds out which peers with a silent daemon are dead machines, long before the managers give them up:
@@ -28,6 +31,8 @@ type suspects struct {
 	all      []netip.Addr        // the peers, as of the last question to all
 	asked    time.Time           // when that was
 	pause    time.Duration       // until the next one
+	suspect  []netip.Addr        // who was suspect at the last look
+	rounds   int                 // questions to just these
 }
 
 // ask asks the peers if it is time to, and lets the mesh know. It gives the pause until it should be called again.
@@ -42,6 +47,10 @@ func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error
 			suspect = append(suspect, p.Underlay)
 		}
 	}
+	if !slices.Equal(suspect, s.suspect) {
+		s.suspect, s.rounds = suspect, 0
+	}
+	s.rounds++
 	question := suspect
 	if s.due(all, now) {
 		question = all
@@ -61,6 +70,9 @@ func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error
 		if s.answered[a] && !alive[a] {
 			dead[a] = true
 		}
+	}
+	if s.rounds > watchfulRounds {
+		return patient, s.m.bury(ctx, dead)
 	}
 	return watchful, s.m.bury(ctx, dead)
 }

@@ -173,7 +173,7 @@ func (c *testCluster) cutOff(t *testing.T, ledger *ledger, host string) {
 	}
 	mine := on(before, host)
 	eventually(t, "the node that is cut off serves with what it has", patience, func() error {
-		return everyone(byShortID(mine), 6, func() (answer, error) { return c.witnessIn(t, host, "get", "http://127.0.0.1:8080") }, "")
+		return everyone(byShortID(mine), 20, func() (answer, error) { return c.witnessIn(t, host, "get", "http://127.0.0.1:8080") }, "")
 	})
 	eventually(t, "its replicas run elsewhere as well", patience, func() error {
 		all, err := c.tryReplicas(ctx, "w")

@@ -92,7 +92,7 @@ func TestWorkerCut(t *testing.T) {
 	all := c.replicas(t, "w")
 	untouched(t, before, all)
 	eventually(t, "the cut node serves its own clients with its own replicas", patience, func() error {
-		return everyone(byShortID(old), 4, func() (answer, error) { return c.witnessIn(t, "vm2", "get", "http://127.0.0.1:8080") }, "")
+		return everyone(byShortID(old), 20, func() (answer, error) { return c.witnessIn(t, "vm2", "get", "http://127.0.0.1:8080") }, "")
 	})
 
 	p := startProbe(t, c.addr("vm1", 8080), c.addr("vm3", 8080))
