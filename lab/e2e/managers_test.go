@@ -172,9 +172,7 @@ func (c *testCluster) cutOff(t *testing.T, ledger *ledger, host string) {
 		t.Logf("a write to the manager that is cut off: %v", err)
 	}
 	mine := on(before, host)
-	eventually(t, "the node that is cut off serves with what it has", patience, func() error {
-		return everyone(byShortID(mine), 20, func() (answer, error) { return c.witnessIn(t, host, "get", "http://127.0.0.1:8080") }, "")
-	})
+	c.servesItself(t, host, mine)
 	eventually(t, "its replicas run elsewhere as well", patience, func() error {
 		all, err := c.tryReplicas(ctx, "w")
 		if n := len(on(all, rest...)); err != nil || n != 6 {

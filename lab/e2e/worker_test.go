@@ -91,9 +91,7 @@ func TestWorkerCut(t *testing.T) {
 	t.Logf("worker cut -> 6 replicas running elsewhere: %.1f s", time.Since(lost).Seconds())
 	all := c.replicas(t, "w")
 	untouched(t, before, all)
-	eventually(t, "the cut node serves its own clients with its own replicas", patience, func() error {
-		return everyone(byShortID(old), 20, func() (answer, error) { return c.witnessIn(t, "vm2", "get", "http://127.0.0.1:8080") }, "")
-	})
+	c.servesItself(t, "vm2", old)
 
 	p := startProbe(t, c.addr("vm1", 8080), c.addr("vm3", 8080))
 	if err := c.Heal(ctx, "vm2"); err != nil {
@@ -112,6 +110,22 @@ func TestWorkerCut(t *testing.T) {
 		return everyone(byShortID(now), 12, func() (answer, error) { return ask(ctx, c.addr("vm2", 8080)) }, "")
 	})
 	p.none(t, "while the worker came back")
+}
+
+// servesItself waits until a node that is cut off has found out that nobody is to be reached, and answers its own clients
+// with its own replicas, every time.
+func (c *testCluster) servesItself(t *testing.T, host string, own []replica) {
+	t.Helper()
+	inside := func() (answer, error) { return c.witnessIn(t, host, "get", "http://127.0.0.1:8080") }
+	took := eventually(t, host+", which is cut off, serves its own clients with its own replicas", patience, func() error {
+		for range 20 {
+			if err := everyone(byShortID(own), 20, inside, ""); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	t.Logf("%s, cut off, serves its own clients with its own replicas after %.1f s", host, took.Seconds())
 }
 
 // runningElsewhere waits until a service runs n replicas, none of them on host.
