@@ -53,6 +53,8 @@ type Config struct {
 	Mesh Mesh
 	// Networks makes the engine's networks. Give the one that the data plane uses, or nil for an own one.
 	Networks *docker.Networks
+	// Files is where containers find their secrets and configs; nil: tasks that use any are rejected.
+	Files *docker.Files
 	// DataAddr is the node's underlay address for overlay traffic; empty: as the managers see it.
 	DataAddr string
 	// Listening says whether a process listens on TCP ports ([docker.Listening] for containers on this machine). Containers
@@ -123,7 +125,7 @@ func New(cfg Config) (*Agent, error) {
 	a.mesh = &meshKeeper{nodeID: cfg.NodeID, dataAddr: cfg.DataAddr, mesh: cfg.Mesh, place: a.worker.place, recorder: a.recorder,
 		log: a.log, wake: make(chan struct{}, 1), suspect: make(chan struct{}, 1)}
 	a.watcher.Opened = a.mesh.doubt
-	a.janitor = &janitor{nodeID: cfg.NodeID, engine: cfg.Engine, knows: a.worker.knows, log: a.log, wake: make(chan struct{}, 1)}
+	a.janitor = &janitor{nodeID: cfg.NodeID, engine: cfg.Engine, files: cfg.Files, knows: a.worker.knows, log: a.log, wake: make(chan struct{}, 1)}
 	if cfg.Mesh == nil {
 		a.janitor.networks = a.networks
 	}
@@ -131,9 +133,13 @@ func New(cfg Config) (*Agent, error) {
 	a.worker.runtime = &docker.Runtime{
 		Engine: cfg.Engine, Watcher: a.watcher, Images: docker.NewImages(cfg.Engine), Networks: a.networks,
 		Node: func() docker.Node {
-			return docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil}
+			n := docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil}
+			if cfg.Files != nil {
+				n.Files = cfg.Files.Dir()
+			}
+			return n
 		},
-		Attachment: a.worker.attachment, Offline: cfg.Offline, Logger: a.log, Listening: cfg.Listening,
+		Attachment: a.worker.attachment, Payloads: a.worker.payloads, Files: cfg.Files, Offline: cfg.Offline, Logger: a.log, Listening: cfg.Listening,
 		Slots: make(chan struct{}, max(minSlots, slotsPerCPU*runtime.NumCPU())),
 	}
 	return a, nil
@@ -290,7 +296,7 @@ func (a *Agent) redescribe() {
 	}
 }
 
-// Leave stops and removes all containers of this node, then its networks, and forgets everything. Run must have ended.
+// Leave stops and removes all containers of this node, then their files and its networks, and forgets everything. Run must have ended.
 // It needs the engine and waits for it as long as ctx allows; what could not be removed is in the error, and it may be
 // called again.
 func (a *Agent) Leave(ctx context.Context) error {
@@ -314,6 +320,11 @@ func (a *Agent) clear(ctx context.Context) error {
 	}
 	if err := dispose(ctx, a.cfg.Engine, list, a.log); err != nil {
 		return err
+	}
+	if a.cfg.Files != nil {
+		if err := a.cfg.Files.Close(); err != nil {
+			return err
+		}
 	}
 	return a.networks.Keep(ctx, func(string) bool { return false })
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,15 +20,17 @@ const (
 )
 
 // janitor removes what carries this node's label and belongs to nothing: containers of tasks that are not assigned to
-// this node any more, and networks of the same kind.
+// this node any more, their files, and networks of the same kind.
 type janitor struct {
 	nodeID string
 	engine docker.Engine
 	// networks is nil where the data plane looks after the engine's networks.
 	networks *docker.Networks
-	knows    func() (tasks, networks map[string]bool, ok bool)
-	log      *slog.Logger
-	wake     chan struct{} // capacity 1
+	// files is nil where tasks have none.
+	files *docker.Files
+	knows func() (tasks, networks map[string]bool, ok bool)
+	log   *slog.Logger
+	wake  chan struct{} // capacity 1
 }
 
 func (j *janitor) poke() {
@@ -70,7 +73,13 @@ func (j *janitor) tidy(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list containers of this node: %w", err)
 	}
-	// Asked after the list was made: a container made in between belongs to a task that is known by then.
+	var withFiles []string
+	if j.files != nil {
+		if withFiles, err = j.files.Tasks(); err != nil {
+			return err
+		}
+	}
+	// Asked after the lists were made: what is made in between belongs to a task that is known by then.
 	tasks, networks, _ := j.knows()
 	var unknown []container.Summary
 	for _, c := range list {
@@ -78,7 +87,9 @@ func (j *janitor) tidy(ctx context.Context) error {
 			unknown = append(unknown, c)
 		}
 	}
-	err = dispose(ctx, j.engine, unknown, j.log)
+	if err = dispose(ctx, j.engine, unknown, j.log); err == nil && j.files != nil {
+		err = j.files.Remove(slices.DeleteFunc(withFiles, func(id string) bool { return tasks[id] })...)
+	}
 	if j.networks != nil {
 		err = errors.Join(err, j.networks.Keep(ctx, func(id string) bool { return networks[id] }))
 	}

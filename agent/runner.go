@@ -28,6 +28,7 @@ type controller interface {
 	Wait(ctx context.Context) error
 	Shutdown(ctx context.Context) error
 	Remove(ctx context.Context) error
+	Discard() error
 	Status() (swarm.ContainerStatus, swarm.PortStatus)
 }
 
@@ -125,6 +126,7 @@ func (r *runner) run(ctx context.Context) (removed bool) {
 	defer close(r.done)
 	if r.verify && r.ctl != nil {
 		r.insist(ctx, "stop", r.ctl.Shutdown)
+		r.discard()
 	}
 	for pause := minRetry; ctx.Err() == nil; {
 		r.mu.Lock()
@@ -252,6 +254,19 @@ func (r *runner) set(change func(*swarm.TaskStatus)) {
 	r.mu.Unlock()
 	r.log.Debug("task state", "state", st.State, "err", st.Err)
 	r.report(t, st)
+	if cluster.Terminal(st.State) {
+		r.discard()
+	}
+}
+
+// discard lets go of what only a container that runs needs. What fails here is tried again when the task is removed.
+func (r *runner) discard() {
+	if r.ctl == nil {
+		return
+	}
+	if err := r.ctl.Discard(); err != nil {
+		r.log.Warn("left-overs of a task that has ended", "err", err)
+	}
 }
 
 // remove stops the container politely and removes it.

@@ -29,6 +29,7 @@ type worker struct {
 	runtime  *docker.Runtime
 	reporter *reporter
 	recorder *recorder
+	payloads *payloads
 	// tidy is called when something may have become superfluous on the engine, networksChanged when networks or the
 	// node's addresses in them did.
 	tidy, networksChanged func()
@@ -45,7 +46,7 @@ type worker struct {
 }
 
 func newWorker(log *slog.Logger, rep *reporter, rec *recorder) *worker {
-	return &worker{log: log, reporter: rep, recorder: rec, tasks: map[string]*runner{}, networks: map[string]*cluster.Network{}, changed: make(chan struct{})}
+	return &worker{log: log, reporter: rep, recorder: rec, payloads: newPayloads(), tasks: map[string]*runner{}, networks: map[string]*cluster.Network{}, changed: make(chan struct{})}
 }
 
 // resume takes up what was stored before the last end of the agent.
@@ -63,6 +64,7 @@ func (w *worker) resume(c taskdb.Content) {
 
 // apply takes what the leader sent. It does not wait for the engine.
 func (w *worker) apply(a *protocol.Assignments) {
+	w.payloads.apply(a)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	networksChanged := w.applyNetworksLocked(a)

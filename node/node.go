@@ -26,6 +26,9 @@ import (
 type Config struct {
 	// StateDir holds everything the node keeps on disk.
 	StateDir string
+	// RunDir is for what must not reach a disk: the secrets and configs of containers. The engine must see it, and what is
+	// mounted in it, under the same path.
+	RunDir string
 	// Socket is the path of the unix socket on which the Engine API is served.
 	Socket string
 	// Engine is the local Docker Engine, as a DOCKER_HOST value.
@@ -58,8 +61,8 @@ type Node struct {
 
 // New gives a node that is idle until Run. It creates the state directory.
 func New(cfg Config) (*Node, error) {
-	if cfg.Logger == nil || cfg.StateDir == "" || cfg.Socket == "" || cfg.Engine == "" {
-		return nil, errors.New("node: state directory, socket, engine and logger must be given")
+	if cfg.Logger == nil || cfg.StateDir == "" || cfg.RunDir == "" || cfg.Socket == "" || cfg.Engine == "" {
+		return nil, errors.New("node: state directory, run directory, socket, engine and logger must be given")
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("node: create the state directory: %w", err)

@@ -20,7 +20,7 @@ import (
 func newNode(t *testing.T) *Node {
 	t.Helper()
 	dir := t.TempDir()
-	n, err := New(Config{StateDir: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "run", "m.sock"), Engine: "unix://" + filepath.Join(dir, "no-engine.sock"),
+	n, err := New(Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "files"), Socket: filepath.Join(dir, "run", "m.sock"), Engine: "unix://" + filepath.Join(dir, "no-engine.sock"),
 		Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	must(t, err)
 	return n

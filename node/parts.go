@@ -31,6 +31,7 @@ func (m *member) prepareAgent() error {
 	networks := docker.NewNetworks(engine, m.nodeID)
 	hostname, _ := os.Hostname()
 	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: engine, Dial: m.dial, Managers: m.state.Managers, Networks: networks,
+		Files:    docker.NewFiles(filepath.Join(m.node.cfg.RunDir, m.nodeID), docker.MountMemory),
 		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
 		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers,
 		OnNode: m.learnNode, Logger: m.logger}

@@ -39,6 +39,8 @@ type Node struct {
 	// FixedAddresses says that tasks get the addresses that the manager allocated. It is off on a node without the data
 	// plane, whose engine then chooses addresses that nobody else routes to.
 	FixedAddresses bool
+	// Files is the directory in which the engine finds the files of tasks' secrets and configs; see [Files].
+	Files string
 }
 
 // Container is a container as the engine has to create it.
@@ -90,7 +92,7 @@ func Translate(t *cluster.Task, n Node, networks map[string]string) (*Container,
 		},
 		Host: container.HostConfig{
 			Resources:      limits(t),
-			Mounts:         x.mounts,
+			Mounts:         append(x.mounts, payloadMounts(spec, filepath.Join(n.Files, t.ID))...),
 			PortBindings:   bindings,
 			LogConfig:      logConfig(t),
 			Init:           spec.Init,
@@ -133,9 +135,9 @@ func Validate(t *cluster.Task) error {
 		return fmt.Errorf("unsupported runtime %q: nodes run tasks of type container", t.Spec.Runtime)
 	case t.Spec.ContainerSpec.Image == "":
 		return errors.New("ContainerSpec: image reference must be provided")
-	case len(t.Spec.ContainerSpec.Secrets) > 0, len(t.Spec.ContainerSpec.Configs) > 0:
-		// A process must not be started without the files it was promised.
-		return errors.New("secrets and configs cannot be mounted into containers by this version of miniswarm")
+	}
+	if err := validatePayloads(t.Spec.ContainerSpec); err != nil {
+		return err
 	}
 	for _, m := range t.Spec.ContainerSpec.Mounts {
 		// Sources and targets may be templates, which make sense of themselves only when expanded.

@@ -175,8 +175,10 @@ func TestTranslateRefuses(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
-	if err := Validate(webTask(swarm.ContainerSpec{Secrets: []*swarm.SecretReference{{SecretID: "s"}}})); err == nil {
-		t.Error("a task that needs a secret was accepted")
+	owner := &swarm.SecretReferenceFileTarget{Name: "s", UID: "app", GID: "0"}
+	err := Validate(webTask(swarm.ContainerSpec{Secrets: []*swarm.SecretReference{{SecretID: "id", SecretName: "s", File: owner}}}))
+	if err == nil || err.Error() != `secret s: uid "app", gid "0": must be numbers` {
+		t.Errorf("an owner by name: %v", err)
 	}
 	plugin := webTask(swarm.ContainerSpec{})
 	plugin.Spec.Runtime = swarm.RuntimePlugin

@@ -58,6 +58,9 @@ type Runtime struct {
 	Node func() Node
 	// Attachment gives the node's own address in a network, waiting for it for as long as ctx and good manners allow.
 	Attachment func(ctx context.Context, networkID string) (netip.Prefix, error)
+	// Payloads gives secrets and configs, Files is where containers find them. Files nil: tasks that use any are refused.
+	Payloads Payloads
+	Files    *Files
 	// Offline skips pulls of images that are present (DOCKER_SERVICE_PREFER_OFFLINE_IMAGE).
 	Offline bool
 	// Slots bounds how many containers are being created or started at the same time: a buffered channel, whose
@@ -99,6 +102,10 @@ type Controller struct {
 func NewController(rt *Runtime, t *cluster.Task) (*Controller, error) {
 	if err := Validate(t); err != nil {
 		return nil, err
+	}
+	if rt.Files == nil && len(payloadsOf(t.Spec.ContainerSpec)) > 0 {
+		// A process must not be started without the files it was promised.
+		return nil, errors.New("secrets and configs cannot be given to containers on this node: it has no place for them")
 	}
 	c := &Controller{rt: rt, task: t, log: rt.Logger.With("task", t.ID, "service", t.ServiceAnnotations.Name)}
 	if s := t.Status.ContainerStatus; s != nil {
@@ -146,7 +153,31 @@ func (c *Controller) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.makeFiles(ctx); err != nil {
+		return err
+	}
 	return c.create(ctx, want)
+}
+
+// makeFiles makes the files of the task's secrets and configs, unless they are there. It waits for what the managers have
+// not sent yet.
+func (c *Controller) makeFiles(ctx context.Context) error {
+	if len(payloadsOf(c.task.Spec.ContainerSpec)) == 0 || c.rt.Files.made(c.task.ID) {
+		return nil
+	}
+	files, err := render(ctx, c.task, c.rt.Node(), c.rt.Payloads)
+	if err != nil {
+		return err
+	}
+	return c.rt.Files.make(c.task.ID, files)
+}
+
+// Discard removes the files of a task of which nothing will be started any more. The container may be there still.
+func (c *Controller) Discard() error {
+	if len(payloadsOf(c.task.Spec.ContainerSpec)) == 0 {
+		return nil
+	}
+	return c.rt.Files.remove(c.task.ID)
 }
 
 func (c *Controller) create(ctx context.Context, want *Container) error {
@@ -210,6 +241,10 @@ func (c *Controller) Start(ctx context.Context) error {
 	}
 	listens := have.State.Running // it was started before
 	if have.State.Status == container.StateCreated {
+		// They are there, unless the machine was switched off in between.
+		if err := c.makeFiles(ctx); err != nil {
+			return err
+		}
 		if err := c.start(ctx, have.ID); err != nil {
 			return err
 		}
@@ -355,13 +390,16 @@ func (c *Controller) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// Remove removes the container and its anonymous volumes, whether it runs or not.
+// Remove removes the container, its anonymous volumes and its files, whether it runs or not.
 func (c *Controller) Remove(ctx context.Context) error {
 	id, err := c.find(ctx)
-	if id == "" || err != nil {
+	if err == nil && id != "" {
+		err = c.rt.Engine.Remove(ctx, id)
+	}
+	if err != nil {
 		return err
 	}
-	return c.rt.Engine.Remove(ctx, id)
+	return c.Discard()
 }
 
 // find gives the id of the task's container, "" if there is none. Before its id is known it is looked for by name, and

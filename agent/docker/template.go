@@ -25,6 +25,14 @@ type scope struct {
 	Task struct{ ID, Name, Slot string }
 }
 
+func scopeOf(t *cluster.Task, n Node) (s scope) {
+	s.Service.ID, s.Service.Name, s.Service.Labels = t.ServiceID, t.ServiceAnnotations.Name, t.ServiceAnnotations.Labels
+	s.Node.ID, s.Node.Hostname = n.ID, n.Description.Hostname
+	s.Node.Platform.Architecture, s.Node.Platform.OS = n.Description.Platform.Architecture, n.Description.Platform.OS
+	s.Task.ID, s.Task.Name, s.Task.Slot = t.ID, t.FullName(), t.SlotName()
+	return s
+}
+
 // expanded holds the fields of a spec that may contain templates, without them.
 type expanded struct {
 	env      []string
@@ -35,12 +43,7 @@ type expanded struct {
 // expand resolves the templates of a task: values of environment variables, the host name, and of mounts the source,
 // the target, volume labels and volume driver options. Nothing else in a spec is a template.
 func expand(t *cluster.Task, n Node) (expanded, error) {
-	var s scope
-	s.Service.ID, s.Service.Name, s.Service.Labels = t.ServiceID, t.ServiceAnnotations.Name, t.ServiceAnnotations.Labels
-	s.Node.ID, s.Node.Hostname = n.ID, n.Description.Hostname
-	s.Node.Platform.Architecture, s.Node.Platform.OS = n.Description.Platform.Architecture, n.Description.Platform.OS
-	s.Task.ID, s.Task.Name, s.Task.Slot = t.ID, t.FullName(), t.SlotName()
-
+	s := scopeOf(t, n)
 	spec := t.Spec.ContainerSpec
 	var out expanded
 	for _, e := range spec.Env {
@@ -104,11 +107,16 @@ var templateFuncs = template.FuncMap{
 	"join": func(sep string, parts ...string) string { return strings.Join(parts, sep) },
 }
 
+// parse reads a template that may use more functions than those of every template.
+func parse(in string, more template.FuncMap) (*template.Template, error) {
+	return template.New("expansion").Option("missingkey=error").Funcs(templateFuncs).Funcs(more).Parse(in)
+}
+
 func (s *scope) text(in string) (string, error) {
 	if !strings.Contains(in, "{{") {
 		return in, nil
 	}
-	tmpl, err := template.New("expansion").Option("missingkey=error").Funcs(templateFuncs).Parse(in)
+	tmpl, err := parse(in, nil)
 	if err != nil {
 		return "", err
 	}

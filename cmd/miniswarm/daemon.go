@@ -19,6 +19,7 @@ import (
 
 const (
 	defaultStateDir = "/var/lib/miniswarm"
+	defaultRunDir   = "/run/miniswarm"
 	defaultEngine   = "unix:///var/run/docker.sock"
 	flagLogFile     = "log-file"
 	// startTimeout bounds the wait for a daemon that init or join started.
@@ -33,6 +34,7 @@ func daemonCommand(e *env) *cli.Command {
 			&cli.StringFlag{Name: "engine", EnvVars: []string{"MINISWARM_ENGINE"}, Value: defaultEngine, Usage: "the local Docker Engine"},
 			&cli.StringFlag{Name: "socket", EnvVars: []string{"MINISWARM_SOCKET"}, Value: strings.TrimPrefix(defaultHost, "unix://"), Usage: "`PATH` of the socket to serve the Engine API on"},
 			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"MINISWARM_STATE_DIR"}, Value: defaultStateDir, Usage: "`DIRECTORY` of everything kept on disk"},
+			&cli.StringFlag{Name: "run-dir", EnvVars: []string{"MINISWARM_RUN_DIR"}, Value: defaultRunDir, Usage: "`DIRECTORY` in which a tmpfs for secrets and configs of containers is mounted"},
 			&cli.StringFlag{Name: "listen-addr", EnvVars: []string{"MINISWARM_LISTEN_ADDR"}, Usage: "`ADDRESS` of the cluster port unless init or join name one (default 0.0.0.0:2377)"},
 			&cli.StringFlag{Name: "advertise-addr", EnvVars: []string{"MINISWARM_ADVERTISE_ADDR"}, Usage: "`ADDRESS` for other machines unless init or join name one"},
 			&cli.StringFlag{Name: "data-path-addr", EnvVars: []string{"MINISWARM_DATA_PATH_ADDR"}, Usage: "`ADDRESS` for traffic between containers unless init or join name one"},
@@ -45,7 +47,7 @@ func daemonCommand(e *env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			n, err := node.New(node.Config{StateDir: c.String("state-dir"), Socket: strings.TrimPrefix(c.String("socket"), "unix://"), Engine: c.String("engine"),
+			n, err := node.New(node.Config{StateDir: c.String("state-dir"), RunDir: c.String("run-dir"), Socket: strings.TrimPrefix(c.String("socket"), "unix://"), Engine: c.String("engine"),
 				ListenAddr: c.String("listen-addr"), AdvertiseAddr: c.String("advertise-addr"), DataPathAddr: c.String("data-path-addr"),
 				DataPlane: !c.Bool("no-data-plane"), Version: version, Logger: logger})
 			if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/pkg/stdcopy"
 
@@ -28,6 +30,7 @@ type instance struct {
 	stopped chan struct{} // closed when it has stopped
 	log     bytes.Buffer
 	starts  int
+	files   map[string]string // what the files bound into it held when it was started, by their place
 }
 
 // Create implements docker.Engine.
@@ -47,6 +50,9 @@ func (e *Engine) Create(ctx context.Context, want *docker.Container) (string, er
 		if e.networkLocked(n.Network) == nil {
 			return "", fmt.Errorf("network %s not found: %w", n.Network, cerrdefs.ErrNotFound)
 		}
+	}
+	if _, err := bound(want); err != nil {
+		return "", err
 	}
 	c := &instance{id: e.idLocked(), want: *want, program: e.programs[want.Config.Image], stopped: make(chan struct{})}
 	c.state.Status = container.StateCreated
@@ -72,6 +78,11 @@ func (e *Engine) Start(ctx context.Context, id string) error {
 		c.state.ExitCode, c.state.Error = 127, c.program.StartError
 		return errors.New(c.program.StartError)
 	}
+	files, err := bound(&c.want)
+	if err != nil {
+		return err
+	}
+	c.files = files
 	for _, n := range c.want.Networks {
 		e.networkLocked(n.Network).members[c.id] = true
 	}
@@ -95,6 +106,30 @@ func (e *Engine) Start(ctx context.Context, id string) error {
 		})
 	}
 	return nil
+}
+
+// bound reads the files that a container binds from the machine, by their place in it. As with the real engine they must
+// be there, when it is created and when it is started.
+func bound(want *docker.Container) (map[string]string, error) {
+	files := map[string]string{}
+	for _, m := range want.Host.Mounts {
+		if m.Type != mount.TypeBind {
+			continue
+		}
+		info, err := os.Stat(m.Source)
+		if err != nil {
+			return nil, fmt.Errorf("invalid mount config for type %q: bind source path does not exist: %s: %w", m.Type, m.Source, cerrdefs.ErrInvalidArgument)
+		}
+		if info.IsDir() {
+			continue
+		}
+		data, err := os.ReadFile(m.Source)
+		if err != nil {
+			return nil, err
+		}
+		files[m.Target] = string(data)
+	}
+	return files, nil
 }
 
 // laterLocked does something to a container after a time, unless it has stopped by then.
@@ -278,6 +313,16 @@ func (e *Engine) Ids() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Files gives what the files bound into a container held when it was started, by their place in it.
+func (e *Engine) Files(id string) map[string]string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c, err := e.findLocked(id); err == nil {
+		return c.files
+	}
+	return nil
 }
 
 // Starts counts how often a container was started.
