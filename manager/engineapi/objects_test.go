@@ -231,6 +231,15 @@ func TestSecretsAndConfigs(t *testing.T) {
 		})
 	}
 	w.refused("POST", "/secrets/create", map[string]any{"Name": "d", "Driver": map[string]any{}}, 400, invalid+"secret driver must have a name")
+	w.refused("POST", "/secrets/create", map[string]any{"Name": "d", "Driver": map[string]any{"Name": "vault"}}, 501,
+		`rpc error: code = Unimplemented desc = secret d: secret drivers are not supported (driver "vault"): give its data instead`)
+	spec := serviceSpec("windows")
+	spec.TaskTemplate.ContainerSpec.Privileges = &swarm.Privileges{CredentialSpec: &swarm.CredentialSpec{Config: "conf"}}
+	w.refused("POST", "/services/create", spec, 501,
+		"rpc error: code = Unimplemented desc = credential specs from configs are not supported: name a file on the nodes instead (file://...)")
+	templated := map[string]any{"Name": "t", "Data": []byte("x"), "Templating": map[string]any{"Name": "golang"}}
+	w.refused("POST", "/v1.36/secrets/create", templated, 400, "secret templating is not supported on the specified API version: 1.36")
+	w.refused("POST", "/v1.36/configs/create", templated, 400, "config templating is not supported on the specified API version: 1.36")
 }
 
 func TestPayloadsInUseStay(t *testing.T) {

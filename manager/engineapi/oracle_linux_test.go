@@ -81,7 +81,7 @@ func TestErrorsAreDockerSwarms(t *testing.T) {
 		"GET /configs/nothing", "DELETE /configs/nothing", "GET /networks/nothing", "DELETE /networks/nothing", "DELETE /secrets/pass", "DELETE /configs/conf", "DELETE /networks/back", "DELETE /networks/ingress",
 		"GET /services?filters={\"colour\":[\"red\"]}", "GET /nodes?filters={\"role\":[\"king\"]}", "GET /nodes?filters={\"membership\":[\"maybe\"]}", "GET /tasks?filters={\"service\":[\"nothing\"]}",
 		"GET /tasks?filters={\"node\":[\"nothing\"]}", "GET /tasks?filters={\"desired-state\":[\"asleep\"]}", "GET /configs?filters={\"names\":[\"a\"]}", "GET /networks?filters={\"colour\":[\"red\"]}", "GET /networks?filters={\"dangling\":[\"odd\"]}",
-		"GET /services/other?insertDefaults=x", "GET /services?status=maybe", "GET /services/nothing/logs?stdout=1", "GET /tasks/nothing/logs?stdout=1", "GET /services/other/logs?stdout=1&tail=x", "GET /services/other/logs?stdout=1&tail=-1",
+		"GET /secrets?filters={\"colour\":[\"red\"]}", "GET /services/other?insertDefaults=x", "GET /services?status=maybe", "GET /services/nothing/logs?stdout=1", "GET /tasks/nothing/logs?stdout=1", "GET /services/other/logs?stdout=1&tail=x", "GET /services/other/logs?stdout=1&tail=-1",
 		"GET /swarm/unlockkey", "POST /networks/prune?filters={\"colour\":[\"red\"]}"} {
 		method, path, _ := strings.Cut(p, " ")
 		compare(p, method, strings.ReplaceAll(strings.ReplaceAll(path, `"`, "%22"), "{", "%7B"), nothing)
@@ -103,6 +103,10 @@ func TestErrorsAreDockerSwarms(t *testing.T) {
 		{"/secrets/create", map[string]any{"Name": "PASS", "Data": []byte("x")}}, {"/secrets/create", `{"Name":"a","Data":"no base64"}`}, {"/secrets/create", map[string]any{"Name": "d", "Driver": map[string]any{}}}, {"/secrets/create", map[string]any{"Name": "a", "Data": make([]byte, maxSecret)}},
 		{"/configs/create", map[string]any{"Name": "a"}}, {"/configs/create", map[string]any{"Name": "conf", "Data": []byte("x")}}, {"/configs/create", map[string]any{"Name": "a", "Data": make([]byte, maxConfig)}},
 		{"/secrets/SECRET/update", map[string]any{"Name": "pass"}}, {"/secrets/SECRET/update?version=x", map[string]any{"Name": "pass"}}, {"/secrets/SECRET/update?version=1", map[string]any{"Name": "pass"}}, {"/secrets/SECRET/update?version=1", map[string]any{"Name": "other"}}, {"/secrets/nothing/update?version=1", map[string]any{"Name": "pass"}},
+		{"/secrets/SECRET/update?version=1", map[string]any{"Name": "pass", "Data": []byte("y")}}, {"/configs/nothing/update?version=1", map[string]any{"Name": "conf"}},
+		{"/v1.36/secrets/create", map[string]any{"Name": "t", "Data": []byte("x"), "Templating": map[string]any{"Name": "golang"}}},
+		{"/v1.36/configs/create", map[string]any{"Name": "t", "Data": []byte("x"), "Templating": map[string]any{"Name": "golang"}}},
+		{"/secrets/create", map[string]any{"Name": "two words", "Data": []byte("x")}}, {"/configs/create", map[string]any{"Name": "", "Data": []byte("x")}},
 		{"/swarm/update", swarm.Spec{}}, {"/swarm/update?version=0", swarm.Spec{Annotations: swarm.Annotations{Name: "default"}}}, {"/swarm/update?version=0&rotateWorkerToken=x", swarm.Spec{}}, {"/swarm/update?version=0&rotateManagerUnlockKey=x", swarm.Spec{}},
 		{"/swarm/update?version=0", swarm.Spec{CAConfig: swarm.CAConfig{NodeCertExpiry: 5}}}, {"/swarm/update?version=0", swarm.Spec{Annotations: swarm.Annotations{Name: "mine"}}},
 		{"/swarm/join", swarm.JoinRequest{}}, {"/swarm/unlock", swarm.UnlockRequest{UnlockKey: "x"}}, {"/swarm/init", swarm.InitRequest{}},

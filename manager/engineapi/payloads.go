@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"crypto/subtle"
 	"net/http"
 	"regexp"
 	"slices"
@@ -22,7 +23,10 @@ const (
 
 var payloadName = regexp.MustCompile(`^[a-zA-Z0-9]+(?:[a-zA-Z0-9-_.]*[a-zA-Z0-9])?$`)
 
-func validatePayloadName(name string) error {
+func validatePayload(r *http.Request, k cluster.Kind, name string, templating *swarm.Driver) error {
+	if v := apiVersion(r); templating != nil && versions.LessThan(v, "1.37") {
+		return errorf(http.StatusBadRequest, "%s templating is not supported on the specified API version: %s", k, v)
+	}
 	if name == "" {
 		return rpcErrorf(invalidArgument, "name must be provided")
 	}
@@ -76,15 +80,15 @@ func (s *Server) createSecret(c Control, w http.ResponseWriter, r *http.Request)
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	if err := validatePayloadName(spec.Name); err != nil {
+	if err := validatePayload(r, cluster.KindSecret, spec.Name, spec.Templating); err != nil {
 		return err
 	}
 	switch {
-	case spec.Templating != nil && versions.LessThan(apiVersion(r), "1.37"):
-		return errorf(http.StatusBadRequest, "secret templating is not supported on the specified API version: %s", apiVersion(r))
 	case spec.Driver != nil && spec.Driver.Name == "":
 		return rpcErrorf(invalidArgument, "secret driver must have a name")
-	case spec.Driver == nil && (len(spec.Data) == 0 || len(spec.Data) >= maxSecret):
+	case spec.Driver != nil:
+		return rpcErrorf(unimplemented, "secret %s: secret drivers are not supported (driver %q): give its data instead", spec.Name, spec.Driver.Name)
+	case len(spec.Data) == 0, len(spec.Data) >= maxSecret:
 		return rpcErrorf(invalidArgument, "secret data must be larger than 0 and less than %d bytes", maxSecret)
 	}
 	o := &cluster.Secret{}
@@ -138,7 +142,7 @@ func (s *Server) updateSecret(c Control, w http.ResponseWriter, r *http.Request)
 
 // onlyLabels refuses to change anything else of a secret or config.
 func onlyLabels(have, asked uint64, name, newName string, data, newData []byte) error {
-	if newName != name || newData != nil && !slices.Equal(data, newData) {
+	if newName != name || newData != nil && subtle.ConstantTimeCompare(data, newData) == 0 {
 		return rpcErrorf(invalidArgument, "only updates to Labels are allowed")
 	}
 	if have != asked {
@@ -235,7 +239,7 @@ func (s *Server) createConfig(c Control, w http.ResponseWriter, r *http.Request)
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	if err := validatePayloadName(spec.Name); err != nil {
+	if err := validatePayload(r, cluster.KindConfig, spec.Name, spec.Templating); err != nil {
 		return err
 	}
 	if len(spec.Data) == 0 || len(spec.Data) >= maxConfig {

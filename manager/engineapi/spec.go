@@ -166,6 +166,9 @@ func normalizeContainer(c *swarm.ContainerSpec) error {
 			return err
 		}
 	}
+	if p := c.Privileges; p != nil && p.CredentialSpec != nil && p.CredentialSpec.Config != "" {
+		return rpcErrorf(unimplemented, "credential specs from configs are not supported: name a file on the nodes instead (file://...)")
+	}
 	for _, ref := range c.Configs {
 		switch {
 		case ref.File == nil && ref.Runtime == nil:
