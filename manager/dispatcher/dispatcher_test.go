@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -158,6 +159,7 @@ type fakeAgent struct {
 	managers []protocol.ManagerAddr
 	peers    map[string]protocol.Peer
 	drivers  map[string]string // log drivers by task
+	payloads map[string]string // what secrets and configs hold, by id
 }
 
 // pipeWriter lets ServeSession take a connection over as if from an HTTP server.
@@ -174,7 +176,7 @@ func (p pipeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 func (w *world) connect(nodeID string) *fakeAgent {
 	server, client := net.Pipe()
 	a := &fakeAgent{w: w, conn: client, out: make(chan protocol.FromAgent, 1024), ended: make(chan struct{}), tasks: map[string]swarm.TaskState{}, mesh: map[string]protocol.MeshService{}, acks: true,
-		peers: map[string]protocol.Peer{}, drivers: map[string]string{}}
+		peers: map[string]protocol.Peer{}, drivers: map[string]string{}, payloads: map[string]string{}}
 	ctx, cancel := context.WithCancel(w.t.Context())
 	a.stop = cancel
 	req := httptest.NewRequest(http.MethodGet, protocol.PathSession, nil)
@@ -236,6 +238,16 @@ func (a *fakeAgent) read(in *bufio.Reader) {
 		case m.Assignments != nil:
 			if m.Assignments.Complete {
 				clear(a.tasks)
+				clear(a.payloads)
+			}
+			for _, s := range m.Assignments.Secrets {
+				a.payloads[s.ID] = string(s.Spec.Data)
+			}
+			for _, c := range m.Assignments.Configs {
+				a.payloads[c.ID] = string(c.Spec.Data)
+			}
+			for _, id := range slices.Concat(m.Assignments.RemoveSecrets, m.Assignments.RemoveConfigs) {
+				delete(a.payloads, id)
 			}
 			for _, t := range m.Assignments.Tasks {
 				a.tasks[t.ID] = t.DesiredState

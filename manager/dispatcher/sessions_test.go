@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -168,6 +169,52 @@ func TestTheDefaultLogDriverFillsIn(t *testing.T) {
 		if w.task("t1").Spec.LogDriver != nil {
 			t.Error("the stored task was modified")
 		}
+	})
+}
+
+func TestANodeHoldsASecretWhileATaskOfItUsesIt(t *testing.T) {
+	inWorld(t, func(w *world) {
+		s, c := &cluster.Secret{}, &cluster.Config{}
+		s.ID, s.Spec.Name, s.Spec.Data = "s1", "pw", []byte("hunter2")
+		c.ID, c.Spec.Name, c.Spec.Data = "c1", "conf", []byte("a=b")
+		w.commit(cluster.CreateOf(s), cluster.CreateOf(c))
+		uses := func(id, node string) {
+			task := &cluster.Task{}
+			task.ID, task.NodeID, task.DesiredState, task.Status.State = id, node, swarm.TaskStateRunning, swarm.TaskStateAssigned
+			task.Spec.ContainerSpec = &swarm.ContainerSpec{Secrets: []*swarm.SecretReference{{SecretID: "s1"}}, Configs: []*swarm.ConfigReference{{ConfigID: "c1"}}}
+			w.commit(cluster.CreateOf(task))
+		}
+		uses("t1", "n1")
+		a, b := w.connect("n1"), w.connect("n2")
+		defer a.close()
+		defer b.close()
+		holds := func(when string, agent *fakeAgent, want string) {
+			t.Helper()
+			synctest.Wait()
+			agent.look(func() {
+				if got := fmt.Sprint(agent.payloads); got != want {
+					t.Errorf("%s: the node holds %s, want %s", when, got, want)
+				}
+			})
+		}
+		both := "map[c1:a=b s1:hunter2]"
+		holds("its task uses them", a, both)
+		holds("it has no task", b, "map[]")
+		uses("t2", "n1")
+		uses("t3", "n2")
+		holds("a task came", b, both)
+		a.report("t1", swarm.TaskStateFailed)
+		holds("one of two tasks has ended", a, both)
+		a.report("t2", swarm.TaskStateFailed)
+		holds("both have ended", a, "map[]")
+		holds("another node's tasks have ended", b, both)
+		w.commit(cluster.Change{Action: cluster.Remove, Kind: cluster.KindTask, ID: "t3"})
+		holds("its task was removed", b, "map[]")
+		uses("t4", "n2")
+		holds("another task came", b, both)
+		b.close()
+		b = w.connect("n2")
+		holds("a new session", b, both)
 	})
 }
 
