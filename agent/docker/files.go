@@ -134,7 +134,7 @@ func (f *Files) Remove(taskIDs ...string) error {
 	return errors.Join(errs...)
 }
 
-// Close removes everything, and the file system if there is one.
+// Close removes everything: files, file system, the directory, and the one above it if that is empty.
 func (f *Files) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -149,5 +149,6 @@ func (f *Files) Close() error {
 	if rmErr := os.Remove(f.dir); rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
 		err = errors.Join(err, fmt.Errorf("remove the directory for secrets: %w", rmErr))
 	}
+	_ = os.Remove(filepath.Dir(f.dir)) // stays where another node of this machine has files
 	return err
 }

@@ -259,6 +259,24 @@ func (c *testCluster) restore(ctx context.Context) error {
 			return err
 		}
 	}
+	secrets, err := api.SecretList(ctx, swarm.SecretListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, s := range secrets {
+		if err := api.SecretRemove(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	configs, err := api.ConfigList(ctx, swarm.ConfigListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, f := range configs {
+		if err := api.ConfigRemove(ctx, f.ID); err != nil {
+			return err
+		}
+	}
 	if err := within(ctx, patience, func() error { return c.empty(ctx) }); err != nil {
 		return fmt.Errorf("left over: %w", err)
 	}
@@ -300,6 +318,9 @@ func (c *testCluster) empty(ctx context.Context) error {
 		}
 	}
 	for _, h := range c.hosts {
+		if files, err := c.taskFiles(ctx, h.Name); err != nil || files != "" {
+			return fmt.Errorf("files of tasks on %s: %q, %w", h.Name, files, err)
+		}
 		all, err := c.labelled(ctx, h.Name, true)
 		if err != nil {
 			return err

@@ -54,6 +54,7 @@ func (c *testCluster) machineState(t *testing.T, host string) map[string]string 
 		"rules":               `ip rule`,
 		"engine's containers": `docker ps -aq`,
 		"engine's networks":   `docker network ls --format '{{.Name}} {{.Driver}}' | sort`,
+		"files of tasks":      `find /run/miniswarm 2>/dev/null; grep '^miniswarm ' /proc/self/mounts || true`,
 		"listening sockets":   `ss -Hltun | awk '{print $1, $5}' | sort`,
 	} {
 		out, err := c.Output(t.Context(), host, "sh", "-c", script)
@@ -95,7 +96,8 @@ func TestLeave(t *testing.T) {
 	before := c.machineState(t, "vm4")
 	files := tree(t, filepath.Join(c.Dir(), "vm4", "miniswarm"))
 	c.docker(t, "vm1", "network", "create", "--driver", "overlay", "net1")
-	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--mode", "global", "--network", "net1", "--publish", "8080:8000", c.witness+":1")
+	c.miniswarm(t, "vm1", "secret", "create", "pw", writeFile(t, "pw", "hunter2"))
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--mode", "global", "--network", "net1", "--secret", "pw", "--publish", "8080:8000", c.witness+":1")
 	c.running(t, "w", 3)
 	for round := range 2 {
 		c.joinSpare(t)

@@ -5,6 +5,7 @@
 //	witness get URL          print the body of an answer with status 200
 //	witness udp HOST:PORT    print the answer to one datagram
 //	witness say WORD...      print the words and end
+//	witness file PATH...     describe files and print what is in them
 //	witness hold HOST:PORT   listen there, and hang up on whoever calls, until killed
 //
 // VERSION in its environment is repeated in each answer, DRAIN is how long it serves on after SIGTERM.
@@ -14,6 +15,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -51,6 +53,8 @@ func run(args []string) error {
 	case args[0] == "say":
 		fmt.Println(strings.Join(args[1:], " "))
 		return nil
+	case args[0] == "file":
+		return show(args[1:])
 	case args[0] == "hold" && len(args) == 2:
 		ln, err := net.Listen("tcp", args[1])
 		if err != nil {
@@ -146,6 +150,38 @@ func get(url string) error {
 	}
 	_, err = io.Copy(os.Stdout, resp.Body)
 	return err
+}
+
+// file is what show tells of a file.
+type file struct {
+	Path, Mode string
+	UID, GID   uint32
+	Tmpfs      bool
+	ReadOnly   bool
+	Data       string
+}
+
+func show(paths []string) error {
+	enc := json.NewEncoder(os.Stdout)
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		f := file{Path: path, Data: string(data)}
+		var st syscall.Stat_t
+		var fs syscall.Statfs_t
+		if err := errors.Join(syscall.Stat(path, &st), syscall.Statfs(path, &fs)); err != nil {
+			return err
+		}
+		const tmpfs, readOnly = 0x01021994, 1 // statfs(2)
+		f.Mode, f.UID, f.GID = fmt.Sprintf("%04o", st.Mode&0o7777), st.Uid, st.Gid
+		f.Tmpfs, f.ReadOnly = fs.Type == tmpfs, fs.Flags&readOnly != 0
+		if err := enc.Encode(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func askUDP(addr string) error {
