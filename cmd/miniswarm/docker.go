@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -162,6 +163,8 @@ func adaptStack(dc command.Cli, cmd *cobra.Command) {
 		switch sub.Name() {
 		case "deploy":
 			checkCompose(dc, sub)
+			deploy := sub.RunE
+			sub.RunE = func(cmd *cobra.Command, args []string) error { return explainChanged(deploy(cmd, args)) }
 			detach := sub.Flags().Lookup("detach")
 			detach.DefValue = "false"
 			if err := detach.Value.Set("false"); err != nil {
@@ -171,6 +174,22 @@ func adaptStack(dc command.Cli, cmd *cobra.Command) {
 			checkCompose(dc, sub)
 		}
 	}
+}
+
+// changedPayload is how a deployment ends that has other content for a secret or config than the cluster.
+var changedPayload = regexp.MustCompile(`failed to update (secret|config) (\S+): .*only updates to Labels are allowed`)
+
+// explainChanged says what to do about content that has changed. Docker says what cannot be done.
+func explainChanged(err error) error {
+	if err == nil {
+		return nil
+	}
+	m := changedPayload.FindStringSubmatch(err.Error())
+	if m == nil {
+		return err
+	}
+	return fmt.Errorf("%w\nthe content of %[2]s %[3]s has changed, and what running tasks use does not change: give it a new name in the Compose file, "+
+		"such as \"name: %[3]s_${VERSION}\", and deploy with another VERSION; the services then move to it by a rolling update", err, m[1], m[2])
 }
 
 // examples are shown by --help of Docker's commands, by command path without "miniswarm".
