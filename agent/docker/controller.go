@@ -70,6 +70,8 @@ type Runtime struct {
 	// a node without the data plane, where they do not lead to containers.
 	Listening func(pid int, ports []uint16) (bool, error)
 	Logger    *slog.Logger
+
+	root rootIDs
 }
 
 // slot waits for a place among those who create and start; call done to give it up.
@@ -157,27 +159,6 @@ func (c *Controller) Prepare(ctx context.Context) error {
 		return err
 	}
 	return c.create(ctx, want)
-}
-
-// makeFiles makes the files of the task's secrets and configs, unless they are there. It waits for what the managers have
-// not sent yet.
-func (c *Controller) makeFiles(ctx context.Context) error {
-	if len(payloadsOf(c.task.Spec.ContainerSpec)) == 0 || c.rt.Files.made(c.task.ID) {
-		return nil
-	}
-	files, err := render(ctx, c.task, c.rt.Node(), c.rt.Payloads)
-	if err != nil {
-		return err
-	}
-	return c.rt.Files.make(c.task.ID, files)
-}
-
-// Discard removes the files of a task of which nothing will be started any more. The container may be there still.
-func (c *Controller) Discard() error {
-	if len(payloadsOf(c.task.Spec.ContainerSpec)) == 0 {
-		return nil
-	}
-	return c.rt.Files.remove(c.task.ID)
 }
 
 func (c *Controller) create(ctx context.Context, want *Container) error {

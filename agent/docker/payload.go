@@ -119,7 +119,7 @@ type renderer struct {
 	revealed bool
 }
 
-// render gives the files of a task. It waits for what it needs of from.
+// render gives the files of a task, with owners as the container counts them. It waits for what it needs of from.
 func render(ctx context.Context, t *cluster.Task, n Node, from Payloads) ([]File, error) {
 	x, err := expand(t, n)
 	if err != nil {

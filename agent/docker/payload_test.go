@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/api/types/system"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/miniswarm/miniswarm/cluster"
@@ -150,5 +151,22 @@ func TestFilesOfTasks(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the directory after Close: %v", err)
+	}
+}
+
+func TestOwnersOnAnEngineThatRemapsUsers(t *testing.T) {
+	for _, tt := range []struct {
+		options  []string
+		dir      string
+		uid, gid int
+	}{
+		{nil, "/var/lib/docker", 0, 0},
+		{nil, "/var/lib/docker/231072.231072", 0, 0},
+		{[]string{"name=seccomp,profile=default", "name=userns"}, "/var/lib/docker/231072.165536", 231072, 165536},
+		{[]string{"name=userns"}, "/var/lib/docker", 0, 0},
+	} {
+		if uid, gid := remapped(system.Info{SecurityOptions: tt.options, DockerRootDir: tt.dir}); uid != tt.uid || gid != tt.gid {
+			t.Errorf("%v in %s: %d.%d, want %d.%d", tt.options, tt.dir, uid, gid, tt.uid, tt.gid)
+		}
 	}
 }
