@@ -158,7 +158,7 @@ func (c *Controller) Prepare(ctx context.Context) error {
 	if err := c.makeFiles(ctx); err != nil {
 		return err
 	}
-	return c.create(ctx, want)
+	return c.explainUnseen(c.create(ctx, want))
 }
 
 func (c *Controller) create(ctx context.Context, want *Container) error {

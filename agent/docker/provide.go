@@ -32,6 +32,14 @@ func (c *Controller) makeFiles(ctx context.Context) error {
 	return c.rt.Files.make(c.task.ID, files)
 }
 
+// explainUnseen says what is wrong where the engine does not see the files that are there.
+func (c *Controller) explainUnseen(err error) error {
+	if err != nil && c.rt.Files != nil && strings.Contains(err.Error(), "does not exist: "+c.rt.Files.Dir()) && c.rt.Files.made(c.task.ID) {
+		return fmt.Errorf("%w: the engine does not see what this daemon mounts; run the daemon in the engine's mount namespace", err)
+	}
+	return err
+}
+
 // Discard removes the files of a task of which nothing will be started any more. The container may be there still.
 func (c *Controller) Discard() error {
 	if len(payloadsOf(c.task.Spec.ContainerSpec)) == 0 {
