@@ -13,7 +13,9 @@
 //   - the reporter (report.go) keeps the latest status of every task until the leader has stored it.
 //   - the mesh keeper (mesh.go) merges routing messages into one table and applies it, independent of the engine.
 //   - the recorder (record.go) writes what is needed after a restart to disk, behind everybody's back.
-//   - the janitor (janitor.go) removes containers and networks of this node that belong to nothing.
+//   - payloads (payloads.go) are the secrets and configs that the leader has sent. They are nowhere but in memory and, as
+//     files for containers, on a tmpfs.
+//   - the janitor (janitor.go) removes containers, their files and networks of this node that belong to nothing.
 //
 // # A node owns its own truth
 //

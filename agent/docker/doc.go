@@ -11,6 +11,11 @@
 // [Engine] is what controllers ask of an engine; [Adapter] is the real one, and package fake has one that behaves the
 // same for tests.
 //
+// # Secrets and configs
+//
+// A task's secrets and configs are files (payload.go says which and expands templates) that are made for the task before
+// its container is (provide.go, files.go) in a directory in memory, [Files], from where the engine binds them.
+//
 // # Errors
 //
 // An engine that does not answer is no failure of the task: such errors match [ErrUnavailable], and the caller repeats

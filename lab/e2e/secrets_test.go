@@ -6,8 +6,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -178,4 +182,140 @@ func noPlainText(t *testing.T, path string, secrets ...string) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// The example stack: a page with a password and a config, and a store behind it that keeps its notes.
+func TestSecretsExample(t *testing.T) {
+	c := onShared(t)
+	const example = "../../examples/secrets"
+	image := c.buildNotes(t, example)
+	c.docker(t, "vm1", "node", "update", "--label-add", "notes=data", "vm2")
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if out, err := c.Output(ctx, "vm1", c.binary, "node", "update", "--label-rm", "notes", "vm2"); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	// On every node, so that one page is beside the store whoever resolves names between nodes.
+	compose := writeFile(t, "compose.yml", strings.Replace(readFile(t, filepath.Join(example, "compose.yml")), "replicas: 2", "mode: global", 1))
+	dir := filepath.Dir(compose)
+	for name, text := range map[string]string{"notes.json": readFile(t, filepath.Join(example, "notes.json")), "password.txt": "first\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deploy := func(version string) {
+		t.Helper()
+		out, err := c.Output(t.Context(), "vm1", "env", "IMAGE="+image, "VERSION="+version, "docker", "-H", "unix:///run/miniswarm.sock",
+			"stack", "deploy", "--detach=true", "--resolve-image", "never", "-c", compose, "notes")
+		if err != nil {
+			t.Fatalf("deploy version %s: %v\n%s", version, err, out)
+		}
+	}
+	leave := func(note string) (page string) {
+		t.Helper()
+		address := "http://" + c.addr("vm3", 8080) + "/"
+		eventually(t, "a note is left", patience, func() error {
+			_, err := visit(t.Context(), http.MethodPost, address, note, http.StatusSeeOther)
+			return err
+		})
+		eventually(t, "the notes are shown", patience, func() (err error) {
+			page, err = visit(t.Context(), http.MethodGet, address, "", http.StatusOK)
+			return err
+		})
+		return page
+	}
+	deploy("1")
+	c.running(t, "notes_web", 3)
+	store := c.running(t, "notes_store", 1)
+	if store[0].host != "vm2" {
+		t.Errorf("the store is on %s", store[0].host)
+	}
+	if page := leave("before"); !strings.Contains(page, "<h1>Notes of notes_web</h1>") || !strings.Contains(page, "shown by notes_web.") || !strings.Contains(page, "<li>before</li>") {
+		t.Errorf("the page is\n%s", page)
+	}
+
+	// A new password, in a new version; the notes are still there.
+	if err := os.WriteFile(filepath.Join(dir, "password.txt"), []byte("second\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	deploy("2")
+	eventually(t, "nobody uses the old password", patience, func() error {
+		web, err := c.converged(t.Context(), "notes_web", 3)
+		if err != nil {
+			return err
+		}
+		now, err := c.converged(t.Context(), "notes_store", 1)
+		if err != nil {
+			return err
+		}
+		for _, r := range append(web, now...) {
+			if out, err := c.Output(t.Context(), r.host, "docker", "inspect", "--format", "{{range .Mounts}}{{.Source}} {{end}}", r.id); err != nil || !strings.Contains(out, r.task) {
+				return fmt.Errorf("mounts of %s: %s, %w", r.name, out, err)
+			}
+		}
+		if now[0].id == store[0].id {
+			return fmt.Errorf("the store is still the old one")
+		}
+		return nil
+	})
+	if page := leave("after"); !strings.Contains(page, "<li>before</li>") || !strings.Contains(page, "<li>after</li>") {
+		t.Errorf("the page is\n%s", page)
+	}
+	c.docker(t, "vm1", "secret", "rm", "notes_password_1")
+	c.docker(t, "vm1", "stack", "rm", "notes")
+	eventually(t, "the volume can be removed", patience, func() error {
+		out, err := c.Output(t.Context(), "vm2", "docker", "volume", "rm", "notes_data")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// buildNotes builds the image of the example and puts it on every host.
+func (c *testCluster) buildNotes(t *testing.T, example string) string {
+	t.Helper()
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "notes"), example)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the example: %v\n%s", err, out)
+	}
+	if err := os.CopyFS(filepath.Join(dir, "data"), os.DirFS(filepath.Join(example, "data"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(readFile(t, filepath.Join(example, "Dockerfile"))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image, err := c.BuildImage(t.Context(), "vm1", dir, "notes:1")
+	if err == nil {
+		err = c.Preload(t.Context(), image)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// visit asks the page of the example over a connection of its own, with a note for it if it is to get one.
+func visit(ctx context.Context, method, address, note string, want int) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, address, strings.NewReader(url.Values{"note": {note}}.Encode()))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req) // follows no redirection
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != want {
+		err = fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return string(body), err
 }
