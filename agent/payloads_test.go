@@ -2,9 +2,13 @@ package agent
 
 import (
 	"bytes"
+	"encoding/json"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -172,6 +176,35 @@ func TestATaskWaitsForTheSessionThatBringsItsSecret(t *testing.T) {
 		m.assign(all)
 		m.wantTasks("t1 running started")
 		w.wantFiles("t1", map[string]string{"/run/secrets/pw": plain, "/etc/conf": "conf"})
+	})
+}
+
+func TestManySecretsOverASlowWay(t *testing.T) {
+	withFiles(t, func(w *world, _ func() []string) {
+		m := w.manager("a")
+		task := secretTask(w, "t1")
+		a := protocol.Assignments{Seq: 1, Complete: true, Tasks: []*cluster.Task{task}, Secrets: []*cluster.Secret{secret("s1", strings.Repeat("x", 500000))},
+			Configs: []*cluster.Config{config("c1", "conf")}}
+		line, err := json.Marshal(protocol.ToAgent{Assignments: &a})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.complete()
+		before := m.heard().sessions
+		var conn net.Conn
+		m.set(func() { m.mute, conn = true, m.conn }) // what the leader has to answer waits behind the message
+		for part := range slices.Chunk(append(line, '\n'), 60000) {
+			if _, err := conn.Write(part); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		m.set(func() { m.mute = false })
+		w.settle()
+		m.wantTasks("t1 running started")
+		if n := m.heard().sessions; n != before {
+			t.Errorf("%d sessions instead of %d", n, before)
+		}
 	})
 }
 

@@ -59,7 +59,8 @@ type session struct {
 // serve holds a session on an open stream until it ends, which is always an error.
 func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error {
 	bound(conn, max(minSilence, silentBeats*a.cfg.Heartbeat))
-	s := &session{a: a, conn: conn, dec: json.NewDecoder(conn), periods: make(chan time.Duration, 1)}
+	s := &session{a: a, conn: conn, periods: make(chan time.Duration, 1)}
+	s.dec = json.NewDecoder(hearing{s})
 	unblock := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer unblock()
 	welcome, err := s.greet()
@@ -132,6 +133,18 @@ func (s *session) send(m protocol.FromAgent) error {
 		return fmt.Errorf("send to the leader: %w", err)
 	}
 	return nil
+}
+
+// hearing reads a session's connection. A leader that is in the middle of a large message, with many secrets in it for
+// example, is not silent, however slow the way is.
+type hearing struct{ *session }
+
+func (h hearing) Read(p []byte) (int, error) {
+	n, err := h.conn.Read(p)
+	if n > 0 {
+		h.hear(false)
+	}
+	return n, err
 }
 
 func (s *session) hear(answer bool) {
