@@ -51,7 +51,7 @@ func expand(t *cluster.Task, n Node) (expanded, error) {
 		if ok {
 			v, err := s.text(value)
 			if err != nil {
-				return out, fmt.Errorf("expanding env failed: %q: %w", name, err)
+				return out, fmt.Errorf("expanding env failed: expanding env %q: %w", e, err)
 			}
 			e = name + "=" + v
 		}
@@ -64,7 +64,7 @@ func expand(t *cluster.Task, n Node) (expanded, error) {
 	for _, m := range spec.Mounts {
 		x, err := s.mount(m)
 		if err != nil {
-			return out, fmt.Errorf("expanding mounts failed: %w", err)
+			return out, fmt.Errorf("expanding mounts failed: expanding mount %q: %w", m.Target, err)
 		}
 		if err := validateMount(x); err != nil {
 			return out, err

@@ -141,6 +141,15 @@ func TestSecretsAndConfigs(t *testing.T) {
 	c.wantSecrets(t, now, second)
 	c.docker(t, "vm1", "secret", "rm", "pw")
 
+	for _, args := range [][]string{{"secret", "inspect", "pw2"}, {"config", "inspect", "conf"}, {"service", "inspect", "w"}, {"service", "ps", "--no-trunc", "w"}, {"service", "explain", "w"},
+		{"task", "explain", now[0].task}, {"node", "inspect", "vm2"}} {
+		if out := c.miniswarm(t, "vm1", args...); strings.Contains(out, first) || strings.Contains(out, second) {
+			t.Errorf("miniswarm %s shows a secret: %s", strings.Join(args, " "), out)
+		}
+	}
+	if out := c.docker(t, "vm1", "events", "--since", "10m", "--until", "0s"); !strings.Contains(out, "secret create") || strings.Contains(out, first) || strings.Contains(out, second) {
+		t.Errorf("events lack the secret's creation, or show the secret: %s", out)
+	}
 	for _, h := range c.hosts {
 		for _, dir := range []string{filepath.Join(c.Dir(), h.Name, "miniswarm"), filepath.Join(c.Dir(), h.Name, "docker", "containers"), h.DaemonLog, h.EngineLog} {
 			noPlainText(t, dir, first, second)
