@@ -33,10 +33,12 @@ func Listening(pid int, ports []uint16) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look for listeners of process %d: %w", pid, err)
 	}
+	//lint:ignore SA1019 netlink, which is recommended instead, would have to enter the process's network namespace
 	four, err := fs.NetTCP()
 	if err != nil {
 		return false, fmt.Errorf("look for listeners of process %d: %w", pid, err)
 	}
+	//lint:ignore SA1019 as above
 	six, err := fs.NetTCP6()
 	if err != nil {
 		six = nil // a kernel without IPv6 has no such table

@@ -115,7 +115,7 @@ func TestUnderLoad(t *testing.T) {
 	}
 	for _, task := range tasks {
 		if task.Status.State == swarm.TaskStateFailed || task.Status.State == swarm.TaskStateRejected {
-			t.Error(fmt.Sprintf("task %s of slot %d is %s: %s", task.ID, task.Slot, task.Status.State, task.Status.Err))
+			t.Errorf("task %s of slot %d is %s: %s", task.ID, task.Slot, task.Status.State, task.Status.Err)
 		}
 	}
 }
