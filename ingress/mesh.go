@@ -50,6 +50,7 @@ type Mesh struct {
 	mu       sync.Mutex // guards all below
 	kernel   *overlay.Kernel
 	table    dataPlane
+	tracked  *conntrack.Conn
 	firewall firewall
 	reserved map[plan.PortKey]*ports.Reservation
 	inUse    map[plan.PortKey]*ports.InUseError // who has ports that are not reserved, as of the last Verify
@@ -102,15 +103,25 @@ func New(c Config) (*Mesh, error) {
 		return nil, fmt.Errorf("take the data plane: %w", err)
 	}
 	m := &Mesh{log: c.Logger, engine: c.Engine, unlock: unlock, alwaysVXLAN: c.AlwaysVXLAN, reserved: map[plan.PortKey]*ports.Reservation{}, inUse: map[plan.PortKey]*ports.InUseError{}}
-	if m.kernel, err = overlay.Open(c.StateDir); err == nil {
-		if m.table, err = nft.Open(); err != nil {
-			m.kernel.Close()
-		}
-	}
-	if err != nil {
+	if err := m.open(c.StateDir); err != nil {
 		return nil, errors.Join(err, unlock())
 	}
 	return m, nil
+}
+
+// open connects to the parts of the kernel.
+func (m *Mesh) open(stateDir string) (err error) {
+	if m.tracked, err = conntrack.Open(); err != nil {
+		return err
+	}
+	if m.kernel, err = overlay.Open(stateDir); err != nil {
+		return errors.Join(err, m.tracked.Close())
+	}
+	if m.table, err = nft.Open(); err != nil {
+		m.kernel.Close()
+		return errors.Join(err, m.tracked.Close())
+	}
+	return nil
 }
 
 // Apply makes the node's network what in says. It takes the complete desired
@@ -251,7 +262,7 @@ func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed, ruled bool
 		kernelErr = errors.Join(kernelErr, m.kernel.Delete(ctx, d))
 	}
 	errs = append(errs, kernelErr, tableErr, m.forget(ctx, want))
-	newBackends := prev == nil || !slices.Equal(prev.Backends, want.Backends)
+	newBackends := prev == nil || lacks(prev.Backends, want.Backends)
 	m.want, m.have, m.applied = want, withoutTable(want), true
 	m.known = kernelErr == nil && tableErr == nil
 	if newBackends {
@@ -305,14 +316,8 @@ func (m *Mesh) reserve(published []plan.PublishedPort, errs *[]error) []plan.Pub
 // port was served.
 func (m *Mesh) forget(ctx context.Context, want plan.State) error {
 	var errs []error
-	gone := !m.applied
-	for _, b := range m.want.Backends {
-		if _, ok := slices.BinarySearchFunc(want.Backends, b, netip.Addr.Compare); !ok {
-			gone = true
-		}
-	}
-	if gone {
-		n, err := conntrack.Retain(ctx, want.Backends)
+	if !m.applied || lacks(want.Backends, m.want.Backends) {
+		n, err := m.tracked.Retain(ctx, want.Backends)
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -331,11 +336,19 @@ func (m *Mesh) forget(ctx context.Context, want plan.State) error {
 		}
 	}
 	if len(fresh) > 0 {
-		if _, err := conntrack.ForgetUntranslated(ctx, fresh); err != nil {
+		if _, err := m.tracked.ForgetUntranslated(ctx, fresh); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// lacks says whether one of some is not among sorted backends.
+func lacks(sorted, some []netip.Addr) bool {
+	return slices.ContainsFunc(some, func(b netip.Addr) bool {
+		_, ok := slices.BinarySearchFunc(sorted, b, netip.Addr.Compare)
+		return !ok
+	})
 }
 
 func (m *Mesh) hairpin() error {
@@ -352,7 +365,7 @@ func (m *Mesh) Remove(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var errs []error
-	errs = append(errs, m.table.Remove(ctx), m.kernel.Remove(ctx), m.firewall.remove(ctx), conntrack.ForgetOurs(ctx), m.removeBridges(ctx, nil))
+	errs = append(errs, m.table.Remove(ctx), m.kernel.Remove(ctx), m.firewall.remove(ctx), m.tracked.ForgetOurs(ctx), m.removeBridges(ctx, nil))
 	for _, k := range slices.Collect(maps.Keys(m.reserved)) {
 		errs = append(errs, m.reserved[k].Close())
 		delete(m.reserved, k)
@@ -368,7 +381,7 @@ func (m *Mesh) Remove(ctx context.Context) error {
 func (m *Mesh) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	errs := []error{m.table.Close()}
+	errs := []error{m.table.Close(), m.tracked.Close()}
 	m.kernel.Close()
 	for k, r := range m.reserved {
 		errs = append(errs, r.Close())

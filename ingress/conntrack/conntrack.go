@@ -4,8 +4,8 @@
 // silence. Forgotten, the next packet of a TCP connection is answered with a reset
 // and the next one of a UDP flow goes to a living backend.
 //
-// All functions work on the network namespace of the calling thread, are safe for
-// concurrent use, and cost one dump of the connections they may concern.
+// A call costs one walk through the kernel's table of connections, however few of
+// them are ours.
 package conntrack
 
 import (
@@ -48,49 +48,87 @@ type flow struct {
 	port     uint16 // the original destination port
 }
 
+// Conn asks the kernel about connections of the network namespace it was opened in.
+// It is not safe for concurrent use.
+//
+// It stays open, because closing a socket of this family waits until the kernel has
+// freed what the last change of nftables rules left over, which takes longer than
+// the change.
+type Conn struct {
+	// nl is nil after it had to be given up.
+	nl *netlink.Conn
+}
+
+// Open connects to the kernel.
+func Open() (*Conn, error) {
+	c := &Conn{}
+	return c, c.ready()
+}
+
+// ready opens another connection if the last one had to be given up.
+func (c *Conn) ready() error {
+	if c.nl != nil {
+		return nil
+	}
+	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fmt.Errorf("open conntrack over netlink: %w", err)
+	}
+	c.nl = nl
+	return nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close() error {
+	if c.nl == nil {
+		return nil
+	}
+	err := c.nl.Close()
+	c.nl = nil
+	return err
+}
+
+// execute sends one request. After an error the rest of its answer may be on its way,
+// which must not be taken for that to the next request; that there is no such
+// connection is all of an answer.
+func (c *Conn) execute(m netlink.Message) ([]netlink.Message, error) {
+	answer, err := c.nl.Execute(m)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = errors.Join(err, c.Close())
+	}
+	return answer, err
+}
+
 // Retain drops the connections that this node translated to anything but
 // backends. It returns their number.
-func Retain(ctx context.Context, backends []netip.Addr) (int, error) {
+func (c *Conn) Retain(ctx context.Context, backends []netip.Addr) (int, error) {
 	keep := map[netip.Addr]bool{}
 	for _, b := range backends {
 		keep[b] = true
 	}
-	return forget(ctx, plan.MarkEntry, plan.MarkSideMask, func(f flow) bool { return !keep[f.backend] })
+	return c.forget(ctx, plan.MarkEntry, plan.MarkSideMask, func(f flow) bool { return !keep[f.backend] })
 }
 
 // ForgetUntranslated drops UDP flows to ports which were seen before the ports
 // were published or had a backend. A client that keeps sending from one port
 // would otherwise never be translated.
-func ForgetUntranslated(ctx context.Context, ports []uint16) (int, error) {
+func (c *Conn) ForgetUntranslated(ctx context.Context, ports []uint16) (int, error) {
 	fresh := map[uint16]bool{}
 	for _, p := range ports {
 		fresh[p] = true
 	}
-	return forget(ctx, 0, plan.MarkMask, func(f flow) bool { return f.protocol == plan.UDP && fresh[f.port] })
+	return c.forget(ctx, 0, plan.MarkMask, func(f flow) bool { return f.protocol == plan.UDP && fresh[f.port] })
 }
 
 // ForgetOurs drops all connections that carry a mark of ours.
-func ForgetOurs(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
+func (c *Conn) ForgetOurs(ctx context.Context) error {
+	if err := errors.Join(ctx.Err(), c.ready()); err != nil {
 		return err
 	}
-	c, err := dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if _, err := c.Execute(request(msgDelete, netlink.Acknowledge, marked(plan.MarkOurs, plan.MarkMask))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := c.execute(request(msgDelete, netlink.Acknowledge, marked(plan.MarkOurs, plan.MarkMask))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget connections: %w", err)
 	}
 	return nil
-}
-
-func dial() (*netlink.Conn, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, fmt.Errorf("open conntrack over netlink: %w", err)
-	}
-	return c, nil
 }
 
 func request(kind netlink.HeaderType, flags netlink.HeaderFlags, attrs []byte) netlink.Message {
@@ -109,16 +147,11 @@ func marked(mark, mask uint32) []byte {
 	return b
 }
 
-func forget(ctx context.Context, mark, mask uint32, match func(flow) bool) (int, error) {
-	if err := ctx.Err(); err != nil {
+func (c *Conn) forget(ctx context.Context, mark, mask uint32, match func(flow) bool) (int, error) {
+	if err := errors.Join(ctx.Err(), c.ready()); err != nil {
 		return 0, err
 	}
-	c, err := dial()
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	dump, err := c.Execute(request(msgGet, netlink.Dump, marked(mark, mask)))
+	dump, err := c.execute(request(msgGet, netlink.Dump, marked(mark, mask)))
 	if err != nil {
 		return 0, fmt.Errorf("list connections: %w", err)
 	}
@@ -141,7 +174,7 @@ func forget(ctx context.Context, mark, mask uint32, match func(flow) bool) (int,
 			return n, fmt.Errorf("forget a connection: %w", err)
 		}
 		// One that has ended by itself meanwhile is fine.
-		if _, err := c.Execute(request(msgDelete, netlink.Acknowledge, named)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if _, err := c.execute(request(msgDelete, netlink.Acknowledge, named)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return n, fmt.Errorf("forget a connection: %w", err)
 		}
 		n++

@@ -191,11 +191,12 @@ func (t *Table) Remove(ctx context.Context) error {
 
 // commit sends one transaction and remembers what the kernel then holds.
 func (t *Table) commit(d plan.TableDiff, want plan.Table) error {
-	before, err := t.currentGeneration()
-	if err != nil {
-		return err
-	}
+	// A difference is one from a generation that is known; a table made anew does not depend on any.
+	before, err := t.generation, error(nil)
 	if d.Rebuild {
+		if before, err = t.currentGeneration(); err != nil {
+			return err
+		}
 		err = t.rebuild(want)
 	} else {
 		err = t.change(d)
@@ -212,7 +213,7 @@ func (t *Table) commit(d plan.TableDiff, want plan.Table) error {
 		return err
 	}
 	t.have, t.known = want, true
-	if after == before+1 && (d.Rebuild || before == t.generation) {
+	if after == before+1 {
 		t.generation = after // nobody else was there in between
 	}
 	return nil
