@@ -115,7 +115,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			end, over = cancel, make(chan struct{})
 			go func(done chan struct{}) {
 				defer close(done)
-				m.term(term)
+				m.term(term, l)
 				m.cfg.Logger.Info("no longer leading", "node", m.cfg.NodeID, "term", l.Term)
 			}(over)
 		}
@@ -123,9 +123,11 @@ func (m *Manager) Run(ctx context.Context) error {
 }
 
 // term runs the leader's parts until ctx ends, anew whenever one of them fails.
-func (m *Manager) term(ctx context.Context) {
+func (m *Manager) term(ctx context.Context, l raftstore.Leadership) {
+	former := dispatcher.Former{NodeID: l.FormerNodeID, Heard: l.FormerHeard}
 	for ctx.Err() == nil {
-		err := m.lead(ctx)
+		err := m.lead(ctx, former)
+		former = dispatcher.Former{} // was heard or judged meanwhile
 		if ctx.Err() != nil {
 			return
 		}
@@ -138,11 +140,11 @@ func (m *Manager) term(ctx context.Context) {
 }
 
 // lead runs the loop and the dispatcher until one of them ends.
-func (m *Manager) lead(ctx context.Context) error {
+func (m *Manager) lead(ctx context.Context, former dispatcher.Former) error {
 	if err := m.found(ctx); err != nil {
 		return err
 	}
-	d := dispatcher.New(dispatcher.Config{Store: m.cfg.Store, Logger: m.cfg.Logger, IDs: m.ids, Managers: m.Managers, Period: m.cfg.HeartbeatPeriod})
+	d := dispatcher.New(dispatcher.Config{Store: m.cfg.Store, Logger: m.cfg.Logger, IDs: m.ids, Managers: m.Managers, Former: former, Period: m.cfg.HeartbeatPeriod})
 	watch := m.cfg.Store.Watch(watchBuffer)
 	defer watch.Close()
 	m.setDispatcher(d)

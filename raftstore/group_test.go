@@ -171,6 +171,9 @@ func TestLeadershipIsToldWithItsTerm(t *testing.T) {
 		for later.LeaderID == 0 {
 			later = <-changes
 		}
+		if later.FormerNodeID != "" {
+			t.Errorf("a member that led follows another: former is %q", later.FormerNodeID)
+		}
 		if later.Leader || later.Term <= now.Term || later.LeaderNodeID == first.cfg.NodeID {
 			t.Errorf("leadership is %+v after it was handed over", later)
 		}
@@ -184,6 +187,35 @@ func TestLeadershipIsToldWithItsTerm(t *testing.T) {
 		for l := range changes {
 			if l.Leader {
 				t.Errorf("leadership is %+v on a member that stopped", l)
+			}
+		}
+	})
+}
+
+// TestANewLeaderKnowsSinceWhenTheFormerOneIsSilent: not only since it leads itself.
+func TestANewLeaderKnowsSinceWhenTheFormerOneIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(3)
+		old := g.leader()
+		old.mustPut("a")
+		time.Sleep(10 * time.Second)
+		var others []uint64
+		for _, m := range g.members {
+			if m != old {
+				others = append(others, m.self)
+			}
+		}
+		cut := time.Now()
+		g.net.Partition([]uint64{old.self}, others)
+		for {
+			time.Sleep(50 * time.Millisecond)
+			if now := g.leader(); now != old && now.Leadership().Leader {
+				l := now.Leadership()
+				if l.FormerNodeID != old.cfg.NodeID || l.FormerHeard.After(cut.Add(100*time.Millisecond)) || l.FormerHeard.Before(cut.Add(-200*time.Millisecond)) {
+					t.Errorf("former is %q, heard %s after it was cut off", l.FormerNodeID, l.FormerHeard.Sub(cut))
+				}
+				return
 			}
 		}
 	})

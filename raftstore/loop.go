@@ -72,10 +72,12 @@ type loop struct {
 	s    *Store
 	node *raft.RawNode
 
-	role   role
-	ticks  uint64
-	heard  map[uint64]uint64 // tick of the last message of each peer
-	writes int               // appends with entries handed to the appender and not done
+	role  role
+	ticks uint64
+	heard map[uint64]uint64 // tick of the last message of each peer
+	// leaderHeard is when the leader that this member follows was last heard from.
+	leaderHeard time.Time
+	writes      int // appends with entries handed to the appender and not done
 	// held are proposals that wait for the disk, so that they share the next write.
 	held []*proposal
 	// caughtUp is true for a leader once an entry of its own term is applied.
@@ -149,6 +151,9 @@ func (l *loop) step(in inboxItems) {
 	}
 	for _, m := range in.remote {
 		l.heard[m.GetFrom()] = l.ticks
+		if m.GetFrom() == l.role.leader {
+			l.leaderHeard = time.Now()
+		}
 		_ = l.node.Step(m) // an error means that raft has no use for the message
 	}
 	for _, call := range in.calls {
@@ -213,6 +218,13 @@ func (l *loop) follow(rd raft.Ready) {
 		l.s.committed.Store(rd.GetCommit())
 	}
 	if rd.SoftState != nil {
+		if r.leader != 0 && r.leader != rd.Lead {
+			r.former, r.formerHeard = "", time.Time{}
+			if m, ok := l.s.view.membership().member(r.leader); ok && !r.leads {
+				r.former, r.formerHeard = m.NodeID, l.leaderHeard
+			}
+			l.leaderHeard = time.Now() // the one that comes, by the message that told of it
+		}
 		r.leader, r.leads = rd.Lead, rd.RaftState == raft.StateLeader
 	}
 	if r == l.role {

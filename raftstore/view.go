@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
@@ -20,6 +21,10 @@ type Leadership struct {
 	LeaderID     uint64
 	LeaderNodeID string
 	LeaderAddr   string
+	// FormerNodeID is the node that this member followed before, and FormerHeard when its manager was last heard from here.
+	// They are zero where this member led itself. While this member leads they do not change.
+	FormerNodeID string
+	FormerHeard  time.Time
 }
 
 // view is what the store shows to the outside: how far it is, who leads, who is a member. The raft loop and the applier write
@@ -47,6 +52,10 @@ type view struct {
 type role struct {
 	term, leader uint64
 	leads        bool
+	// former is the node of the leader that was followed before the present one, "" where this member led; formerHeard is
+	// when it was last heard from.
+	former      string
+	formerHeard time.Time
 }
 
 // membership is who belongs to the group. Values are replaced, never modified.
@@ -114,7 +123,7 @@ func (v *view) setRole(r role) {
 
 // leadershipLocked works out who leads and tells those who want to know when it has changed.
 func (v *view) leadershipLocked() {
-	l := Leadership{Term: v.role.term, LeaderID: v.role.leader}
+	l := Leadership{Term: v.role.term, LeaderID: v.role.leader, FormerNodeID: v.role.former, FormerHeard: v.role.formerHeard}
 	l.Leader = v.role.leads && v.appliedTerm == v.role.term
 	if m, ok := v.members.member(l.LeaderID); ok {
 		l.LeaderNodeID, l.LeaderAddr = m.NodeID, m.Addr

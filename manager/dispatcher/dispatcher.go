@@ -31,6 +31,8 @@ type Config struct {
 	IDs    cluster.IDs
 	// Managers tells the present managers' addresses, for agents.
 	Managers func() []protocol.ManagerAddr
+	// Former is the leader before this one.
+	Former Former
 	// Period is the heartbeat period; 0 is what the cluster's spec says, now and whenever it changes. A node silent for
 	// three of them is DOWN.
 	Period time.Duration
@@ -39,6 +41,13 @@ type Config struct {
 	Linger time.Duration
 	// AckTimeout bounds the wait for acknowledgements before a stop (default 1500 ms).
 	AckTimeout time.Duration
+}
+
+// Former is the node that led before and when its manager was last heard from, by raft: its daemon was silent from then on,
+// not only since another one leads. The zero value is none.
+type Former struct {
+	NodeID string
+	Heard  time.Time
 }
 
 const (
@@ -73,7 +82,8 @@ type Dispatcher struct {
 	logs     map[string]*logRelay   // guarded by mu; by request id
 	period   time.Duration          // guarded by mu; the heartbeat period in force
 	managers []protocol.ManagerAddr // guarded by mu; as agents are told, replaced and never modified
-	began    time.Time              // guarded by mu; nobody's silence is counted from before
+	began    time.Time              // guarded by mu; nobody's silence is counted from before, but for the former leader's
+	former   Former                 // guarded by mu; zero when its silence is counted like everybody's
 	closing  bool                   // guarded by mu
 	serving  sync.WaitGroup
 }
@@ -97,6 +107,7 @@ func (d *Dispatcher) Run(ctx context.Context, start *cluster.Snapshot, events <-
 	managers := d.cfg.Managers()
 	d.mu.Lock()
 	d.mesh, d.began, d.period, d.managers = newMeshTable(start), time.Now(), d.periodOf(start.Cluster()), managers
+	d.former = d.cfg.Former.since(d.began, d.period)
 	d.mu.Unlock()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.follow(ctx, events) })
@@ -186,7 +197,8 @@ func (d *Dispatcher) adoptLocked(period time.Duration) {
 		return
 	}
 	// An agent that has yet to hear of a shorter period beats too slowly for it.
-	d.period, d.began = period, time.Now()
+	d.period = period
+	d.startAnewLocked(time.Now())
 	kick(d.retime)
 }
 

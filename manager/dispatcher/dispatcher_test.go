@@ -89,6 +89,11 @@ const (
 
 // inWorld runs f beside a running dispatcher, in virtual time.
 func inWorld(t *testing.T, f func(w *world)) {
+	inWorldAfter(t, func() Former { return Former{} }, f)
+}
+
+// inWorldAfter is inWorld with another leader before.
+func inWorldAfter(t *testing.T, former func() Former, f func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &tables{state: cluster.NewState(), events: make(chan []cluster.Event, 1024)}
 		w := &world{t: t, store: store}
@@ -97,7 +102,7 @@ func inWorld(t *testing.T, f func(w *world)) {
 		svc.Endpoint.Ports = []swarm.PortConfig{{Protocol: swarm.PortConfigProtocolTCP, TargetPort: 8000, PublishedPort: 80, PublishMode: swarm.PortConfigPublishModeIngress}}
 		w.commit(cluster.CreateOf(node("n1")), cluster.CreateOf(node("n2")), cluster.CreateOf(svc))
 		<-store.events
-		w.d = New(Config{Store: store, Logger: slog.New(slog.DiscardHandler), IDs: cluster.SeededIDs(1), Managers: w.listManagers})
+		w.d = New(Config{Store: store, Logger: slog.New(slog.DiscardHandler), IDs: cluster.SeededIDs(1), Managers: w.listManagers, Former: former()})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.d.Run(ctx, store.Snapshot(), store.events) }()

@@ -272,6 +272,49 @@ func TestALeaderThatSleptAccusesNobody(t *testing.T) {
 	})
 }
 
+// TestTheFormerLeadersSilenceIsOlderThanTheNewLeader: its node is down when it has been silent for the grace, if it had a period
+// to find the new leader.
+func TestTheFormerLeadersSilenceIsOlderThanTheNewLeader(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		silent, down time.Duration // when the new leader begins, and after that
+	}{
+		{"as long as an election takes", 1500 * time.Millisecond, 1500 * time.Millisecond},
+		{"a long election", 2800 * time.Millisecond, time.Second},
+		{"nobody led for long", time.Minute, 3 * time.Second},
+		{"it handed over", 0, 3 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inWorldAfter(t, func() Former { return Former{NodeID: "n1", Heard: time.Now().Add(-c.silent)} }, func(w *world) {
+				w.commit(cluster.PatchNode("n1", cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady}}))
+				w.commit(cluster.PatchNode("n2", cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady}}))
+				state := func(id string) swarm.NodeState { return w.store.Snapshot().Node(id).Status.State }
+				time.Sleep(c.down - 10*time.Millisecond)
+				if state("n1") != swarm.NodeStateReady {
+					t.Errorf("down too early")
+				}
+				time.Sleep(defaultPeriod/beats + 10*time.Millisecond)
+				if state("n1") != swarm.NodeStateDown {
+					t.Errorf("not down %s after the new leader began", c.down)
+				}
+				if c.down < missed*defaultPeriod && state("n2") != swarm.NodeStateReady {
+					t.Error("another node has not had its grace")
+				}
+			})
+		})
+	}
+	// One that is back is judged like everybody.
+	inWorldAfter(t, func() Former { return Former{NodeID: "n1", Heard: time.Now().Add(-2 * time.Second)} }, func(w *world) {
+		a := w.connect("n1")
+		time.Sleep(2 * time.Second)
+		a.close()
+		time.Sleep(2 * time.Second)
+		if got := w.store.Snapshot().Node("n1").Status.State; got != swarm.NodeStateReady {
+			t.Errorf("the former leader's node is %s", got)
+		}
+	})
+}
+
 func TestPeersComeAndGoAsDifferences(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.connect("n1")

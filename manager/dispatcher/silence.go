@@ -55,7 +55,21 @@ func (d *Dispatcher) periodNow() time.Duration {
 func (d *Dispatcher) forgive(now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.began = now
+	d.startAnewLocked(now)
+}
+
+func (d *Dispatcher) startAnewLocked(now time.Time) { d.began, d.former = now, Former{} }
+
+// since gives the former leader as it is judged from now on. It has a full period to find the new leader, however long ago it
+// was heard; and all of the grace where that was so long ago that its silence says nothing about it, because nobody led meanwhile.
+func (f Former) since(now time.Time, period time.Duration) Former {
+	if now.Sub(f.Heard) > missed*period {
+		return Former{}
+	}
+	if latest := now.Add(-(missed - 1) * period); f.Heard.Before(latest) {
+		f.Heard = latest
+	}
+	return f
 }
 
 // listManagers takes up who is a manager now; sessions tell their agents, which look for the next leader there.
@@ -122,9 +136,13 @@ func (d *Dispatcher) judgeSilence(ctx context.Context, now time.Time) {
 	}
 }
 
-// lastHeardLocked is the last sign of life of a node under this leader; the leadership's own beginning at first.
+// lastHeardLocked is the last sign of life of a node under this leader; the leadership's own beginning at first, and for the
+// former leader's node what raft heard of it.
 func (d *Dispatcher) lastHeardLocked(nodeID string) time.Time {
 	last := d.began
+	if d.former.NodeID == nodeID {
+		last = d.former.Heard
+	}
 	if t := d.heard[nodeID]; t.After(last) {
 		last = t
 	}
