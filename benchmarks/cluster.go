@@ -26,7 +26,7 @@ type trial struct {
 
 func clusterFlags(f *flag.FlagSet) func(context.Context, *table) error {
 	t := &trial{}
-	f.IntVar(&t.rounds, "rounds", 5, "how many `times` 4 -> 12, the systems taking turns")
+	f.IntVar(&t.rounds, "rounds", 5, "how many `times` 4 -> 12, the systems taking turns; 0 measures only what fails")
 	f.IntVar(&t.failures, "failures", 3, "how many `times` a worker, a manager's process and the leader's host fail")
 	f.IntVar(&t.swarmFailures, "swarm-failures", 1, "the same for Docker Swarm, which takes `times` a minute and a half")
 	withSwarm := f.Bool("swarm", true, "measure Docker Swarm beside it, on hosts of its own")
@@ -55,8 +55,10 @@ func clusterFlags(f *flag.FlagSet) func(context.Context, *table) error {
 				}
 			}()
 		}
-		if err := t.scaling(ctx); err != nil {
-			return err
+		if t.rounds > 0 {
+			if err := t.scaling(ctx); err != nil {
+				return err
+			}
 		}
 		if t.swarm != nil {
 			if err := t.fail(ctx, t.swarm, t.swarmFailures); err != nil {
@@ -70,6 +72,9 @@ func clusterFlags(f *flag.FlagSet) func(context.Context, *table) error {
 			}
 		}
 		for _, measure := range []func(context.Context) error{t.follow, t.upkeep} {
+			if t.rounds == 0 {
+				break
+			}
 			if err := measure(ctx); err != nil {
 				return err
 			}
