@@ -29,6 +29,7 @@ type Store interface {
 	Propose(ctx context.Context, txn *cluster.Txn) (uint64, error)
 	Watch(buffer int) *raftstore.Watch
 	Status() raftstore.Status
+	Members() []protocol.Member
 	LeaderChanges() <-chan raftstore.Leadership
 	AddMember(ctx context.Context, m protocol.Member) (protocol.Member, error)
 	Handler() http.Handler
@@ -212,7 +213,7 @@ func (m *Manager) Dispatcher() *dispatcher.Dispatcher {
 // Managers tells the addresses of all managers, for agents and for followers that look for the leader.
 func (m *Manager) Managers() []protocol.ManagerAddr {
 	var out []protocol.ManagerAddr
-	for _, mem := range m.cfg.Store.Status().Members {
+	for _, mem := range m.cfg.Store.Members() {
 		out = append(out, protocol.ManagerAddr{NodeID: mem.NodeID, Addr: mem.Addr})
 	}
 	return out

@@ -131,7 +131,7 @@ func (m *Manager) serveJoin(w http.ResponseWriter, r *http.Request) {
 	}
 	m.cfg.Logger.Info("manager joined", "node", caller.NodeID, "addr", req.Addr)
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(protocol.JoinResponse{RaftID: member.RaftID, Members: m.cfg.Store.Status().Members})
+	_ = json.NewEncoder(w).Encode(protocol.JoinResponse{RaftID: member.RaftID, Members: m.cfg.Store.Members()})
 }
 
 // writeError answers with Docker's form of an error.

@@ -65,7 +65,7 @@ func (c control) Watch() (*cluster.Snapshot, <-chan []cluster.Event, func()) {
 func (c control) IDs() cluster.IDs { return c.m.node.ids }
 
 // Members implements engineapi.Control.
-func (c control) Members() []protocol.Member { return c.m.store.Status().Members }
+func (c control) Members() []protocol.Member { return c.m.store.Members() }
 
 // Reachability implements engineapi.Control.
 func (c control) Reachability(nodeID string) swarm.Reachability {

@@ -237,7 +237,7 @@ func (m *member) awaitCluster(ctx context.Context) error {
 // leaveWarning words what leaving by force would do to the managers (swarm-semantics, 10.4).
 func (m *member) leaveWarning() string {
 	const prefix = "You are attempting to leave the swarm on a node that is participating as a manager. "
-	members := len(m.store.Status().Members)
+	members := len(m.store.Members())
 	if members <= 1 {
 		return prefix + "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
 	}

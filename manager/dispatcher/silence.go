@@ -16,22 +16,24 @@ import (
 func (d *Dispatcher) suspectAfterLocked() time.Duration { return missed * d.period / beats }
 func (d *Dispatcher) downAfterLocked() time.Duration    { return missed * d.period }
 
+// minNap keeps the nodes of a large cluster from being looked through for each of them alone.
+const minNap = 25 * time.Millisecond
+
 // watchSilence notices nodes that have not been heard of, until ctx ends.
 func (d *Dispatcher) watchSilence(ctx context.Context) error {
 	period := d.periodNow()
-	tick := time.NewTicker(period / (2 * beats))
-	defer tick.Stop()
-	judged, listed := time.Now(), time.Now()
+	due, listed := time.Now(), time.Now()
+	wake := time.NewTimer(0)
+	defer wake.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-d.retime:
 			period = d.periodNow()
-			tick.Reset(period / (2 * beats))
-		case <-tick.C:
+		case <-wake.C:
 			now := time.Now()
-			if now.Sub(judged) > missed*period/beats {
+			if now.Sub(due) > missed*period/beats-period/(2*beats) {
 				// This machine slept, or had no time for us: it has heard nobody because it did not listen.
 				d.forgive(now)
 			}
@@ -40,9 +42,40 @@ func (d *Dispatcher) watchSilence(ctx context.Context) error {
 				listed = now
 			}
 			d.judgeSilence(ctx, now)
-			judged = time.Now()
+		}
+		due = d.nextVerdict(time.Now())
+		wake.Reset(time.Until(due))
+	}
+}
+
+// nextVerdict is when to judge silence again: when the first node would be suspect or DOWN if nothing is heard of it until
+// then; often enough to notice soon that one which is suspect is back, and twice a period at least.
+func (d *Dispatcher) nextVerdict(now time.Time) time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next := now.Add(d.period / 2)
+	for n := range d.cfg.Store.Snapshot().Nodes() {
+		if n.Status.State == swarm.NodeStateDown && d.sessions[n.ID] == nil {
+			continue
+		}
+		if at := now.Add(d.period / (2 * beats)); (d.mesh.suspects[n.ID] || n.Status.State != swarm.NodeStateReady) && at.Before(next) {
+			next = at
+		}
+		last := d.lastHeardLocked(n.ID)
+		for _, limit := range [2]time.Duration{d.suspectAfterLocked(), d.downAfterLocked()} {
+			if at := last.Add(limit + time.Millisecond); at.After(now) && at.Before(next) {
+				next = at
+			}
 		}
 	}
+	return later(next, now.Add(minNap))
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func (d *Dispatcher) periodNow() time.Duration {
@@ -66,9 +99,7 @@ func (f Former) since(now time.Time, period time.Duration) Former {
 	if now.Sub(f.Heard) > missed*period {
 		return Former{}
 	}
-	if latest := now.Add(-(missed - 1) * period); f.Heard.Before(latest) {
-		f.Heard = latest
-	}
+	f.Heard = later(f.Heard, now.Add(-(missed-1)*period))
 	return f
 }
 
@@ -143,13 +174,9 @@ func (d *Dispatcher) lastHeardLocked(nodeID string) time.Time {
 	if d.former.NodeID == nodeID {
 		last = d.former.Heard
 	}
-	if t := d.heard[nodeID]; t.After(last) {
-		last = t
-	}
+	last = later(last, d.heard[nodeID])
 	if s := d.sessions[nodeID]; s != nil {
-		if t := s.lastHeard(); t.After(last) {
-			last = t
-		}
+		last = later(last, s.lastHeard())
 	}
 	return last
 }
