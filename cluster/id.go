@@ -96,3 +96,38 @@ func (s *seededIDs) Next() string {
 	hi, mid, lo := s.src.Uint64(), s.src.Uint64(), s.src.Uint64()
 	return formatID(byte(hi>>56), mid, lo)
 }
+
+// Gather gives ids with those next to each other that begin alike, in order by their first two digits. That is nearly as
+// good as sorting them for who writes many objects to the tables, at a small part of the time.
+func Gather(ids []string) []string {
+	const base = len(idDigits)
+	// ends[k] is where the ids with the beginning k begin, and once all are in their places where they end.
+	var ends [base*base + 1]int
+	for _, id := range ids {
+		ends[beginning(id)+1]++
+	}
+	for k := range base * base {
+		ends[k+1] += ends[k]
+	}
+	out := make([]string, len(ids))
+	for _, id := range ids {
+		k := beginning(id)
+		out[ends[k]] = id
+		ends[k]++
+	}
+	return out
+}
+
+// beginning is the number that the first two digits of an id make.
+func beginning(id string) int {
+	k := 0
+	for i := range min(2, len(id)) {
+		switch c := id[i]; {
+		case '0' <= c && c <= '9':
+			k = k*len(idDigits) + int(c-'0')
+		case 'a' <= c && c <= 'z':
+			k = k*len(idDigits) + int(c-'a') + 10
+		}
+	}
+	return k
+}

@@ -8,6 +8,7 @@ import (
 	"math/big"
 	mathrand "math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -114,5 +115,25 @@ func BenchmarkID(b *testing.B) {
 				ids.Next()
 			}
 		})
+	}
+}
+
+func TestGatherOrdersByTheBeginning(t *testing.T) {
+	ids := SeededIDs(7)
+	var all []string
+	for range 5000 {
+		all = append(all, ids.Next())
+	}
+	all = append(all, "", "x", "Other", "zz")
+	got := Gather(all)
+	for i := 1; i < len(got); i++ {
+		if beginning(got[i-1]) > beginning(got[i]) {
+			t.Fatalf("%q comes before %q", got[i-1], got[i])
+		}
+	}
+	slices.Sort(all)
+	slices.Sort(got)
+	if !slices.Equal(all, got) {
+		t.Error("ids were lost or doubled")
 	}
 }

@@ -36,7 +36,7 @@ type pass struct {
 	undo   []func()
 	booked []booking
 	blank  []cluster.Task // from which new tasks are cut
-	// drawnIDs are ids for them, in order.
+	// drawnIDs are ids for them, nearly in order.
 	drawnIDs []string
 
 	slotTasks []*cluster.Task // a buffer
@@ -340,8 +340,8 @@ func (x *pass) newTask(s *service, num int) *cluster.Task {
 	return t
 }
 
-// nextID gives the id of a new task. Where there are many, ids are drawn in blocks and given in order: tasks that are
-// neighbours in the plan, and so in a transaction, are then neighbours in the tables, which copy each leaf of their
+// nextID gives the id of a new task. Where there are many, ids are drawn in blocks and given nearly in order: tasks that
+// are neighbours in the plan, and so in a transaction, are then neighbours in the tables, which copy each leaf of their
 // trees that a transaction touches.
 func (x *pass) nextID() string {
 	if len(x.drawnIDs) == 0 {
@@ -353,14 +353,14 @@ func (x *pass) nextID() string {
 		for i := range x.drawnIDs {
 			x.drawnIDs[i] = x.ids.Next()
 		}
-		slices.Sort(x.drawnIDs)
+		x.drawnIDs = cluster.Gather(x.drawnIDs)
 	}
 	id := x.drawnIDs[0]
 	x.drawnIDs = x.drawnIDs[1:]
 	return id
 }
 
-// manyIDs is the number of new tasks from which on the rest of a pass gets its ids in order.
+// manyIDs is the number of new tasks from which on the rest of a pass gets its ids nearly in order.
 const manyIDs = 1000
 
 // finish puts the changes in order and takes back what the pass booked for itself.
