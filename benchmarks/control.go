@@ -106,7 +106,7 @@ func (c *control) pass(ctx context.Context) (int, error) {
 	c.plan = time.Since(begun)
 	for rest := plan.Changes; len(rest) > 0; {
 		n := min(len(rest), maxChanges)
-		if _, err := c.store.Propose(ctx, &cluster.Txn{Time: begun, Changes: rest[:n]}); err != nil {
+		if _, err := c.store.Propose(ctx, &cluster.Txn{Time: begun, Changes: rest[:n], OwnTasks: true}); err != nil {
 			return 0, err
 		}
 		clear(rest[:n])

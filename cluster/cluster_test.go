@@ -203,3 +203,38 @@ func TestANodeRemembersSinceWhenItIsDown(t *testing.T) {
 		}
 	}
 }
+
+// TestTasksMadeForATransactionAreNotCopied: and what is in the tables already, or is not a task, never changes.
+func TestTasksMadeForATransactionAreNotCopied(t *testing.T) {
+	st := NewState()
+	made, svc := task("t1", "s1", 1, ""), service("s1", "web")
+	if _, err := st.Apply(&Txn{Time: time.Unix(1000, 0), Changes: []Change{CreateOf(svc), CreateOf(made)}, OwnTasks: true}, 5); err != nil {
+		t.Fatal(err)
+	}
+	before := st.Snapshot()
+	if before.Task("t1") != made || made.Version.Index != 5 {
+		t.Error("the task was copied, or carries no version")
+	}
+	if svc.Version.Index != 0 {
+		t.Error("a service was changed in the hands of who made it")
+	}
+	changed := *made
+	changed.Slot = 2
+	for i, c := range []*Task{made, &changed} { // the first is what the tables hold
+		if _, err := st.Apply(&Txn{Time: time.Unix(1001, 0), Changes: []Change{UpdateOf(c)}, OwnTasks: true}, uint64(6+i)); err != nil {
+			t.Fatal(err)
+		}
+		changed.Version = st.Snapshot().Task("t1").Version
+	}
+	if got := before.Task("t1"); got.Version.Index != 5 || got.Slot != 1 {
+		t.Errorf("a snapshot changed: version %d, slot %d", got.Version.Index, got.Slot)
+	}
+	if got := st.Snapshot().Task("t1"); got != &changed || got.Version.Index != 7 || !got.CreatedAt.Equal(time.Unix(1000, 0)) {
+		t.Errorf("the task is %+v", got.Meta)
+	}
+	// Others keep their objects as they are.
+	kept := task("t2", "s1", 3, "")
+	if _, err := st.Apply(&Txn{Changes: []Change{CreateOf(kept)}}, 8); err != nil || kept.Version.Index != 0 || st.Snapshot().Task("t2") == kept {
+		t.Errorf("the task of a transaction that does not own it was taken (%v)", err)
+	}
+}

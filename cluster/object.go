@@ -50,8 +50,10 @@ type Object interface {
 	ObjectName() string
 	// ObjectMeta gives the version and the times of the object.
 	ObjectMeta() swarm.Meta
-	// stamped gives a shallow copy that carries m.
-	stamped(m swarm.Meta) Object
+	// copied gives a shallow copy.
+	copied() Object
+	// stamp has the object carry m. It is for objects that are in no table yet.
+	stamp(m swarm.Meta)
 }
 
 // NewObject gives an empty object of the kind, for decoders.
@@ -260,10 +262,18 @@ func (o *Secret) ObjectMeta() swarm.Meta { return o.Meta }
 // ObjectMeta implements Object.
 func (o *Config) ObjectMeta() swarm.Meta { return o.Meta }
 
-func (o *Cluster) stamped(m swarm.Meta) Object { c := *o; c.Meta = m; return &c }
-func (o *Node) stamped(m swarm.Meta) Object    { c := *o; c.Meta = m; return &c }
-func (o *Service) stamped(m swarm.Meta) Object { c := *o; c.Meta = m; return &c }
-func (o *Task) stamped(m swarm.Meta) Object    { c := *o; c.Meta = m; return &c }
-func (o *Network) stamped(m swarm.Meta) Object { c := *o; c.Meta = m; return &c }
-func (o *Secret) stamped(m swarm.Meta) Object  { c := *o; c.Meta = m; return &c }
-func (o *Config) stamped(m swarm.Meta) Object  { c := *o; c.Meta = m; return &c }
+func (o *Cluster) copied() Object { c := *o; return &c }
+func (o *Node) copied() Object    { c := *o; return &c }
+func (o *Service) copied() Object { c := *o; return &c }
+func (o *Task) copied() Object    { c := *o; return &c }
+func (o *Network) copied() Object { c := *o; return &c }
+func (o *Secret) copied() Object  { c := *o; return &c }
+func (o *Config) copied() Object  { c := *o; return &c }
+
+func (o *Cluster) stamp(m swarm.Meta) { o.Meta = m }
+func (o *Node) stamp(m swarm.Meta)    { o.Meta = m }
+func (o *Service) stamp(m swarm.Meta) { o.Meta = m }
+func (o *Task) stamp(m swarm.Meta)    { o.Meta = m }
+func (o *Network) stamp(m swarm.Meta) { o.Meta = m }
+func (o *Secret) stamp(m swarm.Meta)  { o.Meta = m }
+func (o *Config) stamp(m swarm.Meta)  { o.Meta = m }

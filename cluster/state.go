@@ -153,7 +153,8 @@ func (s *State) change(c *Change, txn *Txn, index uint64) (Event, error) {
 		if exists {
 			return fail(ErrExists)
 		}
-		next = c.Object.stamped(swarm.Meta{Version: swarm.Version{Index: index}, CreatedAt: txn.Time, UpdatedAt: txn.Time})
+		next = txn.take(c.Object, nil)
+		next.stamp(swarm.Meta{Version: swarm.Version{Index: index}, CreatedAt: txn.Time, UpdatedAt: txn.Time})
 	case Update:
 		if !exists {
 			return fail(ErrNotExist)
@@ -161,7 +162,8 @@ func (s *State) change(c *Change, txn *Txn, index uint64) (Event, error) {
 		if c.Version != 0 && old.ObjectMeta().Version.Index != c.Version {
 			return fail(ErrOutOfSequence)
 		}
-		next = c.Object.stamped(swarm.Meta{Version: swarm.Version{Index: index}, CreatedAt: old.ObjectMeta().CreatedAt, UpdatedAt: txn.Time})
+		next = txn.take(c.Object, old)
+		next.stamp(swarm.Meta{Version: swarm.Version{Index: index}, CreatedAt: old.ObjectMeta().CreatedAt, UpdatedAt: txn.Time})
 	case Remove:
 		if !exists {
 			if c.Version == 0 {
@@ -180,7 +182,7 @@ func (s *State) change(c *Change, txn *Txn, index uint64) (Event, error) {
 		if next == old {
 			return Event{}, nil
 		}
-		next = next.stamped(swarm.Meta{Version: swarm.Version{Index: index}, CreatedAt: old.ObjectMeta().CreatedAt, UpdatedAt: txn.Time})
+		next.stamp(swarm.Meta{Version: swarm.Version{Index: index}, CreatedAt: old.ObjectMeta().CreatedAt, UpdatedAt: txn.Time})
 	}
 	if next != nil {
 		if name := next.ObjectName(); name != "" {
@@ -197,7 +199,15 @@ func (s *State) change(c *Change, txn *Txn, index uint64) (Event, error) {
 	return ev, nil
 }
 
-// patched gives old with c's patch merged in at the time now, old itself where that changes nothing.
+// take gives the object that goes into the tables in place of old: o itself where it is the transaction's own.
+func (t *Txn) take(o, old Object) Object {
+	if _, task := o.(*Task); task && t.OwnTasks && o != old {
+		return o
+	}
+	return o.copied()
+}
+
+// patched gives a copy of old with c's patch merged in at the time now, old itself where that changes nothing.
 func patched(old Object, c *Change, now time.Time) Object {
 	switch o := old.(type) {
 	case *Task:

@@ -135,6 +135,9 @@ type Txn struct {
 	Time    time.Time
 	Guards  []Guard
 	Changes []Change
+	// OwnTasks says that the tasks in Changes were made for this transaction and that nobody looks at them again who has
+	// them from elsewhere: they go into the tables themselves, not as copies. It is no part of what is written to the log.
+	OwnTasks bool
 }
 
 // Creates, Updates, Removes and the patches build changes.

@@ -99,10 +99,10 @@ func (l *loop) pass(ctx context.Context) (time.Duration, error) {
 func (l *loop) commit(ctx context.Context, now time.Time, changes []cluster.Change) error {
 	for len(changes) > 0 {
 		n := min(len(changes), l.piece)
-		_, err := l.store.Propose(ctx, &cluster.Txn{Time: now, Changes: changes[:n]})
+		_, err := l.store.Propose(ctx, &cluster.Txn{Time: now, Changes: changes[:n], OwnTasks: true})
 		switch {
 		case err == nil:
-			clear(changes[:n]) // the store has copies; of a million new tasks there is not memory for twice
+			clear(changes[:n]) // what is stored, or was refused, need not be kept from here
 			changes = changes[n:]
 		case errors.Is(err, raftstore.ErrTooLarge) && n > 1:
 			l.piece = n / 2

@@ -35,7 +35,6 @@ type pass struct {
 	// undo and booked take back, at the end, what the pass has booked in the planner for its own use.
 	undo   []func()
 	booked []booking
-	blank  []cluster.Task // from which new tasks are cut
 	// drawnIDs are ids for them, nearly in order.
 	drawnIDs []string
 
@@ -312,11 +311,7 @@ func (x *pass) because(kind Kind, s *service, task, reason string) {
 // newTask makes a task of the service's present spec for a slot. Spec, annotations, endpoint and credentials are
 // shared by all tasks of one spec version.
 func (x *pass) newTask(s *service, num int) *cluster.Task {
-	if len(x.blank) == 0 {
-		x.blank = make([]cluster.Task, min(4+len(x.created), 256))
-	}
-	t := &x.blank[0]
-	x.blank = x.blank[1:]
+	t := new(cluster.Task)
 	t.ID = x.nextID()
 	t.ServiceID = s.id
 	t.Spec = s.obj.Spec.TaskTemplate

@@ -192,6 +192,7 @@ func (a *applier) applyTxn(e *raftpb.Entry) error {
 		if _, txn, err = decodeEntry(e.Data, a.pool); err != nil {
 			return err
 		}
+		txn.OwnTasks = true
 	}
 	before := a.state.Index()
 	a.mu.Lock()
