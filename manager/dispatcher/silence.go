@@ -22,7 +22,7 @@ const minNap = 25 * time.Millisecond
 // watchSilence notices nodes that have not been heard of, until ctx ends.
 func (d *Dispatcher) watchSilence(ctx context.Context) error {
 	period := d.periodNow()
-	due, listed := time.Now(), time.Now()
+	judged, listed := time.Now(), time.Now()
 	wake := time.NewTimer(0)
 	defer wake.Stop()
 	for {
@@ -33,7 +33,7 @@ func (d *Dispatcher) watchSilence(ctx context.Context) error {
 			period = d.periodNow()
 		case <-wake.C:
 			now := time.Now()
-			if now.Sub(due) > missed*period/beats-period/(2*beats) {
+			if now.Sub(judged) > missed*period/beats {
 				// This machine slept, or had no time for us: it has heard nobody because it did not listen.
 				d.forgive(now)
 			}
@@ -42,18 +42,19 @@ func (d *Dispatcher) watchSilence(ctx context.Context) error {
 				listed = now
 			}
 			d.judgeSilence(ctx, now)
+			judged = time.Now()
 		}
-		due = d.nextVerdict(time.Now())
-		wake.Reset(time.Until(due))
+		wake.Reset(d.untilVerdict(time.Now()))
 	}
 }
 
-// nextVerdict is when to judge silence again: when the first node would be suspect or DOWN if nothing is heard of it until
-// then; often enough to notice soon that one which is suspect is back, and twice a period at least.
-func (d *Dispatcher) nextVerdict(now time.Time) time.Time {
+// untilVerdict is how long to wait before silence is judged again: until the first node would be suspect or DOWN if nothing is
+// heard of it before; shorter where one that is suspect may be back, and never so long that the judge's own sleep goes
+// unnoticed.
+func (d *Dispatcher) untilVerdict(now time.Time) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next := now.Add(d.period / 2)
+	next := now.Add(d.period / beats)
 	for n := range d.cfg.Store.Snapshot().Nodes() {
 		if n.Status.State == swarm.NodeStateDown && d.sessions[n.ID] == nil {
 			continue
@@ -68,7 +69,7 @@ func (d *Dispatcher) nextVerdict(now time.Time) time.Time {
 			}
 		}
 	}
-	return later(next, now.Add(minNap))
+	return max(next.Sub(now), minNap)
 }
 
 func later(a, b time.Time) time.Time {
