@@ -30,9 +30,18 @@ require (
 )
 
 require (
+	github.com/docker/cli-docs-tool v0.10.0 // indirect
+	github.com/klauspost/compress v1.20.1 // indirect
 	github.com/moby/docker-image-spec v1.3.1 // indirect
+	github.com/moby/go-archive v0.1.0 // indirect
+	github.com/moby/patternmatcher v0.6.0 // indirect
+	github.com/moby/sys/capability v0.4.0 // indirect
+	github.com/moby/sys/signal v0.7.1 // indirect
+	github.com/moby/sys/symlink v0.3.0 // indirect
+	github.com/moby/sys/user v0.4.0 // indirect
+	github.com/moby/sys/userns v0.1.0 // indirect
 	github.com/prometheus/client_golang v1.25.0 // indirect
-	gotest.tools/v3 v3.0.3 // indirect
+	tags.cncf.io/container-device-interface v0.8.0 // indirect
 )
 
 require (

@@ -133,7 +133,7 @@ func New(cfg Config) (*Agent, error) {
 	a.worker.runtime = &docker.Runtime{
 		Engine: cfg.Engine, Watcher: a.watcher, Images: docker.NewImages(cfg.Engine), Networks: a.networks,
 		Node: func() docker.Node {
-			n := docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil}
+			n := docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil, Allowed: a.worker.allowed()}
 			if cfg.Files != nil {
 				n.Files = cfg.Files.Dir()
 			}
@@ -229,7 +229,7 @@ func (a *Agent) oneSession(ctx context.Context, welcomed func()) error {
 		return err
 	}
 	defer conn.Close()
-	return a.serve(ctx, conn, func() {
+	return a.serve(ctx, conn, addr, func() {
 		a.mu.Lock()
 		a.leader = addr
 		a.mu.Unlock()

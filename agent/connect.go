@@ -33,6 +33,14 @@ type stream struct {
 
 func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
 
+// CloseWrite says that no more will be written; reading goes on.
+func (s *stream) CloseWrite() error {
+	if half, ok := s.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // notLeader is the answer of a manager that does not lead.
 type notLeader struct {
 	addr, leader string
@@ -66,7 +74,7 @@ func connectAny(ctx context.Context, dial dialFunc, addrs []string) (s *stream, 
 		asked[addr] = true
 		pending++
 		go func() {
-			s, err := open(ctx, dial, addr)
+			s, err := open(ctx, dial, addr, protocol.PathSession)
 			outcomes <- outcome{addr, s, err}
 		}()
 	}
@@ -112,8 +120,8 @@ func connectAny(ctx context.Context, dial dialFunc, addrs []string) (s *stream, 
 	}
 }
 
-// open asks one manager for a session.
-func open(ctx context.Context, dial dialFunc, addr string) (*stream, error) {
+// open asks one manager for a session, or for the stream at another path.
+func open(ctx context.Context, dial dialFunc, addr, path string) (*stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
 	conn, err := dial(ctx, addr)
@@ -121,7 +129,7 @@ func open(ctx context.Context, dial dialFunc, addr string) (*stream, error) {
 		return nil, fmt.Errorf("reach manager %s: %w", addr, err)
 	}
 	unblock := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	s, err := upgrade(conn, addr)
+	s, err := upgrade(conn, addr, path)
 	if !unblock() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -132,8 +140,8 @@ func open(ctx context.Context, dial dialFunc, addr string) (*stream, error) {
 	return s, nil
 }
 
-func upgrade(conn net.Conn, addr string) (*stream, error) {
-	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol.PathSession, addr, protocol.UpgradeStream)
+func upgrade(conn net.Conn, addr, path string) (*stream, error) {
+	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", path, addr, protocol.UpgradeStream)
 	if err != nil {
 		return nil, fmt.Errorf("ask manager %s for a session: %w", addr, err)
 	}

@@ -50,7 +50,7 @@ func TestOpeningAStreamOverTLS(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	s, err := open(t.Context(), dial, addr)
+	s, err := open(t.Context(), dial, addr, protocol.PathSession)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,11 +91,11 @@ func TestOpeningAStreamOverTLS(t *testing.T) {
 		{func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "refuses a session: 503 Service Unavailable"},
 	} {
 		answer <- tt.answer
-		if s, err := open(t.Context(), dial, addr); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if s, err := open(t.Context(), dial, addr, protocol.PathSession); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("got %v, %v; want %s", s, err, tt.want)
 		}
 	}
-	if _, err := open(t.Context(), dial, "127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "reach manager 127.0.0.1:1") {
+	if _, err := open(t.Context(), dial, "127.0.0.1:1", protocol.PathSession); err == nil || !strings.Contains(err.Error(), "reach manager 127.0.0.1:1") {
 		t.Errorf("nobody there: %v", err)
 	}
 }

@@ -39,9 +39,10 @@ func (e *RemovedError) Error() string { return "the swarm has let this node go: 
 
 // session is one connection to a leader.
 type session struct {
-	a    *Agent
-	conn net.Conn
-	dec  *json.Decoder
+	a      *Agent
+	conn   net.Conn
+	leader string // address
+	dec    *json.Decoder
 
 	sending sync.Mutex // held while a message is written
 
@@ -49,6 +50,7 @@ type session struct {
 	assigned uint64 // number of the last assignments, 0 before the first
 	meshed   uint64
 	logs     logRequests
+	streams  streams
 	periods  chan time.Duration // capacity 1; the heartbeat period, when the leader asks for another
 
 	mu       sync.Mutex
@@ -56,10 +58,10 @@ type session struct {
 	answered bool      // guarded by mu; this leader answers heartbeats
 }
 
-// serve holds a session on an open stream until it ends, which is always an error.
-func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error {
+// serve holds a session with the leader at an address on an open stream until it ends, which is always an error.
+func (a *Agent) serve(ctx context.Context, conn net.Conn, leader string, welcomed func()) error {
 	bound(conn, max(minSilence, silentBeats*a.cfg.Heartbeat))
-	s := &session{a: a, conn: conn, periods: make(chan time.Duration, 1)}
+	s := &session{a: a, conn: conn, leader: leader, periods: make(chan time.Duration, 1)}
 	s.dec = json.NewDecoder(hearing{s})
 	unblock := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer unblock()
@@ -78,6 +80,7 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error
 
 	g, ctx := errgroup.WithContext(ctx)
 	s.logs.begin(ctx)
+	s.streams.begin(ctx)
 	g.Go(func() error { return s.read() })
 	g.Go(func() error { return s.beat(ctx, a.period(welcome)) })
 	g.Go(func() error { return a.reporter.run(ctx, s.send) })
@@ -85,6 +88,7 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, welcomed func()) error
 	g.Go(func() error { <-ctx.Done(); _ = conn.Close(); return context.Cause(ctx) })
 	err = g.Wait()
 	s.logs.end()
+	s.streams.end()
 	return err
 }
 
@@ -213,6 +217,8 @@ func (s *session) handle(m *protocol.ToAgent) error {
 		s.logs.start(s.a, s.send, *m.LogRequest)
 	case m.LogCancel != nil:
 		s.logs.cancel(m.LogCancel.ID)
+	case m.Stream != nil:
+		s.streams.start(s.a, s.leader, m.Stream.ID)
 	case m.Welcome != nil:
 		s.a.welcomed(m.Welcome)
 		select {

@@ -211,6 +211,16 @@ func (w *worker) place() (node *cluster.Node, networks []*cluster.Network) {
 	return w.node, networks
 }
 
+// allowed is what this node's containers may have beyond the ordinary.
+func (w *worker) allowed() cluster.Allowance {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.node == nil {
+		return cluster.Allowance{}
+	}
+	return cluster.Allowed(w.node)
+}
+
 // attachment gives the node's own address in a network, waiting for the managers to allocate it.
 func (w *worker) attachment(ctx context.Context, networkID string) (netip.Prefix, error) {
 	limit := time.NewTimer(attachmentLimit)

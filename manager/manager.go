@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -232,6 +233,15 @@ func (m *Manager) TaskLogs(ctx context.Context, nodeID string, req protocol.LogR
 		return ErrNotLeader
 	}
 	return d.TaskLogs(ctx, nodeID, req, each)
+}
+
+// Dial opens a stream to a node's agent, through the dispatcher; see [dispatcher.Dispatcher.Dial].
+func (m *Manager) Dial(ctx context.Context, nodeID string) (net.Conn, error) {
+	d := m.Dispatcher()
+	if d == nil {
+		return nil, ErrNotLeader
+	}
+	return d.Dial(ctx, nodeID)
 }
 
 // Reachability says whether the raft group hears from a manager; only the leader hears from all.

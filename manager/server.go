@@ -35,6 +35,7 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	mux := http.NewServeMux()
 	mux.Handle(protocol.PathCA+"/", prompt(ca))
 	mux.Handle("GET "+protocol.PathSession, door.RequireRole(http.HandlerFunc(m.serveSession), nodes...))
+	mux.Handle("GET "+protocol.PathStreams+"/{id}", guard.RequireRole(http.HandlerFunc(m.serveStream), nodes...))
 	mux.Handle("POST "+protocol.PathMembers, guard.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
 	mux.Handle(protocol.PathRaft+"/", guard.RequireRole(m.cfg.Store.Handler(), managers...))
 	if m.cfg.EngineAPI != nil {
@@ -96,6 +97,17 @@ func (m *Manager) serveSession(w http.ResponseWriter, r *http.Request) {
 		remote = r.RemoteAddr
 	}
 	d.ServeSession(w, r, caller.NodeID, remote)
+}
+
+// serveStream takes a stream that the leader has asked a node for.
+func (m *Manager) serveStream(w http.ResponseWriter, r *http.Request) {
+	caller, _ := identity.FromContext(r.Context())
+	d := m.Dispatcher()
+	if d == nil {
+		m.redirect(w)
+		return
+	}
+	d.ServeStream(w, r, caller.NodeID, r.PathValue("id"))
 }
 
 // serveJoin adds the calling manager to the raft group. Asking again with another address moves the member there.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -75,6 +76,11 @@ func (c control) Reachability(nodeID string) swarm.Reachability {
 // TaskLogs implements engineapi.Control.
 func (c control) TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
 	return c.m.manager.TaskLogs(ctx, nodeID, req, each)
+}
+
+// Dial implements engineapi.Control.
+func (c control) Dial(ctx context.Context, nodeID string) (net.Conn, error) {
+	return c.m.manager.Dial(ctx, nodeID)
 }
 
 // Decisions implements engineapi.Control.

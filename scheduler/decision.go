@@ -39,7 +39,7 @@ type Decision struct {
 	// tasks were placed. The others would have ranked behind.
 	Examined int `json:"examined"`
 	// Rejected counts nodes by the filter that ruled them out. In the small form it knows all nodes for the filters
-	// ready, plugin, constraint and platform, and the examined ones for the others.
+	// ready and those from plugin to gpus, and the examined ones for the others.
 	Rejected []Rejection `json:"rejected,omitempty"`
 	// Winners are the chosen nodes, the first at most 8 of WinnerNodes.
 	Winners     []Choice `json:"winners,omitempty"`
@@ -396,6 +396,7 @@ func (d *demand) verdicts(a *Accounts, nd *node) []Verdict {
 	if len(r.platforms) > 0 {
 		add(r.platformVerdict(nd.obj))
 	}
+	vs = append(vs, r.allowanceVerdicts(nd.obj)...)
 	if len(d.ports) > 0 {
 		add(d.portVerdict(nd))
 	}

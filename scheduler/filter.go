@@ -29,6 +29,11 @@ const (
 	FilterConstraint
 	// FilterPlatform wants the node's platform to be one that the image has.
 	FilterPlatform
+	// FilterPrivileged, FilterDevices and FilterGPUs want the node to allow what the task asks for of these, which is
+	// miniswarm's own (see [cluster.LabelAllow]).
+	FilterPrivileged
+	FilterDevices
+	FilterGPUs
 	// FilterHostPort wants the ports published in host mode to be free on the node.
 	FilterHostPort
 	// FilterMaxReplicas wants fewer tasks of the service on the node than the limit per node.
@@ -39,7 +44,7 @@ const (
 
 var filterNames = [filterCount]string{
 	FilterReady: "ready", FilterResource: "resource", FilterPlugin: "plugin", FilterConstraint: "constraint",
-	FilterPlatform: "platform", FilterHostPort: "host-port", FilterMaxReplicas: "max-replicas",
+	FilterPlatform: "platform", FilterPrivileged: "privileged", FilterDevices: "devices", FilterGPUs: "gpus", FilterHostPort: "host-port", FilterMaxReplicas: "max-replicas",
 }
 
 func (f Filter) String() string {
@@ -80,6 +85,12 @@ func (f Filter) words(n int) string {
 		return "scheduling constraints not satisfied on " + nodes
 	case FilterPlatform:
 		return "unsupported platform on " + nodes
+	case FilterPrivileged:
+		return "node does not allow privileged containers (" + nodes + ")"
+	case FilterDevices:
+		return "node does not allow devices (" + nodes + ")"
+	case FilterGPUs:
+		return "node does not allow GPUs (" + nodes + ")"
 	case FilterHostPort:
 		return "host-mode port already in use on " + nodes
 	case FilterMaxReplicas:
@@ -222,7 +233,7 @@ func (d *demand) failing(nd *node) Filter {
 	return first
 }
 
-// failing is the first of the filters plugin, constraint and platform that the node fails.
+// failing is the first of the filters plugin, constraint, platform and what is to be allowed that the node fails.
 func (r *rules) failing(n *cluster.Node) Filter {
 	if len(r.plugins) > 0 {
 		for _, p := range r.plugins {
@@ -238,6 +249,22 @@ func (r *rules) failing(n *cluster.Node) Filter {
 		return runs(p, n.Description.Platform)
 	}) {
 		return FilterPlatform
+	}
+	return r.forbidden(n)
+}
+
+// forbidden is the first of the filters privileged, devices and gpus that the node fails.
+func (r *rules) forbidden(n *cluster.Node) Filter {
+	if r.needs == (cluster.Allowance{}) {
+		return filterNone
+	}
+	switch allowed := cluster.Allowed(n); {
+	case r.needs.Privileged && !allowed.Privileged:
+		return FilterPrivileged
+	case r.needs.Devices && !allowed.Devices:
+		return FilterDevices
+	case r.needs.GPUs && !allowed.GPUs:
+		return FilterGPUs
 	}
 	return filterNone
 }

@@ -128,6 +128,9 @@ func (s *scenario) node(id string) *cluster.Node {
 	if s.r.IntN(4) == 0 {
 		delete(n.Spec.Labels, "zone")
 	}
+	if s.r.IntN(2) == 0 {
+		n.Spec.Labels[cluster.LabelAllow] = pick(s.r, "privileged", "devices,gpus", "privileged,devices,gpus")
+	}
 	n.Description.Engine.Labels = map[string]string{"disk": pick(s.r, "ssd", "hdd")}
 	n.Description.Engine.EngineVersion = "28"
 	n.Description.Engine.Plugins = pick(s.r, nil, []swarm.PluginDescription{{Type: "Log", Name: "json-file"}},
@@ -178,6 +181,9 @@ func (s *scenario) template(id string) *cluster.Task {
 	}
 	if one(6) {
 		p.Platforms = []swarm.Platform{{OS: "linux", Architecture: "amd64"}}
+	}
+	if one(8) {
+		t.Spec.ContainerSpec = &swarm.ContainerSpec{Labels: map[string]string{pick(s.r, cluster.LabelPrivileged, cluster.LabelDevices, cluster.LabelGPUs): "true", "x": "y"}}
 	}
 	if one(5) {
 		t.Spec.LogDriver = &swarm.Driver{Name: pick(s.r, "fluentd", "json-file", "none")}

@@ -200,6 +200,8 @@ func (s *script) node(args []string) string {
 					kind, name, _ := strings.Cut(name, ":")
 					d.Engine.Plugins = append(d.Engine.Plugins, swarm.PluginDescription{Type: kind, Name: name})
 				}
+			case k == "allow":
+				n.Spec.Labels[cluster.LabelAllow] = v
 			case strings.HasPrefix(k, "label."):
 				n.Spec.Labels[k[6:]] = v
 			case strings.HasPrefix(k, "generic."):
@@ -249,6 +251,8 @@ func (s *script) service(args []string) {
 		case k == "platform":
 			os, arch, _ := strings.Cut(v, "/")
 			p.Platforms = append(p.Platforms, swarm.Platform{OS: os, Architecture: arch})
+		case k == "privileged", k == "devices", k == "gpus":
+			t.Spec.ContainerSpec = &swarm.ContainerSpec{Labels: map[string]string{"miniswarm." + k: v}}
 		case k == "log":
 			t.Spec.LogDriver = &swarm.Driver{Name: v}
 		case k == "volume":

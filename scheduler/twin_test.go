@@ -186,6 +186,18 @@ func (x *twinNode) first(t *cluster.Task) Filter {
 			return FilterPlatform
 		}
 	}
+	if c := t.Spec.ContainerSpec; c != nil {
+		allowed := "," + x.Spec.Labels[cluster.LabelAllow] + ","
+		if c.Labels[cluster.LabelPrivileged] == "true" && !strings.Contains(allowed, ",privileged,") {
+			return FilterPrivileged
+		}
+		if c.Labels[cluster.LabelDevices] != "" && !strings.Contains(allowed, ",devices,") {
+			return FilterDevices
+		}
+		if c.Labels[cluster.LabelGPUs] != "" && !strings.Contains(allowed, ",gpus,") {
+			return FilterGPUs
+		}
+	}
 	if t.Endpoint != nil {
 		for _, q := range t.Endpoint.Ports {
 			if q.PublishMode == swarm.PortConfigPublishModeHost && q.PublishedPort != 0 &&

@@ -112,6 +112,24 @@ func orAny(s string) string {
 	return s
 }
 
+// allowanceVerdicts are those of the filters privileged, devices and gpus that the task enables.
+func (r *rules) allowanceVerdicts(n *cluster.Node) []Verdict {
+	allowed, detail := cluster.Allowed(n), "the node allows nothing beyond the ordinary"
+	if allowed != (cluster.Allowance{}) {
+		detail = "the node allows " + allowed.String()
+	}
+	var vs []Verdict
+	for _, q := range []struct {
+		filter       Filter
+		needed, have bool
+	}{{FilterPrivileged, r.needs.Privileged, allowed.Privileged}, {FilterDevices, r.needs.Devices, allowed.Devices}, {FilterGPUs, r.needs.GPUs, allowed.GPUs}} {
+		if q.needed {
+			vs = append(vs, Verdict{q.filter, q.have, detail})
+		}
+	}
+	return vs
+}
+
 func (d *demand) portVerdict(nd *node) (Filter, bool, string) {
 	var held, free []string
 	for _, p := range d.ports {

@@ -31,7 +31,7 @@ type view struct {
 type position struct {
 	leaf *leaf
 	rank int32
-	// static is the first of the filters plugin, constraint and platform that the node fails, none if it passes them.
+	// static is the first of the filters from plugin to gpus that the node fails, none if it passes them.
 	static Filter
 	// fails is what keeps the node from being a member: ready before static.
 	fails Filter
@@ -62,6 +62,7 @@ type rules struct {
 	constraints []Constraint
 	platforms   []swarm.Platform
 	plugins     []plugin
+	needs       cluster.Allowance
 	spread      []string // the descriptors that are honoured, from the first preference to the last
 }
 
@@ -77,8 +78,8 @@ const (
 
 // viewKey writes what a view depends on as a string without parsing anything, for it is needed with every group.
 func viewKey(t *cluster.Task, plugins []plugin) string {
-	p := t.Spec.Placement
-	if len(plugins) == 0 && (p == nil || len(p.Constraints)+len(p.Preferences)+len(p.Platforms) == 0) {
+	p, needs := t.Spec.Placement, cluster.Needs(t.Spec.ContainerSpec)
+	if len(plugins) == 0 && needs == (cluster.Allowance{}) && (p == nil || len(p.Constraints)+len(p.Preferences)+len(p.Platforms) == 0) {
 		return ""
 	}
 	b := make([]byte, 0, 128)
@@ -87,6 +88,9 @@ func viewKey(t *cluster.Task, plugins []plugin) string {
 		for _, s := range parts {
 			b = append(append(strconv.AppendInt(b, int64(len(s)), 10), ':'), s...)
 		}
+	}
+	if needs != (cluster.Allowance{}) {
+		item('a', needs.String())
 	}
 	for _, g := range plugins {
 		item('g', g.kind, g.name)
@@ -109,7 +113,7 @@ func viewKey(t *cluster.Task, plugins []plugin) string {
 
 // rulesOf parses the same parts. Constraints that do not parse hold nobody back, as in Swarm.
 func rulesOf(t *cluster.Task, plugins []plugin) rules {
-	r := rules{plugins: plugins}
+	r := rules{plugins: plugins, needs: cluster.Needs(t.Spec.ContainerSpec)}
 	p := t.Spec.Placement
 	if p == nil {
 		return r

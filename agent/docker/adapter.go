@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http/httputil"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -34,7 +35,8 @@ const replay = 2 * time.Second
 
 // Adapter is an [Engine] that speaks to dockerd. It may be used concurrently.
 type Adapter struct {
-	cli *client.Client
+	cli    *client.Client
+	passer *httputil.ReverseProxy
 	// negotiated is set once the API version is agreed on; negotiating is full meanwhile. The client would otherwise take
 	// its own, newest, version for good when the first question happens to meet an engine that is starting. It is no
 	// mutex because who asks with a time limit must not wait longer for an engine that hangs.
@@ -49,7 +51,7 @@ func Open(host string) (*Adapter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine address %s: %w", host, err)
 	}
-	return &Adapter{cli: cli, negotiating: make(chan struct{}, 1)}, nil
+	return &Adapter{cli: cli, passer: newPasser(cli), negotiating: make(chan struct{}, 1)}, nil
 }
 
 // Close releases idle connections.

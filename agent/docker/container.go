@@ -41,6 +41,8 @@ type Node struct {
 	FixedAddresses bool
 	// Files is the directory in which the engine finds the files of tasks' secrets and configs; see [Files].
 	Files string
+	// Allowed is what the node's containers may have beyond the ordinary.
+	Allowed cluster.Allowance
 }
 
 // Container is a container as the engine has to create it.
@@ -74,6 +76,10 @@ func Translate(t *cluster.Task, n Node, networks map[string]string) (*Container,
 	if err != nil {
 		return nil, err
 	}
+	extras, err := grant(spec, n.Allowed)
+	if err != nil {
+		return nil, err
+	}
 	exposed, bindings := hostPorts(t)
 	c := &Container{
 		Name: t.FullName(),
@@ -91,7 +97,8 @@ func Translate(t *cluster.Task, n Node, networks map[string]string) (*Container,
 			ExposedPorts: exposed,
 		},
 		Host: container.HostConfig{
-			Resources:      limits(t),
+			Resources:      limits(t, extras),
+			Privileged:     extras.Privileged,
 			Mounts:         append(x.mounts, payloadMounts(spec, filepath.Join(n.Files, t.ID))...),
 			PortBindings:   bindings,
 			LogConfig:      logConfig(t),
@@ -208,8 +215,31 @@ func resourceEnv(rs []swarm.GenericResource) []string {
 	return env
 }
 
-func limits(t *cluster.Task) container.Resources {
-	r := container.Resources{Ulimits: t.Spec.ContainerSpec.Ulimits}
+// grant gives what a container asks for beyond the ordinary, or says what of it the node does not allow. The scheduler
+// looks after that; but a node is the last to say what runs on it.
+func grant(spec *swarm.ContainerSpec, allowed cluster.Allowance) (cluster.Extras, error) {
+	x, err := cluster.ParseExtras(spec.Labels)
+	if err != nil {
+		return x, err
+	}
+	need := cluster.Needs(spec)
+	if allowed.Covers(need) {
+		return x, nil
+	}
+	var missing []string
+	for _, q := range []struct {
+		words string
+		not   bool
+	}{{"privileged containers", need.Privileged && !allowed.Privileged}, {"devices", need.Devices && !allowed.Devices}, {"GPUs", need.GPUs && !allowed.GPUs}} {
+		if q.not {
+			missing = append(missing, q.words)
+		}
+	}
+	return x, fmt.Errorf("this node does not allow %s", strings.Join(missing, ", "))
+}
+
+func limits(t *cluster.Task, x cluster.Extras) container.Resources {
+	r := container.Resources{Ulimits: t.Spec.ContainerSpec.Ulimits, Devices: x.Devices, DeviceRequests: x.GPUs}
 	if t.Spec.Resources == nil || t.Spec.Resources.Limits == nil {
 		return r
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
@@ -46,6 +47,10 @@ type Engine interface {
 	List(ctx context.Context, label, value string) ([]container.Summary, error)
 	// Logs opens a container's log.
 	Logs(ctx context.Context, id string, o container.LogsOptions) (io.ReadCloser, error)
+	// Pass answers a request of the engine's API as the engine does, streams and hijacked connections included.
+	Pass(w http.ResponseWriter, r *http.Request)
+	// ExecContainer gives the container that a command (exec instance) belongs to.
+	ExecContainer(ctx context.Context, execID string) (containerID string, err error)
 	// Events follows the events of containers that carry label=value until ctx ends or the stream breaks; it always
 	// returns an error. opened is called when the stream stands: what happens from then on is not missed. each is
 	// called for every event, from one goroutine.

@@ -19,6 +19,14 @@
 //	                          <-  Assignments, Mesh: differences, numbered
 //	  MeshAck                 ->    the kernel of this node has applied mesh number n
 //
+// When somebody wants to reach a container of the node, the leader asks for a stream of its own, which the agent opens
+// (nodes need not be reachable for managers), and on which it then answers HTTP: see [StreamRequest].
+//
+//	agent                           leader
+//	                            <-    StreamRequest (id)
+//	  GET /streams/{id} (Upgrade) ->
+//	                            <-    GET /tasks/{task}/containers/c/json and the like
+//
 // A follower answers the upgrade with 421 Misdirected Request and the leader's address in [HeaderLeader]; an agent
 // then goes there. When a leader steps down it closes its sessions, and agents look for the next one.
 package protocol
@@ -34,6 +42,7 @@ import (
 // Paths on the cluster port.
 const (
 	PathSession = "/session"      // upgrade; workers and managers
+	PathStreams = "/streams"      // prefix; upgrade; workers and managers: a stream that the leader has asked for
 	PathEngine  = "/engine"       // prefix; managers only: the swarm part of the Engine API, forwarded by followers
 	PathRaft    = "/raft"         // prefix; managers only: messages and snapshots of the raft group
 	PathMembers = "/raft/members" // managers only: join and leave the raft group
@@ -65,6 +74,7 @@ type ToAgent struct {
 	StatusAck   *StatusAck     `json:",omitempty"`
 	LogRequest  *LogRequest    `json:",omitempty"`
 	LogCancel   *LogCancel     `json:",omitempty"`
+	Stream      *StreamRequest `json:",omitempty"`
 	Managers    []ManagerAddr  `json:",omitempty"`
 	Leave       *LeaveRequired `json:",omitempty"`
 	// Heartbeat answers a heartbeat at once. A leader that answers the first must answer all: an agent that then hears
@@ -219,6 +229,11 @@ type LogEnd struct {
 
 // LogCancel stops a log request.
 type LogCancel struct{ ID string }
+
+// StreamRequest asks an agent to open a stream to the leader under PathStreams, named by the ID. Once it stands the agent
+// is the HTTP server on it: what it answers under /tasks/{id} is the part of its engine's API that concerns the container
+// of that task. It ends with the session through which it was asked for.
+type StreamRequest struct{ ID string }
 
 // LeaveRequired tells a node that the cluster no longer knows it.
 type LeaveRequired struct{ Reason string }

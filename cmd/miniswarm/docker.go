@@ -58,8 +58,9 @@ func (n noun) category() string {
 // only ones that are exactly Docker's.
 
 var nouns = []noun{
-	{name: "node", usage: "manage the machines of the cluster", make: node.NewNodeCommand},
-	{name: "service", usage: "manage services", make: service.NewServiceCommand, extra: []func(command.Cli) *cobra.Command{explainService}},
+	{name: "node", usage: "manage the machines of the cluster", make: node.NewNodeCommand, adapt: adaptNode},
+	{name: "service", usage: "manage services", make: service.NewServiceCommand, adapt: adaptService,
+		extra: []func(command.Cli) *cobra.Command{explainService, execService, copyService}},
 	{name: "stack", usage: "deploy and manage Compose files", make: stack.NewStackCommand, adapt: adaptStack},
 	{name: "task", usage: "look at the tasks of services", make: newTaskCommand},
 	{name: "network", usage: "manage networks", make: network.NewNetworkCommand},
@@ -194,13 +195,15 @@ func explainChanged(err error) error {
 
 // examples are shown by --help of Docker's commands, by command path without "miniswarm".
 var examples = map[string]string{
-	"service create":   "  miniswarm service create --name web --replicas 4 -p 80:8000 registry.local/web:1.0\n  miniswarm service create --mode global --name agent registry.local/agent:2",
+	"service create":   "  miniswarm service create --name web --replicas 4 -p 80:8000 registry.local/web:1.0\n  miniswarm service create --mode global --name agent registry.local/agent:2\n  miniswarm service create --name door --device /dev/ttyUSB0 registry.local/door:1",
 	"service scale":    "  miniswarm service scale web=12\n  miniswarm service scale web=3 worker=9",
 	"service update":   "  miniswarm service update --image registry.local/web:1.1 --update-order start-first web\n  miniswarm service update --limit-cpu 0.5 web",
 	"service ls":       "  miniswarm service ls\n  miniswarm service ls --filter mode=global --format '{{.Name}} {{.Replicas}}'",
 	"service ps":       "  miniswarm service ps web\n  miniswarm service ps --no-trunc --filter desired-state=running web",
 	"service inspect":  "  miniswarm service inspect --pretty web\n  miniswarm service inspect --format '{{json .Endpoint}}' web",
 	"service logs":     "  miniswarm service logs -f --tail 20 web",
+	"service exec":     "  miniswarm service exec -it web.3 sh\n  miniswarm service exec -e DEBUG=1 -u nobody -w /srv web ./check --all\n  tar c site | miniswarm service exec -i web.1 tar x -C /srv",
+	"service cp":       "  miniswarm service cp web.1:/etc/nginx ./nginx\n  miniswarm service cp ./index.html web.2:/srv/",
 	"service rm":       "  miniswarm service rm web",
 	"stack deploy":     "  miniswarm stack deploy -c compose.yml shop\n  IMAGE=registry.local/web:2 miniswarm stack deploy -c compose.yml --detach shop",
 	"stack ls":         "  miniswarm stack ls",
@@ -211,7 +214,7 @@ var examples = map[string]string{
 	"node ls":          "  miniswarm node ls\n  miniswarm node ls --format '{{.Hostname}} {{.Status}}'",
 	"node inspect":     "  miniswarm node inspect --pretty self",
 	"node ps":          "  miniswarm node ps vm2",
-	"node update":      "  miniswarm node update --availability drain vm2\n  miniswarm node update --label-add zone=a vm2",
+	"node update":      "  miniswarm node update --availability drain vm2\n  miniswarm node update --label-add zone=a vm2\n  miniswarm node update --allow devices,gpus vm2",
 	"node rm":          "  miniswarm node rm vm3",
 	"service rollback": "  miniswarm service rollback web",
 	"node promote":     "  miniswarm node promote vm2",

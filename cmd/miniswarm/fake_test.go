@@ -6,16 +6,21 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/api/types/system"
+
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/agent/docker/fake"
 )
 
 // fakeDaemon answers the Engine API on a unix socket as a cluster of three nodes whose tasks run at once.
@@ -30,6 +35,7 @@ type fakeDaemon struct {
 	networks []network.Summary
 	tokens   swarm.JoinTokens
 	nodes    []swarm.Node
+	engine   *fake.Engine // of all nodes; has the one container that every task is seen to have
 }
 
 // startFake serves a fake daemon until the test ends.
@@ -44,6 +50,15 @@ func startFake(t testing.TB, dir string) *fakeDaemon {
 			n.Spec.Role, n.ManagerStatus = swarm.NodeRoleManager, &swarm.ManagerStatus{Leader: true, Reachability: swarm.ReachabilityReachable, Addr: "10.0.0.1:2377"}
 		}
 		f.nodes = append(f.nodes, n)
+	}
+	f.engine = fake.New()
+	f.engine.SetImage("any", fake.Program{})
+	id, err := f.engine.Create(t.Context(), &docker.Container{Name: "c", Config: container.Config{Image: "any"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.engine.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
 	}
 	ln, err := net.Listen("unix", f.socket)
 	if err != nil {
@@ -81,6 +96,8 @@ func (f *fakeDaemon) routes() http.Handler {
 		"GET /services/{id}":                   f.service,
 		"POST /services/{id}/update":           f.updateService,
 		"GET /tasks":                           f.tasks,
+		"GET /tasks/{id}":                      f.task,
+		"POST /nodes/{id}/update":              f.updateNode,
 		"GET /networks":                        func(*http.Request) (any, error) { return f.networks, nil },
 		"POST /networks/create":                f.createNetwork,
 		"GET /miniswarm/services/{id}/explain": f.explainService,
@@ -102,6 +119,7 @@ func (f *fakeDaemon) routes() http.Handler {
 			_ = json.NewEncoder(w).Encode(v)
 		})
 	}
+	mux.HandleFunc("/miniswarm/tasks/{id}/engine/{rest...}", f.window)
 	mux.HandleFunc("/_ping", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Api-Version", "1.51")
 		fmt.Fprint(w, "OK")
@@ -224,7 +242,7 @@ func (f *fakeDaemon) updateService(r *http.Request) (any, error) {
 		return nil, err
 	}
 	f.version++
-	s.Version.Index = f.version
+	s.Version.Index, s.Spec = f.version, swarm.ServiceSpec{}
 	return swarm.ServiceUpdateResponse{}, json.NewDecoder(r.Body).Decode(&s.Spec)
 }
 
@@ -254,6 +272,35 @@ func (f *fakeDaemon) tasks(r *http.Request) (any, error) {
 		out = append(out, f.tasksOf(&f.services[i])...)
 	}
 	return out, nil
+}
+
+func (f *fakeDaemon) task(r *http.Request) (any, error) {
+	for i := range f.services {
+		for _, t := range f.tasksOf(&f.services[i]) {
+			if t.ID == r.PathValue("id") {
+				return t, nil
+			}
+		}
+	}
+	return nil, refusal{http.StatusNotFound, "task " + r.PathValue("id") + " not found"}
+}
+
+func (f *fakeDaemon) updateNode(r *http.Request) (any, error) {
+	for i := range f.nodes {
+		if f.nodes[i].ID == r.PathValue("id") {
+			f.nodes[i].Spec = swarm.NodeSpec{}
+			return struct{}{}, json.NewDecoder(r.Body).Decode(&f.nodes[i].Spec)
+		}
+	}
+	return nil, refusal{http.StatusNotFound, "node " + r.PathValue("id") + " not found"}
+}
+
+var containerName = regexp.MustCompile(`/containers/[^/]+/`)
+
+// window shows the one container, whatever the path calls it.
+func (f *fakeDaemon) window(w http.ResponseWriter, r *http.Request) {
+	r.URL.Path = containerName.ReplaceAllString("/"+r.PathValue("rest"), "/containers/"+f.engine.Ids()[0]+"/")
+	f.engine.Pass(w, r)
 }
 
 func (f *fakeDaemon) createNetwork(r *http.Request) (any, error) {

@@ -80,6 +80,8 @@ type Dispatcher struct {
 	holds    map[string]*hold       // guarded by mu; by task id
 	heard    map[string]time.Time   // guarded by mu; last sign of a node's life, for nodes without a session
 	logs     map[string]*logRelay   // guarded by mu; by request id
+	calls    map[string]*call       // guarded by mu; by id; streams that agents have yet to open
+	streams  map[*nodeStream]bool   // guarded by mu; those that stand
 	period   time.Duration          // guarded by mu; the heartbeat period in force
 	managers []protocol.ManagerAddr // guarded by mu; as agents are told, replaced and never modified
 	began    time.Time              // guarded by mu; nobody's silence is counted from before, but for the former leader's
@@ -96,7 +98,8 @@ func New(cfg Config) *Dispatcher {
 	cfg.Linger = cmp.Or(cfg.Linger, defaultLinger)
 	cfg.AckTimeout = cmp.Or(cfg.AckTimeout, defaultAckTimeout)
 	d := &Dispatcher{cfg: cfg, epoch: time.Now(), settle: make(chan struct{}, 1), retime: make(chan struct{}, 1), sessions: map[string]*session{},
-		holds: map[string]*hold{}, heard: map[string]time.Time{}, logs: map[string]*logRelay{}}
+		holds: map[string]*hold{}, heard: map[string]time.Time{}, logs: map[string]*logRelay{},
+		calls: map[string]*call{}, streams: map[*nodeStream]bool{}}
 	d.life, d.end = context.WithCancelCause(context.Background())
 	return d
 }

@@ -165,6 +165,7 @@ type fakeAgent struct {
 	peers    map[string]protocol.Peer
 	drivers  map[string]string // log drivers by task
 	payloads map[string]string // what secrets and configs hold, by id
+	streams  []string          // ids of the streams that were asked for
 }
 
 // pipeWriter lets ServeSession take a connection over as if from an HTTP server.
@@ -238,6 +239,8 @@ func (a *fakeAgent) read(in *bufio.Reader) {
 		switch {
 		case m.Welcome != nil:
 			a.period, a.managers = m.Welcome.HeartbeatPeriod, m.Welcome.Managers
+		case m.Stream != nil:
+			a.streams = append(a.streams, m.Stream.ID)
 		case m.Managers != nil:
 			a.managers = m.Managers
 		case m.Assignments != nil:

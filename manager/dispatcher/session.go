@@ -233,6 +233,7 @@ func (s *session) enter() bool {
 
 func (s *session) leave() {
 	d := s.d
+	defer d.endStreams(s) // waits for nobody, but closing a connection under the lock might
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if last := s.lastHeard(); last.After(d.heard[s.nodeID]) && d.cfg.Store.Snapshot().Node(s.nodeID) != nil {
@@ -243,7 +244,7 @@ func (s *session) leave() {
 	}
 	for _, r := range d.logs {
 		if r.session == s {
-			r.end(fmt.Errorf("node %s disconnected unexpectedly", s.nodeID))
+			r.end(s.lost())
 		}
 	}
 }

@@ -104,6 +104,7 @@ type fakeControl struct {
 	leader, addr string
 	forward      func(nodeID string) http.RoundTripper
 	members      []protocol.Member
+	agents       map[string]func() net.Conn                                                                                // by node id
 	logs         map[string]func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error // by task id
 	decisions    map[string][]orchestrator.Decision
 	readErr      error
@@ -225,6 +226,17 @@ func (c *fakeControl) TaskLogs(ctx context.Context, nodeID string, req protocol.
 		return fmt.Errorf("node %s is not available", nodeID)
 	}
 	return read(ctx, req, each)
+}
+
+// Dial gives a stream to a node's agent.
+func (c *fakeControl) Dial(_ context.Context, nodeID string) (net.Conn, error) {
+	c.mu.Lock()
+	dial := c.agents[nodeID]
+	c.mu.Unlock()
+	if dial == nil {
+		return nil, fmt.Errorf("node %s is not available", nodeID)
+	}
+	return dial(), nil
 }
 
 func (c *fakeControl) setLog(taskID string, read func(context.Context, protocol.LogRequest, func(protocol.LogMessage) error) error) {

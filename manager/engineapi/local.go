@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"context"
+	"net"
 	"net/http"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -49,6 +50,8 @@ type Control interface {
 	Reachability(nodeID string) swarm.Reachability
 	// TaskLogs reads one task's log from its node line by line, until its end or each fails.
 	TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error
+	// Dial opens a stream to a node's agent, which answers HTTP on it; the leader only.
+	Dial(ctx context.Context, nodeID string) (net.Conn, error)
 	// Decisions are the remembered reasons of a task's placement, oldest first, and Explain recomputes the full table
 	// for a task as things are now.
 	Decisions(taskID string) []orchestrator.Decision

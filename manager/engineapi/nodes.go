@@ -93,6 +93,9 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 	default:
 		return errorf(http.StatusBadRequest, "invalid Role: %q", spec.Role)
 	}
+	if _, err := cluster.ParseAllowance(spec.Labels[cluster.LabelAllow]); err != nil {
+		return errorf(http.StatusBadRequest, "label %s: %v", cluster.LabelAllow, err)
+	}
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		n, err := find[*cluster.Node](snap, cluster.KindNode, r.PathValue("id"))
 		if err != nil {

@@ -42,6 +42,7 @@ func (s *Server) routes() {
 	}
 	s.both("GET /services/{id}/logs", handler(s.serviceLogs))
 	s.both("GET /tasks/{id}/logs", handler(s.taskLogs))
+	s.both("/miniswarm/tasks/{id}/engine/{rest...}", handler(s.taskEngine))
 	s.swarm.Handle("GET /miniswarm/tasks/{id}/log", s.streaming(s.relayTaskLog))
 	// Of networks the socket's own handlers decide whether they are the swarm's, and then ask the leader.
 	s.swarm.Handle("POST /networks/create", s.onLeader(s.createNetwork))

@@ -92,7 +92,7 @@ func TestErrorsOfNodesThatAreNoManagers(t *testing.T) {
 		for _, p := range []string{"GET /swarm", "POST /swarm/update?version=1", "GET /swarm/unlockkey", "GET /nodes", "GET /nodes/x", "DELETE /nodes/x", "POST /nodes/x/update?version=1",
 			"GET /services", "POST /services/create", "GET /services/x", "POST /services/x/update?version=1", "DELETE /services/x", "GET /services/x/logs?stdout=1",
 			"GET /tasks", "GET /tasks/x", "GET /tasks/x/logs?stdout=1", "GET /secrets", "POST /secrets/create", "DELETE /secrets/x", "GET /configs", "POST /configs/create",
-			"GET /miniswarm/tasks/x/explain", "GET /miniswarm/services/x/explain", "POST /swarm/unlock"} {
+			"GET /miniswarm/tasks/x/explain", "POST /miniswarm/tasks/x/engine/containers/x/exec", "GET /miniswarm/services/x/explain", "POST /swarm/unlock"} {
 			method, path, _ := strings.Cut(p, " ")
 			w.refused(method, path, nil, http.StatusServiceUnavailable, c.err.Error())
 		}

@@ -124,6 +124,9 @@ func validateContainer(c *swarm.ContainerSpec) error {
 		}
 		targets[m.Target] = true
 	}
+	if _, err := cluster.ParseExtras(c.Labels); err != nil {
+		return rpcErrorf(invalidArgument, "ContainerSpec: %v", err)
+	}
 	return validateHealth(c.Healthcheck)
 }
 

@@ -58,6 +58,8 @@ type Engine struct {
 	registry   map[string]Registry    // guarded by mu; by ref
 	containers map[string]*instance   // guarded by mu; by id
 	networks   map[string]*netw       // guarded by mu; by id
+	commands   map[string]*command    // guarded by mu; by id
+	archives   map[string][]byte      // guarded by mu; by container id
 	listeners  map[*listener]struct{} // guarded by mu
 	pulls      map[string]int         // guarded by mu
 	hang       chan struct{}          // guarded by mu; calls wait for it to be closed, nil: they do not
@@ -82,7 +84,7 @@ var _ docker.Engine = (*Engine)(nil)
 func New() *Engine {
 	return &Engine{
 		gone: make(chan struct{}), images: map[string]string{}, programs: map[string]Program{}, registry: map[string]Registry{},
-		containers: map[string]*instance{}, networks: map[string]*netw{}, listeners: map[*listener]struct{}{}, pulls: map[string]int{},
+		containers: map[string]*instance{}, networks: map[string]*netw{}, commands: map[string]*command{}, archives: map[string][]byte{}, listeners: map[*listener]struct{}{}, pulls: map[string]int{},
 		info: system.Info{
 			Name: "vm1", NCPU: 2, MemTotal: 2 << 30, OSType: "linux", Architecture: "x86_64", ServerVersion: "20.10.24", Labels: []string{"disk=ssd"},
 			Plugins:          system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host"}, Log: []string{"json-file"}},
