@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/network"
@@ -72,6 +73,9 @@ func Translate(t *cluster.Task, n Node, networks map[string]string) (*Container,
 		return nil, err
 	}
 	spec := t.Spec.ContainerSpec
+	if os := n.Description.Platform.OS; os == "linux" && !spec.Isolation.IsDefault() {
+		return nil, fmt.Errorf("invalid isolation '%s' on %s", spec.Isolation, os)
+	}
 	x, err := expand(t, n)
 	if err != nil {
 		return nil, err
@@ -84,7 +88,7 @@ func Translate(t *cluster.Task, n Node, networks map[string]string) (*Container,
 	c := &Container{
 		Name: t.FullName(),
 		Config: container.Config{
-			Image:        spec.Image,
+			Image:        familiar(spec.Image),
 			Labels:       labels(t, n.ID),
 			Env:          append(x.env, resourceEnv(t.GenericResources)...),
 			Hostname:     x.hostname,
@@ -156,6 +160,15 @@ func Validate(t *cluster.Task) error {
 		}
 	}
 	return nil
+}
+
+// familiar writes an image as people do, with its tag, for that is how the engine and its tools show and find it.
+func familiar(image string) string {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return image // an id
+	}
+	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
 func validateMount(m mount.Mount) error {
@@ -281,13 +294,15 @@ func securityOptions(p *swarm.Privileges) []string {
 			out = append(out, "credentialspec=registry://"+c.Registry)
 		case c.File != "":
 			out = append(out, "credentialspec=file://"+c.File)
+		case c.Config != "":
+			out = append(out, "credentialspec=config://"+c.Config)
 		}
 	}
 	if s := p.SELinuxContext; s != nil {
 		if s.Disable {
 			out = append(out, "label=disable")
 		}
-		for _, kv := range [][2]string{{"user", s.User}, {"role", s.Role}, {"type", s.Type}, {"level", s.Level}} {
+		for _, kv := range [][2]string{{"user", s.User}, {"role", s.Role}, {"level", s.Level}, {"type", s.Type}} {
 			if kv[1] != "" {
 				out = append(out, "label="+kv[0]+":"+kv[1])
 			}

@@ -222,3 +222,50 @@ func TestPinned(t *testing.T) {
 		}
 	}
 }
+
+func TestImagesAreNamedAsPeopleDo(t *testing.T) {
+	id := strings.Repeat("0123456789abcdef", 4)
+	for image, want := range map[string]string{"web": "web:latest", "docker.io/library/web:2": "web:2", "r.example:5000/a/web": "r.example:5000/a/web:latest",
+		"web:1@sha256:" + id: "web:1@sha256:" + id, id: id, "sha256:" + id: "sha256:" + id} {
+		c, err := Translate(webTask(swarm.ContainerSpec{Image: image}), vm1, nil)
+		if err != nil || c.Config.Image != want {
+			t.Errorf("%s became %s, %v; want %s", image, c.Config.Image, err, want)
+		}
+	}
+}
+
+func TestWhatANodeDoesNotAllowIsRejected(t *testing.T) {
+	labels := map[string]string{cluster.LabelPrivileged: "true", cluster.LabelDevices: "/dev/a:/dev/b:r", cluster.LabelGPUs: "all"}
+	task := webTask(swarm.ContainerSpec{Labels: labels})
+	for _, tt := range []struct {
+		allowed cluster.Allowance
+		err     string
+	}{
+		{cluster.Allowance{}, "this node does not allow privileged containers, devices, GPUs"},
+		{cluster.Allowance{Privileged: true, GPUs: true}, "this node does not allow devices"},
+		{cluster.Allowance{Privileged: true, Devices: true, GPUs: true}, ""},
+	} {
+		n := vm1
+		n.Allowed = tt.allowed
+		c, err := Translate(task, n, nil)
+		if tt.err != "" {
+			if err == nil || err.Error() != tt.err {
+				t.Errorf("%v: %v, want %s", tt.allowed, err, tt.err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := c.Host.Resources
+		if !c.Host.Privileged || len(r.Devices) != 1 || r.Devices[0].PathInContainer != "/dev/b" || len(r.DeviceRequests) != 1 || r.DeviceRequests[0].Count != -1 {
+			t.Errorf("privileged %v, %+v", c.Host.Privileged, r)
+		}
+	}
+	if _, err := Translate(webTask(swarm.ContainerSpec{Labels: map[string]string{cluster.LabelGPUs: "0"}}), vm1, nil); err == nil || !strings.Contains(err.Error(), cluster.LabelGPUs) {
+		t.Errorf("a malformed label: %v", err)
+	}
+	if _, err := Translate(webTask(swarm.ContainerSpec{Isolation: container.IsolationHyperV}), vm1, nil); err == nil || err.Error() != "invalid isolation 'hyperv' on linux" {
+		t.Errorf("isolation: %v", err)
+	}
+}
