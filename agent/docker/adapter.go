@@ -19,6 +19,7 @@ import (
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/api/types/versions"
@@ -189,6 +190,9 @@ func (a *Adapter) Create(ctx context.Context, c *Container) (string, error) {
 		return "", err
 	}
 	config, host := c.Config, c.Host
+	if err := knowsMounts(host.Mounts, a.cli.ClientVersion()); err != nil {
+		return "", err
+	}
 	if versions.LessThan(a.cli.ClientVersion(), "1.44") && config.Healthcheck != nil && config.Healthcheck.StartInterval != 0 {
 		// Engines before 25 do not know it; Swarm drops it for them as well.
 		h := *config.Healthcheck
@@ -215,6 +219,25 @@ func (a *Adapter) Create(ctx context.Context, c *Container) (string, error) {
 		}
 	}
 	return made.ID, nil
+}
+
+// knowsMounts refuses what an engine of an older API version would leave out without a word: a service must not see the
+// whole of a volume of which it was to see a part.
+func knowsMounts(mounts []mount.Mount, version string) error {
+	for _, m := range mounts {
+		for _, q := range []struct {
+			set         bool
+			name, since string
+		}{
+			{m.VolumeOptions != nil && m.VolumeOptions.Subpath != "", "volume-subpath", "1.45"},
+			{m.TmpfsOptions != nil && len(m.TmpfsOptions.Options) > 0, "tmpfs options", "1.46"},
+		} {
+			if q.set && versions.LessThan(version, q.since) {
+				return fmt.Errorf("mount %s: %s requires API v%s or later, the engine of this node has v%s", m.Target, q.name, q.since, version)
+			}
+		}
+	}
+	return nil
 }
 
 // Start implements Engine.

@@ -135,6 +135,7 @@ var settings = []setting{
 		shows: map[string]string{"Mounts.0.Name": `"named-1"`, "Mounts.0.Driver": `"local"`, "Volume.Labels.l": `"volume"`, "Volume.Options.o": `"size=1m"`}},
 	{name: "volumelabels", set: mounted(mount.Mount{Type: mount.TypeVolume, Source: "labelled", Target: "/v", VolumeOptions: &mount.VolumeOptions{Labels: map[string]string{"l": "1"}}}), shows: map[string]string{"Volume.Labels.l": `"1"`}},
 	{name: "volumeplain", set: mounted(mount.Mount{Type: mount.TypeVolume, Source: "plain", Target: "/v", ReadOnly: true}), shows: map[string]string{"Mounts.0.RW": "false"}},
+	{name: "subpath", newer: true, set: mounted(mount.Mount{Type: mount.TypeVolume, Source: "v", Target: "/v", VolumeOptions: &mount.VolumeOptions{Subpath: "part"}}), refused: `mount /v: volume-subpath requires API v1.45 or later`},
 	{name: "anonymous", set: mounted(mount.Mount{Type: mount.TypeVolume, Target: "/v"}), shows: map[string]string{"Mounts.0.Type": `"volume"`}},
 	{name: "nodriver", set: mounted(mount.Mount{Type: mount.TypeVolume, Source: "v", Target: "/v", VolumeOptions: &mount.VolumeOptions{DriverConfig: &mount.Driver{Name: "nothing"}}}), refused: `missing plugin on 1 node`},
 	{name: "tmpfs", set: mounted(mount.Mount{Type: mount.TypeTmpfs, Target: "/t", TmpfsOptions: &mount.TmpfsOptions{SizeBytes: mib, Mode: 0o700}}),

@@ -6,6 +6,9 @@
 //	witness udp HOST:PORT    print the answer to one datagram
 //	witness say WORD...      print the words and end
 //	witness file PATH...     describe files and print what is in them
+//	witness cat              repeat the input until it ends
+//	witness exit CODE        end with that code
+//	witness terminal         print the terminal's size whenever it changes, until a line of input is "end"
 //	witness hold HOST:PORT   listen there, and hang up on whoever calls, until killed
 //
 // VERSION in its environment is repeated in each answer, DRAIN is how long it serves on after SIGTERM.
@@ -22,9 +25,12 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/term"
 )
 
 // answer is what every protocol replies.
@@ -55,6 +61,17 @@ func run(args []string) error {
 		return nil
 	case args[0] == "file":
 		return show(args[1:])
+	case args[0] == "cat":
+		_, err := io.Copy(os.Stdout, os.Stdin)
+		return err
+	case args[0] == "exit" && len(args) == 2:
+		code, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		os.Exit(code)
+	case args[0] == "terminal":
+		return watchTerminal()
 	case args[0] == "hold" && len(args) == 2:
 		ln, err := net.Listen("tcp", args[1])
 		if err != nil {
@@ -202,4 +219,24 @@ func askUDP(addr string) error {
 		}
 	}
 	return fmt.Errorf("%s does not answer", addr)
+}
+
+// watchTerminal says how large its terminal is.
+func watchTerminal() error {
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, syscall.SIGWINCH)
+	go func() {
+		for {
+			if w, h, err := term.GetSize(int(os.Stdin.Fd())); err == nil {
+				fmt.Printf("size %dx%d\n", w, h)
+			}
+			<-changed
+		}
+	}()
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		if in.Text() == "end" {
+			return nil
+		}
+	}
+	return errors.New("the input ended")
 }
