@@ -10,6 +10,8 @@
 //   - the worker (worker.go) keeps one runner for each task. A runner (runner.go) is a goroutine that moves its task one
 //     step at a time; which step is decided by a pure function (step.go, swarm-semantics.md 2.3) and done by a
 //     docker.Controller.
+//   - a window (window.go) shows the leader, on streams that it asks for (streams.go), as much of the engine as concerns one
+//     task's container: for commands in it, and for copying files.
 //   - the reporter (report.go) keeps the latest status of every task until the leader has stored it.
 //   - the mesh keeper (mesh.go) merges routing messages into one table and applies it, independent of the engine.
 //   - the recorder (record.go) writes what is needed after a restart to disk, behind everybody's back.

@@ -9,8 +9,9 @@
 //
 // [Accounts.Place] places a group of interchangeable tasks (same service, same spec version) as Docker Swarm does:
 //
-//  1. Filters rule nodes out, in this order: ready, resource, plugin, constraint, platform, host port, max replicas
-//     per node ([Filter]). Where nothing fits, the words are Swarm's, counting the first filter that failed per node.
+//  1. Filters rule nodes out, in this order: ready, resource, plugin, constraint, platform, what the
+//     node allows of privileged containers, devices and GPUs (Swarm has none of these), host port, max replicas per node
+//     ([Filter]). Where nothing fits, the words are Swarm's, counting the first filter that failed per node.
 //  2. The nodes that are left are ranked: nodes where this service failed five times within five minutes last, then by
 //     the tasks of this service they run, then by all tasks they run, then by node id. Swarm leaves the last to chance;
 //     here the same books always give the same answer.
@@ -21,7 +22,7 @@
 // # Why it does not scan
 //
 // Placing costs what is placed, not what exists. Nodes that pass the filters that only depend on themselves (ready,
-// plugin, constraint, platform) are kept in an index ordered by their number of tasks; a group walks the index from
+// plugin, constraint, platform, what is allowed) are kept in an index ordered by their number of tasks; a group walks the index from
 // the least loaded node and stops as soon as it has placed its tasks. Nodes that already run tasks of the service are
 // few and are found through the service. How many further tasks a node can take is computed once per group as a
 // number, so that filling is counting. Only when tasks are left over are all nodes visited, to name the reasons.

@@ -9,10 +9,12 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	dockercli "github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/cli/command/container"
+	containertypes "github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
@@ -39,13 +41,42 @@ func (r *reach) open(ctx context.Context, ref string) error {
 	}
 	dial := r.Cli.Client().Dialer()
 	// Docker's client takes a path in front of the API's only with a TCP address; the connection goes to the socket.
-	r.window, err = client.NewClientWithOpts(client.WithHost("tcp://miniswarm/miniswarm/tasks/"+url.PathEscape(t)+"/engine"),
+	window, err := client.NewClientWithOpts(client.WithHost("tcp://miniswarm/miniswarm/tasks/"+url.PathEscape(t)+"/engine"),
 		client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }),
 		client.WithAPIVersionNegotiation(), client.WithUserAgent("miniswarm/"+version))
 	if err != nil {
 		return fmt.Errorf("reach task %s: %w", t, err)
 	}
+	r.window = windowClient{window}
 	return nil
+}
+
+// windowClient tells a command that has ended from a stream that broke off. Docker's exec takes the one for the other: on one
+// machine streams do not break.
+type windowClient struct{ client.APIClient }
+
+// settleLimit is how long an engine may take to know that a command has ended whose output has.
+const (
+	settleLimit = 2 * time.Second
+	settlePoll  = 50 * time.Millisecond
+)
+
+// ContainerExecInspect is asked for the exit code when the output has ended.
+func (c windowClient) ContainerExecInspect(ctx context.Context, id string) (containertypes.ExecInspect, error) {
+	for began := time.Now(); ; {
+		e, err := c.APIClient.ContainerExecInspect(ctx, id)
+		switch {
+		case err != nil || !e.Running:
+			return e, err
+		case time.Since(began) > settleLimit:
+			return e, errors.New("the connection to the replica broke off; the command goes on there")
+		}
+		select {
+		case <-time.After(settlePoll):
+		case <-ctx.Done():
+			return e, context.Cause(ctx)
+		}
+	}
 }
 
 // pickTask gives the id of the task that ref means: a task, SERVICE.SLOT, or a service, of which the first replica that runs

@@ -25,32 +25,6 @@ import (
 	"github.com/miniswarm/miniswarm/lab"
 )
 
-// withTwoManagers gives a test a lab of its own: vm1 and vm2 are managers, vm3 and vm4 workers.
-func withTwoManagers(t *testing.T, name string) *testCluster {
-	t.Helper()
-	needLab(t)
-	c, err := up(t.Context(), name, lab.Options{Nodes: 4, Managers: 2, Cluster: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.managers, c.workers = []string{"vm1", "vm2"}, []string{"vm3", "vm4"}
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	c.allReady(t)
-	return c
-}
-
 // said is what a command line printed and how it ended.
 type said struct {
 	out, err string
@@ -73,8 +47,30 @@ func (c *testCluster) run(ctx context.Context, t *testing.T, host string, in io.
 
 // Commands run and files are copied in any replica from any manager, as with docker exec and docker cp on its own node.
 func TestReach(t *testing.T) {
-	c := withTwoManagers(t, "reach")
+	needLab(t)
+	c, err := up(t.Context(), "reach", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
+	t.Cleanup(func() {
+		if err := c.unharmed(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			c.showLogs(t)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := c.Down(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	c.allReady(t)
 	ctx := t.Context()
+	leader := c.currentLeader(t)
+	follower := c.others(leader)[0]
+	ways := []string{leader, follower}
 	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "4", "--restart-delay", "100ms", c.witness+":1")
 	replicas := c.running(t, "w", 4)
 	if n := len(spread(replicas)); n != 4 {
@@ -83,7 +79,7 @@ func TestReach(t *testing.T) {
 	slot := func(host string) string { return strings.Join(strings.Split(on(replicas, host)[0].name, ".")[:2], ".") }
 
 	t.Run("commands", func(t *testing.T) {
-		for _, from := range c.managers {
+		for _, from := range ways {
 			for _, r := range replicas {
 				s := c.run(ctx, t, from, nil, "service", "exec", slot(r.host), "/witness", "say", "from", from)
 				if s != (said{out: "from " + from + "\n"}) {
@@ -106,7 +102,7 @@ func TestReach(t *testing.T) {
 		if s.code == 0 || !strings.Contains(s.err, "this node does not allow privileged commands") {
 			t.Errorf("privileged: %+v", s)
 		}
-		s = c.run(ctx, t, "vm3", nil, "service", "exec", "w.1", "/witness", "say", "x")
+		s = c.run(ctx, t, "vm4", nil, "service", "exec", "w.1", "/witness", "say", "x")
 		if s.code == 0 || !strings.Contains(s.err, "This node is not a swarm manager.") {
 			t.Errorf("on a worker: %+v", s)
 		}
@@ -115,7 +111,7 @@ func TestReach(t *testing.T) {
 	t.Run("input and output of any size and content", func(t *testing.T) {
 		big := make([]byte, 32<<20)
 		_, _ = rand.Read(big)
-		for _, from := range c.managers {
+		for _, from := range ways {
 			s := c.run(ctx, t, from, bytes.NewReader(big), "service", "exec", "-i", slot("vm4"), "/witness", "cat")
 			if s.code != 0 || sha256.Sum256([]byte(s.out)) != sha256.Sum256(big) {
 				t.Errorf("from %s: %d of %d bytes came back, code %d, %s", from, len(s.out), len(big), s.code, s.err)
@@ -137,7 +133,7 @@ func TestReach(t *testing.T) {
 		if err := errors.Join(os.Symlink("a", filepath.Join(tree, "link")), os.WriteFile(filepath.Join(tree, "big"), big, 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		for _, from := range c.managers {
+		for _, from := range ways {
 			back := filepath.Join(dir, "back-"+from)
 			if s := c.run(ctx, t, from, nil, "service", "cp", tree, slot("vm3")+":/"+from); s.code != 0 {
 				t.Fatalf("from %s: %+v", from, s)
@@ -197,55 +193,99 @@ func TestReach(t *testing.T) {
 		}
 	})
 
-	t.Run("a node that is lost", func(t *testing.T) {
-		for _, from := range c.managers {
-			now := c.running(t, "w", 4)
-			lost := on(now, "vm4")
-			if len(lost) == 0 {
-				t.Fatalf("vm4 runs nothing: %v", now)
+	// hold begins a command that does not end by itself, and gives how it ended nevertheless.
+	hold := func(t *testing.T, from, task string) <-chan said {
+		t.Helper()
+		out, done := &firstWrite{first: make(chan struct{})}, make(chan said, 1)
+		go func() {
+			var complaint bytes.Buffer
+			err := c.Exec(ctx, from, []string{c.binary, "service", "exec", task, "/witness", "hold", "127.0.0.1:0"}, lab.Stdio{Out: out, Err: &complaint})
+			s := said{out: out.String(), err: complaint.String()}
+			if exited, ok := errors.AsType[*exec.ExitError](err); ok {
+				s.code = exited.ExitCode()
 			}
-			done := make(chan said, 1)
-			began := make(chan struct{})
-			go func() {
-				out := &firstWrite{first: began}
-				var complaint bytes.Buffer
-				err := c.Exec(ctx, from, []string{c.binary, "service", "exec", lost[0].task, "/witness", "hold", "127.0.0.1:9"}, lab.Stdio{Out: out, Err: &complaint})
-				s := said{out: out.String(), err: complaint.String()}
-				if exited, ok := errors.AsType[*exec.ExitError](err); ok {
-					s.code = exited.ExitCode()
-				}
-				done <- s
-			}()
-			select {
-			case <-began:
-			case s := <-done:
-				t.Fatalf("it did not begin: %+v", s)
-			}
-			cut := time.Now()
-			if err := c.Cut(ctx, "vm4"); err != nil {
-				t.Fatal(err)
-			}
-			select {
-			case s := <-done:
-				t.Logf("from %s: %.1f s after the node was cut off: %s", from, time.Since(cut).Seconds(), s.err)
-				if s.code == 0 || !strings.Contains(s.err, "vm4") {
-					t.Errorf("from %s: %+v", from, s)
-				}
-			case <-time.After(patience):
-				t.Fatal("the stream to a lost node goes on")
-			}
-			if err := c.Heal(ctx, "vm4"); err != nil {
-				t.Fatal(err)
-			}
-			c.allReady(t)
-			c.miniswarm(t, "vm1", "service", "update", "--detach", "--force", "--update-parallelism", "0", "w")
-			eventually(t, "a replica is on vm4 again", patience, func() error {
-				if all, err := c.converged(ctx, "w", 4); err != nil || len(on(all, "vm4")) == 0 {
-					return fmt.Errorf("%v %w", all, err)
-				}
-				return nil
-			})
+			done <- s
+		}()
+		select {
+		case <-out.first:
+		case s := <-done:
+			t.Fatalf("it did not begin: %+v", s)
 		}
+		return done
+	}
+	ends := func(t *testing.T, done <-chan said, words ...string) {
+		t.Helper()
+		began := time.Now()
+		select {
+		case s := <-done:
+			t.Logf("%.1f s: %s", time.Since(began).Seconds(), strings.TrimSpace(s.err))
+			if s.code == 0 || !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(s.err, w) }) {
+				t.Errorf("%+v", s)
+			}
+		case <-time.After(patience):
+			t.Fatal("the command goes on")
+		}
+	}
+	brokeOff := "the connection to the replica broke off; the command goes on there"
+
+	t.Run("a replica that ends", func(t *testing.T) {
+		r := on(replicas, "vm4")[0]
+		done := hold(t, follower, r.task)
+		if err := c.engine("vm4").ContainerKill(ctx, r.id, "KILL"); err != nil {
+			t.Fatal(err)
+		}
+		if s := <-done; s.code != 137 {
+			t.Errorf("%+v", s)
+		}
+		replicas = c.running(t, "w", 4)
+	})
+
+	t.Run("a daemon that restarts", func(t *testing.T) {
+		c.backOn(t, "vm4")
+		done := hold(t, follower, on(c.running(t, "w", 4), "vm4")[0].task)
+		if err := errors.Join(c.KillDaemon(ctx, "vm4"), c.StartDaemon(ctx, "vm4")); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, done, brokeOff, "on node vm4")
+		c.allReady(t)
+	})
+
+	t.Run("a leader that is lost", func(t *testing.T) {
+		c.backOn(t, "vm4")
+		done := hold(t, follower, on(c.running(t, "w", 4), "vm4")[0].task)
+		if err := c.KillDaemon(ctx, leader); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, done, brokeOff, "leader", "on node vm4")
+		if err := c.StartDaemon(ctx, leader); err != nil {
+			t.Fatal(err)
+		}
+		c.reachable(t, 3)
+		c.allReady(t)
+	})
+
+	t.Run("a node that is lost", func(t *testing.T) {
+		c.backOn(t, "vm4")
+		done := hold(t, follower, on(c.running(t, "w", 4), "vm4")[0].task)
+		if err := c.Cut(ctx, "vm4"); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, done, "on node vm4", "node vm4 of task")
+	})
+}
+
+// backOn has the service w moved until a host has a replica of it.
+func (c *testCluster) backOn(t *testing.T, host string) {
+	t.Helper()
+	if all, err := c.converged(t.Context(), "w", 4); err == nil && len(on(all, host)) > 0 {
+		return
+	}
+	c.miniswarm(t, c.leader(), "service", "update", "--detach", "--force", "--update-parallelism", "0", "w")
+	eventually(t, "a replica is on "+host, patience, func() error {
+		if all, err := c.converged(t.Context(), "w", 4); err != nil || len(on(all, host)) == 0 {
+			return fmt.Errorf("%v %w", all, err)
+		}
+		return nil
 	})
 }
 

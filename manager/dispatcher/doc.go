@@ -20,4 +20,10 @@
 // short linger has passed, so that no request is sent to a process that is going away. The wait is bounded: a node
 // that does not acknowledge in time cannot hold up a stop. Swarm sleeps a fixed 2 s instead and does not know whether
 // the other nodes have heard.
+//
+// # Streams
+//
+// Whoever wants to reach a container on a node gets a stream to the node's agent by [Dispatcher.Dial]. The agent opens
+// it, when it is asked to through its session, and it ends with that session: a node that has lost its power leaves
+// nobody waiting longer than it takes to notice.
 package dispatcher

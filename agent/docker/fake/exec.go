@@ -20,7 +20,7 @@ import (
 )
 
 // command is an exec instance. What it does its first word says: "cat" repeats its input until that ends, "echo" says the
-// other words, "exit" ends with the code in the second word, "wait" ends with its connection.
+// other words, "exit" ends with the code in the second word, "wait" ends with its connection, "drop" loses its connection and goes on.
 type command struct {
 	id, container string
 	words         []string
@@ -148,6 +148,9 @@ func (e *Engine) startCommand(w http.ResponseWriter, r *http.Request, id string)
 	var out io.Writer = conn
 	if !c.tty {
 		out = stdcopy.NewStdWriter(conn, stdcopy.Stdout)
+	}
+	if c.words[0] == "drop" {
+		return
 	}
 	done := make(chan int, 1)
 	go func() { done <- c.run(in.Reader, out) }()
