@@ -509,3 +509,25 @@ func TestLeaving(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+func TestStreamsToTheLeader(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", swarm.TaskStateRunning))
+		w.settle()
+		for _, id := range []string{"t1", "unknown"} {
+			m.send(protocol.ToAgent{Stream: &protocol.StreamRequest{ID: id}})
+			w.settle()
+		}
+		got := m.heard().streams
+		if len(got) != 2 || !strings.HasPrefix(got[0], "t1: 200 ") || !strings.Contains(got[0], "/web.1.t1") || !strings.HasPrefix(got[1], "unknown: 404 ") {
+			t.Fatalf("streams: %q", got)
+		}
+		m.hangUp() // and all streams of the session end with it
+		w.settle()
+		if got := m.heard().streams[2:]; len(got) != 2 {
+			t.Errorf("of two streams ended: %q", got)
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -148,6 +149,7 @@ type record struct {
 	meshAcks []protocol.MeshAck
 	logLines []string
 	logEnds  []protocol.LogEnd
+	streams  []string // what came of streams
 }
 
 // heard gives a copy of what the manager has heard.
@@ -193,7 +195,12 @@ func (m *manager) hangUpLocked() {
 func (m *manager) serve(conn net.Conn) {
 	defer conn.Close()
 	r := bufio.NewReader(conn)
-	if _, err := http.ReadRequest(r); err != nil {
+	req, err := http.ReadRequest(r)
+	if err != nil {
+		return
+	}
+	if id, ok := strings.CutPrefix(req.URL.Path, protocol.PathStreams+"/"); ok {
+		m.takeStream(conn, r, id)
 		return
 	}
 	m.mu.Lock()
@@ -232,6 +239,23 @@ func (m *manager) serve(conn net.Conn) {
 			m.write(conn, *answer)
 		}
 	}
+}
+
+// takeStream takes a stream that the agent opens, asks it for what the stream's id names, and keeps it until the agent ends it.
+func (m *manager) takeStream(conn net.Conn, r *bufio.Reader, id string) {
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol.UpgradeStream)
+	fmt.Fprintf(conn, "GET /tasks/%s/containers/any/json HTTP/1.1\r\nHost: node\r\n\r\n", id)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		m.w.Errorf("stream %s: %v", id, err)
+		return
+	}
+	body, _ := io.ReadAll(resp.Body)
+	m.set(func() {
+		m.record.streams = append(m.record.streams, fmt.Sprintf("%s: %d %s", id, resp.StatusCode, strings.TrimSpace(string(body))))
+	})
+	_, _ = io.Copy(io.Discard, r)
+	m.set(func() { m.record.streams = append(m.record.streams, id+": ended") })
 }
 
 func (m *manager) hear(f protocol.FromAgent) *protocol.ToAgent {

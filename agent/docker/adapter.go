@@ -230,7 +230,7 @@ func knowsMounts(mounts []mount.Mount, version string) error {
 			name, since string
 		}{
 			{m.VolumeOptions != nil && m.VolumeOptions.Subpath != "", "volume-subpath", "1.45"},
-			{m.TmpfsOptions != nil && len(m.TmpfsOptions.Options) > 0, "tmpfs options", "1.46"},
+			{m.TmpfsOptions != nil && len(m.TmpfsOptions.Options) > 0, "a tmpfs option", "1.46"},
 		} {
 			if q.set && versions.LessThan(version, q.since) {
 				return fmt.Errorf("mount %s: %s requires API v%s or later, the engine of this node has v%s", m.Target, q.name, q.since, version)

@@ -196,6 +196,12 @@ func TestReach(t *testing.T) {
 	// hold begins a command that does not end by itself, and gives how it ended nevertheless.
 	hold := func(t *testing.T, from, task string) <-chan said {
 		t.Helper()
+		eventually(t, "the node of task "+task+" is there", patience, func() error {
+			if s := c.run(ctx, t, from, nil, "service", "exec", task, "/witness", "say", "here"); s.code != 0 {
+				return errors.New(s.err)
+			}
+			return nil
+		})
 		out, done := &firstWrite{first: make(chan struct{})}, make(chan said, 1)
 		go func() {
 			var complaint bytes.Buffer

@@ -17,8 +17,13 @@ import (
 // wherever that is, so that Docker's own client can run commands in it (exec) and copy files. The leader reaches the node
 // through a stream that the node opens; other managers pass the request on to the leader.
 //
-// Bodies are as long as the files that are copied and are not kept, so that a request is not sent again as [Server.onLeader] would.
+// Bodies are as long as the files that are copied and are not kept, so that a request with one is not sent again when the
+// leader changes, as [Server.onLeader] would.
 func (s *Server) taskEngine(w http.ResponseWriter, r *http.Request) error {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		s.streaming(s.reachTask).ServeHTTP(w, r)
+		return nil
+	}
 	c, err := s.cfg.Local.Control()
 	if err != nil {
 		return err
