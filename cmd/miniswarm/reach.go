@@ -21,6 +21,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
+//lint:file-ignore SA1019 as in docker.go: only Docker's own commands are exactly Docker's.
+
 // reach is Docker's command line with a client that sees one task's container, on whatever node it is: the daemon serves the
 // part of that engine's API under a path of its own. So exec and cp are Docker's, terminals, exit codes and all.
 type reach struct {
