@@ -84,8 +84,11 @@ func Needs(c *swarm.ContainerSpec) Allowance {
 	if c == nil || len(c.Labels) == 0 {
 		return Allowance{}
 	}
-	privileged, err := strconv.ParseBool(c.Labels[LabelPrivileged])
-	return Allowance{Privileged: privileged && err == nil, Devices: c.Labels[LabelDevices] != "", GPUs: c.Labels[LabelGPUs] != ""}
+	privileged := false
+	if text := c.Labels[LabelPrivileged]; text != "" {
+		privileged, _ = strconv.ParseBool(text) // what cannot be read is refused by ParseExtras
+	}
+	return Allowance{Privileged: privileged, Devices: c.Labels[LabelDevices] != "", GPUs: c.Labels[LabelGPUs] != ""}
 }
 
 // Extras are what a container asks for by its labels, in the engine's terms.

@@ -294,8 +294,6 @@ func securityOptions(p *swarm.Privileges) []string {
 			out = append(out, "credentialspec=registry://"+c.Registry)
 		case c.File != "":
 			out = append(out, "credentialspec=file://"+c.File)
-		case c.Config != "":
-			out = append(out, "credentialspec=config://"+c.Config)
 		}
 	}
 	if s := p.SELinuxContext; s != nil {
