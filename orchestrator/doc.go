@@ -21,7 +21,7 @@
 //     any more are rejected;
 //  3. services that changed, from the oldest: ports and virtual IPs; then each slot in which something happened is
 //     looked at: ended tasks are restarted, held back ones released, replaced ones ended, old history forgotten; then
-//     replicas are added or taken away and the update advances;
+//     replicas are added or taken away and the update advances, or further slots of a job are begun;
 //  4. tasks without a place get a node from package scheduler and addresses on their networks;
 //  5. nodes join the networks that tasks on them need, and leave those that none needs.
 //
@@ -60,6 +60,13 @@
 //     paused and stays so.
 //   - An update does not stop old tasks while there are no ports or addresses for new ones.
 //   - Node events do not update global services past their update configuration.
+//   - Jobs hear of nodes: what a node that is down or drained was doing is done elsewhere, and a node that joins gets
+//     its task of a global job. A task of a global job on a node that is down is left alone, for nobody else can do the
+//     node's work and what it reports when it is back counts.
+//   - The restarts that a job's policy allows are a limit for each slot. Only failures count, not lost nodes. Swarm
+//     begins such slots anew whenever something else happens to the job.
+//   - Tasks of a job's new run wait until as many of the run before have stopped, for a minute at the most.
+//   - A job's slot keeps as much history as a service's.
 //   - Where Swarm leaves the order to chance (which slot is updated next, who is evicted from a node that shrank),
 //     here the lowest slot and the youngest task are it.
 //

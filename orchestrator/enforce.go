@@ -45,10 +45,8 @@ func (x *pass) enforce(n *node) {
 		x.report(t, swarm.TaskStateRejected, "task rejected by constraint enforcer", "assigned node no longer meets constraints")
 		x.because(Reject, s, t.ID, fmt.Sprintf("node %s %s", hostname(n), why))
 		x.changedNodes[n.id] |= nodeNature // until the store has it
-		if s.mode != job {
-			s.dirty[x.slotOf(s, t)] = struct{}{}
-			x.dirty[s] = struct{}{}
-		}
+		s.dirty[x.slotOf(s, t)] = struct{}{}
+		x.dirty[s] = struct{}{}
 	}
 }
 

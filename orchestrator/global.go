@@ -9,7 +9,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 )
 
-// lookAtAllNodes evaluates every slot of a global service: one for each node, and for each node that is gone but has
+// lookAtAllNodes evaluates every slot of a global service or job: one for each node, and for each node that is gone but has
 // tasks left.
 func (x *pass) lookAtAllNodes(s *service) {
 	byNode := make(map[int][]*cluster.Task)
@@ -29,7 +29,7 @@ func (x *pass) lookAtAllNodes(s *service) {
 	}
 }
 
-// superviseOnNode makes the tasks of a global service on one node what they should be (swarm-semantics.md, 4.4).
+// superviseOnNode makes the tasks of a global service or job on one node what they should be (swarm-semantics.md, 4.4).
 func (x *pass) superviseOnNode(sl *slot) {
 	n := sl.node
 	if n.obj == nil {
@@ -41,6 +41,9 @@ func (x *pass) superviseOnNode(sl *slot) {
 		return
 	}
 	switch {
+	case n.lost() && sl.mode.job():
+		// Nobody else can do the node's work, and it may be doing it: what it says when it is back counts.
+		return
 	case n.lost():
 		x.endOnNode(sl, fmt.Sprintf("node %s is down", hostname(n)))
 		return
@@ -68,7 +71,7 @@ func (x *pass) superviseOnNode(sl *slot) {
 		return
 	}
 	t := x.newTask(sl.service, sl.num)
-	for _, old := range sl.tasks {
+	for _, old := range slices.Concat(sl.tasks, sl.before) {
 		if x.mayRun(old) { // the node was away, and has not stopped what it was told to stop
 			t.Replaces, t.DesiredState = old.ID, swarm.TaskStateReady
 			x.scheduleRelease(sl, t)

@@ -13,7 +13,7 @@ import (
 // node is what the planner keeps about one machine between passes.
 type node struct {
 	id string
-	// num is the node's slot number in global services. It is used again only when nothing of the node is left.
+	// num is the node's slot number in global services and jobs. It is used again only when nothing of the node is left.
 	num int
 	// obj is the node as stored, nil once it was removed and while only its tasks are known.
 	obj *cluster.Node
@@ -85,7 +85,7 @@ func (p *Planner) node(id string) *node {
 // dropNode forgets a node of which nothing is left in the store.
 func (p *Planner) dropNode(n *node) {
 	for _, s := range p.services {
-		if s.mode == global {
+		if s.mode.perNode() {
 			s.forgetSlot(n.num)
 			delete(s.dirty, n.num)
 			p.timers.set(timerKey{s.id, n.num}, noTime)
@@ -151,7 +151,7 @@ func (x *pass) lookAtNodes() {
 	slices.Sort(ids)
 	var globals []*service
 	for _, s := range x.services {
-		if s.mode == global && s.obj != nil {
+		if s.mode.perNode() && s.obj != nil {
 			globals = append(globals, s)
 		}
 	}
@@ -185,7 +185,7 @@ func (x *pass) lookAtNodes() {
 // lookAtTasksOn marks the slots of all tasks on a node.
 func (x *pass) lookAtTasksOn(n *node) {
 	for t := range x.snap.TasksOfNode(n.id) {
-		if s := x.services[t.ServiceID]; s != nil && s.mode != job {
+		if s := x.services[t.ServiceID]; s != nil {
 			s.dirty[x.slotOf(s, t)] = struct{}{}
 			x.dirty[s] = struct{}{}
 		}

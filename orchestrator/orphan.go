@@ -6,8 +6,8 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 )
 
-// orphanAfter is how long the tasks of a node that is down are believed to exist (swarm-semantics.md, 6.6). Services have
-// replaced them long since; what they still hold, and jobs that wait for them, is let go then.
+// orphanAfter is how long the tasks of a node that is down are believed to exist (swarm-semantics.md, 6.6). Most have
+// been replaced long since; what they still hold, and global jobs that wait for their node, is let go then.
 const orphanAfter = 24 * time.Hour
 
 // awaitReturn has the node's tasks looked at when it has been down for too long. Nodes have timers under no service.

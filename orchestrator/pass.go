@@ -124,19 +124,21 @@ func (x *pass) lookAtService(s *service) {
 	switch {
 	case s.obj == nil:
 		x.removeService(s)
-	case s.mode == job:
-		clear(s.dirty)
-		s.all = false
 	default:
 		if s.reallocate {
 			x.allocateService(s)
 		}
 		s.matchUpdate()
 		x.lookAtSlots(s)
-		if s.mode == replicated {
+		switch s.mode {
+		case replicated:
 			x.fit(s)
+		case replicatedJob:
+			x.fitJob(s)
 		}
-		x.advanceUpdate(s)
+		if !s.mode.job() {
+			x.advanceUpdate(s)
+		}
 	}
 	if x.changes != before {
 		// What the pass wants is not yet so: if it is never committed, the next pass must want it again.
@@ -321,9 +323,12 @@ func (x *pass) newTask(s *service, num int) *cluster.Task {
 	if s.unallocated == "" {
 		t.Endpoint = x.endpoint(s)
 	}
-	t.DesiredState = swarm.TaskStateRunning
+	t.DesiredState = s.mode.goal()
+	if s.mode.job() {
+		t.JobIteration = &swarm.Version{Index: iteration(s.obj)}
+	}
 	t.Status = swarm.TaskStatus{Timestamp: x.now, State: swarm.TaskStateNew, Message: "created"}
-	if s.mode == global {
+	if s.mode.perNode() {
 		t.NodeID = x.byNumber[num].id
 	} else {
 		t.Slot = num

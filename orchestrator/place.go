@@ -50,7 +50,7 @@ func (x *pass) place() {
 	}
 	x.roomier, x.freed = false, false
 	for _, s := range slices.SortedFunc(maps.Keys(x.placing), byAge) {
-		if g := x.placing[s]; s.obj != nil && s.mode != job && (len(g.tasks) > 0 || g.retry) {
+		if g := x.placing[s]; s.obj != nil && (len(g.tasks) > 0 || g.retry) {
 			x.placeService(s, g)
 		}
 	}
@@ -78,7 +78,7 @@ func (x *pass) placeService(s *service, g *placing) {
 			for _, t := range tasks[:n] {
 				x.hold(s, t, swarm.TaskStateNew, "created", s.unallocated)
 			}
-		case s.mode == global:
+		case s.mode.perNode():
 			x.confirmGroup(s, tasks[:n])
 		default:
 			x.placeGroup(s, tasks[:n])

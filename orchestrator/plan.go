@@ -24,7 +24,7 @@ type Kind string
 
 // The kinds of decisions.
 const (
-	ScaleUp    Kind = "scale-up"   // a slot, or a node of a global service, gets its first task
+	ScaleUp    Kind = "scale-up"   // a slot, or a node of a global service or job, gets its first task
 	ScaleDown  Kind = "scale-down" // a task is not wanted any more
 	Restart    Kind = "restart"    // a task ended or lost its node and another takes its place
 	GiveUp     Kind = "give-up"    // a task ended and the restart policy does not allow another

@@ -223,7 +223,7 @@ func (p *Planner) observeService(old, new *cluster.Service) {
 
 // slotOf is the number of the slot that a task of the service belongs to.
 func (p *Planner) slotOf(s *service, t *cluster.Task) int {
-	if s.mode == global {
+	if s.mode.perNode() {
 		return p.node(t.NodeID).num
 	}
 	return t.Slot
@@ -287,7 +287,7 @@ func (p *Planner) observeTask(old, new *cluster.Task) {
 			delete(p.waiting, s)
 		}
 	}
-	if s.mode == job || s.all {
+	if s.all {
 		return
 	}
 	num := p.slotOf(s, t)
@@ -300,11 +300,11 @@ func (p *Planner) observeTask(old, new *cluster.Task) {
 // uneventful recognises the two changes that make up nearly all of a cluster's life and ask for nothing: a task was
 // created complete in an empty slot, and a task on its own went on towards RUNNING.
 func (p *Planner) uneventful(s *service, num int, old, new *cluster.Task) bool {
-	if new == nil || s.obj == nil || new.DesiredState != swarm.TaskStateRunning || !new.Live() {
+	if new == nil || s.obj == nil || new.DesiredState != s.mode.goal() || !new.Live() {
 		return false
 	}
 	if old == nil {
-		if s.known.has(num) || new.SpecVersion != s.obj.SpecVersion || !p.nodes[new.NodeID].valid() {
+		if s.known.has(num) || new.SpecVersion != s.obj.SpecVersion || !s.current(new) || !p.nodes[new.NodeID].valid() {
 			return false
 		}
 		if _, dirty := s.dirty[num]; dirty {
@@ -315,7 +315,7 @@ func (p *Planner) uneventful(s *service, num int, old, new *cluster.Task) bool {
 		s.plain.put(num, true)
 		return true
 	}
-	return s.plain.has(num) && old.DesiredState == swarm.TaskStateRunning && old.Live()
+	return s.plain.has(num) && old.DesiredState == s.mode.goal() && old.Live()
 }
 
 // countOnNode keeps the number of tasks that name a node.

@@ -51,7 +51,7 @@ func (c *chaos) act() string {
 	snap := c.state.Snapshot()
 	node := fmt.Sprintf("n%d", 1+c.rand.IntN(c.nodes))
 	alive := snap.Node(node) != nil
-	name := pick(c.rand, "web", "api", "db", "agent")
+	name := pick(c.rand, "web", "api", "db", "agent", "batch", "scan")
 	svc := snap.ServiceNamed(name)
 	do := func(format string, args ...any) string {
 		f := strings.Fields(fmt.Sprintf(format, args...))
@@ -60,7 +60,14 @@ func (c *chaos) act() string {
 		}
 		return strings.Join(f, " ")
 	}
-	switch c.rand.IntN(16) {
+	what := c.rand.IntN(16)
+	if name == "batch" || name == "scan" {
+		if did, acted := c.actOnJob(name, svc, do); acted {
+			return did
+		}
+		what = 5 + c.rand.IntN(11)
+	}
+	switch what {
 	case 0, 1, 2:
 		if svc == nil {
 			monitor := ""
@@ -146,9 +153,47 @@ func (c *chaos) act() string {
 		if c.rand.IntN(2) == 0 && (c.loose || !c.compare) {
 			state, err = swarm.TaskStateFailed, "task: non-zero exit (1)"
 		}
-		c.end(t.ServiceAnnotations.Name, t.SlotName(), state, err)
+		c.end(t.ServiceAnnotations.Name, c.slotName(t), state, err)
 		return "end " + c.name(t)
 	}
+}
+
+// actOnJob does what is different with jobs: they have images of their own, which may come to an end.
+func (c *chaos) actOnJob(name string, svc *cluster.Service, do func(string, ...any) string) (did string, acted bool) {
+	mode := "global-job"
+	if name == "batch" {
+		mode = fmt.Sprintf("job=%d/%d", c.rand.IntN(8), c.rand.IntN(4))
+	}
+	image := fmt.Sprintf("work:%d", c.rand.IntN(3))
+	switch n := c.rand.IntN(12); {
+	case svc == nil && n < 6:
+		return do("service %s %s image=%s net=back memory=3000000000 restart-delay=1s %s", name, mode, image,
+			pick(c.rand, "restart=any", "restart=none", "attempts=1", "attempts=2 window=5s")), true
+	case svc == nil:
+	case n == 0:
+		return do("service %s %s image=%s", name, mode, image), true
+	case n == 1:
+		return do("service %s %s", name, pick(c.rand, "constraint=node.labels.zone==a", "constraint=", "label=x", "net=tiny", "restart=on-failure")), true
+	case n == 2 && svc.PreviousSpec != nil:
+		return do("rollback %s", name), true
+	case n == 3:
+		return do("service rm %s", name), true
+	case n == 4 && (c.loose || !c.compare):
+		return do("crash %s", image), true
+	case n == 5:
+		return do("heal %s", image), true
+	case n == 6:
+		return do("finish %s", image), true
+	case n == 7:
+		for t := range c.state.Snapshot().TasksOfService(svc.ID) {
+			if !t.Wanted() && t.Status.State == swarm.TaskStateRunning {
+				return do("late %s.%s", name, c.slotName(t)), true
+			}
+		}
+	case n == 8: // what all services may meet
+		return "", false
+	}
+	return "", true
 }
 
 // pass makes a plan, commits all of it, some of it or nothing, and lets the agents act, sometimes.
@@ -246,6 +291,7 @@ func (c *chaos) invariants() {
 	checkAddresses(c.t, snap)
 	type place struct{ service, slot string }
 	wanted := make(map[place]int)
+	working := make(map[string]map[int]bool)
 	for t := range snap.Tasks() {
 		if cluster.Terminal(t.Status.State) || cluster.Before(t.Status.State, swarm.TaskStateAssigned) {
 			continue
@@ -257,7 +303,19 @@ func (c *chaos) invariants() {
 			}
 		}
 		if t.Wanted() {
-			wanted[place{t.ServiceID, t.SlotName()}]++
+			wanted[place{t.ServiceID, c.slotName(t)}]++
+			if s := snap.Service(t.ServiceID); s != nil && modeOf(s) == replicatedJob && t.JobIteration.Index == iteration(s) {
+				if working[s.ID] == nil {
+					working[s.ID] = make(map[int]bool)
+				}
+				working[s.ID][t.Slot] = true
+			}
+		}
+	}
+	for id, slots := range working {
+		s := snap.Service(id)
+		if total, concurrent := (&service{obj: s}).completions(); len(slots) > concurrent || slices.Max(slices.Collect(maps.Keys(slots))) >= total {
+			c.t.Errorf("job %s of %d, %d at a time, is worked on in slots %v", id, total, concurrent, slots)
 		}
 	}
 	for p, n := range wanted {
@@ -277,6 +335,7 @@ func (c *chaos) recover() {
 	clear(c.crashing)
 	clear(c.frozen)
 	clear(c.hung)
+	c.finishing["work:1"] = true
 	if c.state.Snapshot().Len(cluster.KindNode) == 0 {
 		c.addNode("last")
 	}
@@ -290,7 +349,12 @@ func (c *chaos) recover() {
 	}
 	// A service that gave up is started again by changing it, as a person would.
 	for s := range c.state.Snapshot().Services() {
-		c.setService(s.Spec.Name, func(s *cluster.Service) { s.Spec.TaskTemplate.ForceUpdate++ })
+		c.setService(s.Spec.Name, func(s *cluster.Service) {
+			s.Spec.TaskTemplate.ForceUpdate++
+			if modeOf(s).job() {
+				s.Spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "work:1"}
+			}
+		})
 	}
 	c.run(time.Hour)
 }
@@ -300,6 +364,10 @@ func (c *chaos) converged() {
 	c.t.Helper()
 	snap := c.state.Snapshot()
 	for s := range snap.Services() {
+		if modeOf(s).job() {
+			c.jobConverged(s)
+			continue
+		}
 		want := 0
 		if s.Spec.Mode.Global != nil {
 			want = snap.Len(cluster.KindNode)
@@ -332,6 +400,40 @@ func (c *chaos) converged() {
 	}
 	if c.t.Failed() {
 		c.t.Fatalf("the latest:\n%s\ntasks:\n%s", tail(c.log.String()), c.table())
+	}
+}
+
+// jobConverged checks that each slot's work was done, and that there is nothing else.
+func (c *chaos) jobConverged(s *cluster.Service) {
+	c.t.Helper()
+	snap := c.state.Snapshot()
+	want := snap.Len(cluster.KindNode)
+	if j := s.Spec.Mode.ReplicatedJob; j != nil {
+		want = int(*j.TotalCompletions)
+		if *j.MaxConcurrent == 0 {
+			want = 0
+		}
+	}
+	perSlot, completed := make(map[string]int), make(map[string]int)
+	for t := range snap.TasksOfService(s.ID) {
+		slot := c.slotName(t)
+		perSlot[slot]++
+		switch {
+		case t.JobIteration.Index != s.JobStatus.JobIteration.Index:
+			c.t.Errorf("task %s belongs to another run", c.describe(t))
+		case hasCompleted(t):
+			completed[slot]++
+		case t.Wanted() || !cluster.Terminal(t.Status.State):
+			c.t.Errorf("task %s", c.describe(t))
+		}
+	}
+	if len(completed) != want {
+		c.t.Errorf("job %s was completed in %d slots, wants %d", s.Spec.Name, len(completed), want)
+	}
+	for slot, n := range perSlot {
+		if n > 5 {
+			c.t.Errorf("slot %s.%s keeps %d tasks", s.Spec.Name, slot, n)
+		}
 	}
 }
 

@@ -127,8 +127,8 @@ func (s *sim) command(f []string) (string, error) {
 		s.commit(cluster.CreateOf(t))
 	case "detach":
 		s.commit(cluster.RemoveOf(s.state.Snapshot().Task(args[0])))
-	case "crash", "freeze", "hang", "heal":
-		for _, m := range []map[string]bool{s.crashing, s.frozen, s.hung} {
+	case "crash", "freeze", "hang", "finish", "heal":
+		for _, m := range []map[string]bool{s.crashing, s.frozen, s.hung, s.finishing} {
 			delete(m, args[0])
 		}
 		switch verb {
@@ -138,6 +138,8 @@ func (s *sim) command(f []string) (string, error) {
 			s.frozen[args[0]] = true
 		case "hang":
 			s.hung[args[0]] = true
+		case "finish":
+			s.finishing[args[0]] = true
 		}
 	case "fail", "exit":
 		name, slot, _ := strings.Cut(args[0], ".")
@@ -148,11 +150,22 @@ func (s *sim) command(f []string) (string, error) {
 		if !s.end(name, slot, state, err) {
 			return "", fmt.Errorf("no running task %s", args[0])
 		}
+	case "late": // a task that is not wanted any more had come to its end
+		name, slot, _ := strings.Cut(args[0], ".")
+		for t := range s.state.Snapshot().TasksOfService(name) {
+			if s.slotName(t) == slot && !t.Wanted() && t.Status.State == swarm.TaskStateRunning {
+				st := t.Status
+				st.State, st.Message = swarm.TaskStateComplete, "finished"
+				s.commit(cluster.PatchTask(t.ID, cluster.TaskPatch{Status: &st, AppliedAt: s.now}))
+				return "", nil
+			}
+		}
+		return "", fmt.Errorf("no task of %s is on its way out", args[0])
 	case "reject": // the newest task of a slot ends before it was started
 		name, slot, _ := strings.Cut(args[0], ".")
 		var newest *cluster.Task
 		for t := range s.state.Snapshot().TasksOfService(name) {
-			if t.SlotName() == slot && (newest == nil || t.CreatedAt.After(newest.CreatedAt)) {
+			if s.slotName(t) == slot && (newest == nil || t.CreatedAt.After(newest.CreatedAt)) {
 				newest = t
 			}
 		}
@@ -325,8 +338,16 @@ func editService(c *cluster.Service, args []string) error {
 			spec.Mode.Replicated, bad = &swarm.ReplicatedService{Replicas: &u}, numErr
 		case "global":
 			spec.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
-		case "job":
-			spec.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{}}
+		case "job": // =total/concurrent
+			j := &swarm.ReplicatedJob{}
+			if v != "" {
+				var total, concurrent uint64
+				_, bad = fmt.Sscanf(v, "%d/%d", &total, &concurrent)
+				j.TotalCompletions, j.MaxConcurrent = &total, &concurrent
+			}
+			spec.Mode = swarm.ServiceMode{ReplicatedJob: j}
+		case "global-job":
+			spec.Mode = swarm.ServiceMode{GlobalJob: &swarm.GlobalJob{}}
 		case "image":
 			tmpl.ContainerSpec = &swarm.ContainerSpec{Image: v}
 		case "auth":

@@ -25,12 +25,14 @@ type service struct {
 	// verdicts compare the versions that have been met with the present spec.
 	verdicts map[uint64]verdict
 
-	// The slots by number. A replicated service's are 1, 2, 3 ...; those of a global service are the nodes, by the
-	// number the planner gave them.
+	// The slots by number. A replicated service's are 1, 2, 3 ..., a replicated job's 0, 1, 2 ...; those of a global
+	// service or job are the nodes, by the number the planner gave them.
 	known    bits // has any task
 	occupied bits // counts as present: has a wanted task, or its last task must not be restarted
 	plain    bits // one wanted task of the present spec with nothing pending about it: its progress is of no interest
 	outdated bits // its task has an older spec and waits for its turn to be updated
+	done     bits // a job's: its work was done, or is not tried again; occupied as well
+	leaving  bits // a job's: a task of an earlier run has not stopped yet
 	// busy has the slots that occupy a worker of the update: with the time when their new task ended its start, zero
 	// while it is starting.
 	busy map[int]time.Time
@@ -60,15 +62,32 @@ type mode uint8
 const (
 	replicated mode = iota
 	global
-	job // its tasks are supervised by another step
+	replicatedJob
+	globalJob
 )
+
+// perNode says that each node is a slot.
+func (m mode) perNode() bool { return m == global || m == globalJob }
+
+// job says that tasks are to run to their end.
+func (m mode) job() bool { return m == replicatedJob || m == globalJob }
+
+// goal is the desired state of a task that nothing holds back.
+func (m mode) goal() swarm.TaskState {
+	if m.job() {
+		return swarm.TaskStateComplete
+	}
+	return swarm.TaskStateRunning
+}
 
 func modeOf(s *cluster.Service) mode {
 	switch m := s.Spec.Mode; {
 	case m.Global != nil:
 		return global
-	case m.ReplicatedJob != nil, m.GlobalJob != nil:
-		return job
+	case m.ReplicatedJob != nil:
+		return replicatedJob
+	case m.GlobalJob != nil:
+		return globalJob
 	}
 	return replicated
 }
@@ -104,6 +123,8 @@ func (s *service) forgetSlot(num int) {
 	s.occupied.put(num, false)
 	s.plain.put(num, false)
 	s.outdated.put(num, false)
+	s.done.put(num, false)
+	s.leaving.put(num, false)
 	s.touched.put(num, false)
 	delete(s.busy, num)
 	delete(s.failures, num)
@@ -115,6 +136,8 @@ func (s *service) forgetSlots() {
 	s.occupied.clear()
 	s.plain.clear()
 	s.outdated.clear()
+	s.done.clear()
+	s.leaving.clear()
 	s.forgetUpdate()
 }
 
@@ -223,7 +246,8 @@ func (s *service) verdictOf(t *cluster.Task) verdict {
 }
 
 // setObject takes over the service as stored now and says whether every slot has to be judged again. A change of the
-// number of replicas alone does not, which is why scaling costs what is added and not what is there.
+// number of replicas alone does not, which is why scaling costs what is added and not what is there. Another run of a
+// job begins anew in each slot.
 func (s *service) setObject(obj *cluster.Service) (rejudge bool) {
 	was := s.obj
 	s.obj, s.mode = obj, modeOf(obj)
@@ -231,7 +255,8 @@ func (s *service) setObject(obj *cluster.Service) (rejudge bool) {
 		s.verdicts = make(map[uint64]verdict)
 		return true
 	}
-	if (was.UpdateStatus != nil && was.UpdateStatus.State == swarm.UpdateStateRollbackStarted) != s.rollingBack() {
+	if (was.UpdateStatus != nil && was.UpdateStatus.State == swarm.UpdateStateRollbackStarted) != s.rollingBack() ||
+		iteration(was) != iteration(obj) {
 		rejudge = true
 	}
 	if was.SpecVersion == obj.SpecVersion {
@@ -247,7 +272,7 @@ func (s *service) setObject(obj *cluster.Service) (rejudge bool) {
 		rejudge = rejudge || now != verdict{}
 	}
 	// Which nodes belong to a global service depends on its constraints.
-	return rejudge || s.mode == global
+	return rejudge || s.mode.perNode()
 }
 
 // addTask counts a stored task in (1) or out (-1).

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,8 @@ type sim struct {
 	hung map[string]bool
 	// crashing has the images whose containers fail as soon as they run, frozen those that never get past STARTING.
 	crashing, frozen map[string]bool
+	// finishing has the images whose containers end with success as soon as they run.
+	finishing map[string]bool
 	// idle stops all agents.
 	idle bool
 
@@ -42,7 +45,7 @@ type sim struct {
 
 func newSim(t testing.TB) *sim {
 	s := &sim{t: t, state: cluster.NewState(), planner: New(Options{}), ids: cluster.SeededIDs(1), now: time.Unix(1_700_000_000, 0).UTC(),
-		down: make(map[string]bool), hung: make(map[string]bool), crashing: make(map[string]bool), frozen: make(map[string]bool),
+		down: make(map[string]bool), hung: make(map[string]bool), crashing: make(map[string]bool), frozen: make(map[string]bool), finishing: make(map[string]bool),
 		names: make(map[string]string), nth: make(map[string]int)}
 	c := &cluster.Cluster{}
 	c.ID, c.Spec.Name = "cluster", cluster.ClusterName
@@ -178,15 +181,27 @@ func (s *sim) step(t *cluster.Task) (swarm.TaskStatus, bool) {
 			return to(swarm.TaskStateFailed, "starting", "task: non-zero exit (1)")
 		}
 		return to(swarm.TaskStateRunning, "started", "")
+	case swarm.TaskStateRunning:
+		if s.finishing[image] {
+			return to(swarm.TaskStateComplete, "finished", "")
+		}
 	}
 	return st, false
+}
+
+// slotName is the slot as scripts name it: its number, or the node of a global service's or job's task.
+func (s *sim) slotName(t *cluster.Task) string {
+	if svc := s.state.Snapshot().Service(t.ServiceID); svc != nil && svc.Spec.Mode.ReplicatedJob != nil {
+		return strconv.Itoa(t.Slot) // they begin at 0, which Docker takes for none
+	}
+	return t.SlotName()
 }
 
 func (s *sim) name(t *cluster.Task) string {
 	if n := s.names[t.ID]; n != "" {
 		return n
 	}
-	slot := t.ServiceAnnotations.Name + "." + t.SlotName()
+	slot := t.ServiceAnnotations.Name + "." + s.slotName(t)
 	s.nth[slot]++
 	name := slot
 	if n := s.nth[slot]; n > 1 {
@@ -364,6 +379,7 @@ func (s *sim) setService(name string, edit func(*cluster.Service)) {
 		c.PreviousSpec, c.PreviousSpecVersion, c.SpecVersion = &previous, old.SpecVersion, swarm.Version{Index: old.Version.Index}
 		c.PreviousRegistryAuth = old.RegistryAuth
 		c.UpdateStatus = nil
+		s.runJob(&c)
 		s.commit(cluster.UpdateOf(&c))
 		return
 	}
@@ -372,7 +388,17 @@ func (s *sim) setService(name string, edit func(*cluster.Service)) {
 	c.Spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "app:1"}
 	c.Spec.Mode.Replicated = &swarm.ReplicatedService{}
 	edit(c)
+	s.runJob(c)
 	s.commit(cluster.CreateOf(c))
+}
+
+// runJob begins another run of a job, as the API does with every change.
+func (s *sim) runJob(c *cluster.Service) {
+	if !modeOf(c).job() {
+		return
+	}
+	// Names are ids here: a job that has the name of one that was removed must not take its tasks for its own.
+	c.JobStatus = &swarm.JobStatus{JobIteration: swarm.Version{Index: s.index + 1}, LastExecution: s.now}
 }
 
 // rollBack does what the API does for a manual rollback.
@@ -384,6 +410,9 @@ func (s *sim) rollBack(name string) {
 	c.RegistryAuth, c.PreviousRegistryAuth = c.PreviousRegistryAuth, c.RegistryAuth
 	at := s.now
 	c.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: &at, Message: "manually requested rollback"}
+	if s.runJob(&c); c.JobStatus != nil {
+		c.UpdateStatus = nil
+	}
 	s.commit(cluster.UpdateOf(&c))
 }
 
@@ -400,7 +429,7 @@ func (s *sim) addNetwork(name string, edit ...func(*cluster.Network)) {
 func (s *sim) end(name, slot string, state swarm.TaskState, err string) bool {
 	snap := s.state.Snapshot()
 	for t := range snap.TasksOfService(name) {
-		if t.SlotName() == slot && t.Running() {
+		if s.slotName(t) == slot && t.Running() {
 			st := t.Status
 			st.State, st.Err, st.Timestamp = state, err, s.now
 			s.commit(cluster.PatchTask(t.ID, cluster.TaskPatch{Status: &st, AppliedAt: s.now}))

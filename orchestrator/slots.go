@@ -2,9 +2,9 @@ package orchestrator
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -28,7 +28,7 @@ func (x *pass) lookAtSlots(s *service) {
 	s.all = false
 	clear(s.dirty)
 	s.forgetSlots()
-	if s.mode == global {
+	if s.mode.perNode() {
 		x.lookAtAllNodes(s)
 		return
 	}
@@ -47,7 +47,7 @@ func (x *pass) lookAtSlots(s *service) {
 
 // sortSlots orders slots by number, those of a global service by the ids of the nodes: numbers are given by chance.
 func (x *pass) sortSlots(s *service, nums []int) {
-	if s.mode != global {
+	if !s.mode.perNode() {
 		slices.Sort(nums)
 		return
 	}
@@ -56,7 +56,7 @@ func (x *pass) sortSlots(s *service, nums []int) {
 
 // tasksOf appends the stored tasks of a slot to buf.
 func (x *pass) tasksOf(s *service, num int, buf []*cluster.Task) []*cluster.Task {
-	if s.mode != global {
+	if !s.mode.perNode() {
 		return slices.AppendSeq(buf, x.snap.TasksOfSlot(s.id, num))
 	}
 	for t := range x.snap.TasksOfNode(x.byNumber[num].id) {
@@ -71,10 +71,12 @@ func (x *pass) tasksOf(s *service, num int, buf []*cluster.Task) []*cluster.Task
 type slot struct {
 	*service
 	num int
-	// node is the node of a global service's slot, nil otherwise.
+	// node is the node of a global service's or job's slot, nil otherwise.
 	node *node
 	// tasks are the slot's tasks as they will be, newest first, without those that are to be removed.
 	tasks []*cluster.Task
+	// before are a job's tasks of earlier runs that have not stopped yet.
+	before []*cluster.Task
 	// next is when time alone makes it worth looking again.
 	next time.Time
 }
@@ -96,19 +98,30 @@ func (x *pass) lookAtSlot(s *service, num int, stored []*cluster.Task) {
 		case t == nil:
 		case t.DesiredState == swarm.TaskStateRemove:
 			x.discard(t)
-		case cluster.Terminal(t.DesiredState) && cluster.Before(t.Status.State, swarm.TaskStateAssigned):
+			sl.keepBefore(x.view(t))
+		case !s.current(t):
+			if x.discard(t) {
+				x.because(ScaleDown, s, t.ID, "the job is run again")
+			}
+			sl.keepBefore(x.view(t))
+		case !t.Wanted() && cluster.Before(t.Status.State, swarm.TaskStateAssigned):
 			sl.tasks = append(sl.tasks, x.shutdown(t))
-		case t.Live() && x.node(t.NodeID).obj == nil && s.mode != global:
+		case t.Live() && x.node(t.NodeID).obj == nil && !s.mode.perNode():
 			sl.tasks = append(sl.tasks, x.orphan(t))
 		default:
 			sl.tasks = append(sl.tasks, t)
 		}
 	}
 	newestFirst(sl.tasks)
-	if s.mode == global {
+	if s.mode.perNode() {
 		sl.node = x.byNumber[num]
+	}
+	switch {
+	case s.mode.job():
+		x.superviseJob(&sl)
+	case sl.node != nil:
 		x.superviseOnNode(&sl)
-	} else {
+	default:
 		x.supervise(&sl)
 	}
 	x.release(&sl)
@@ -130,6 +143,11 @@ func (x *pass) orphan(t *cluster.Task) *cluster.Task {
 func (x *pass) note(sl *slot) {
 	s, num := sl.service, sl.num
 	s.forgetSlot(num)
+	x.timers.set(timerKey{s.id, num}, sl.next)
+	if s.mode.job() {
+		x.noteJob(sl)
+		return
+	}
 	var wanted, current int
 	for _, t := range sl.tasks {
 		if t.Wanted() {
@@ -151,10 +169,9 @@ func (x *pass) note(sl *slot) {
 	busy := x.noteUpdate(sl)
 	if wanted == 1 && current == 1 && !busy {
 		s.plain.put(num, slices.ContainsFunc(sl.tasks, func(t *cluster.Task) bool {
-			return t.DesiredState == swarm.TaskStateRunning && t.Live() && !t.CreatedAt.IsZero()
+			return t.DesiredState == s.mode.goal() && t.Live() && !t.CreatedAt.IsZero()
 		}))
 	}
-	x.timers.set(timerKey{s.id, num}, sl.next)
 }
 
 // trim forgets the oldest of a slot's finished tasks beyond the number that is kept (swarm-semantics.md, 2.5). The
@@ -174,9 +191,17 @@ func (x *pass) trim(sl *slot) {
 		return
 	}
 	candidates := slices.DeleteFunc(slices.Clone(sl.tasks[1:]), func(t *cluster.Task) bool {
-		return t.Wanted() || !finished(t)
+		return t.Wanted() || !finished(t) || sl.mode.job() && hasCompleted(t)
 	})
-	slices.SortStableFunc(candidates, func(a, b *cluster.Task) int { return endedAt(a).Compare(endedAt(b)) })
+	slices.SortStableFunc(candidates, func(a, b *cluster.Task) int {
+		if sl.mode.job() && hasFailed(a) != hasFailed(b) { // the failures of a job's slot are counted: they go last
+			if hasFailed(b) {
+				return -1
+			}
+			return 1
+		}
+		return endedAt(a).Compare(endedAt(b))
+	})
 	for _, t := range candidates {
 		if len(sl.tasks) <= limit {
 			return
@@ -200,23 +225,23 @@ func (x *pass) fit(s *service) {
 	var refilled map[int]bool
 	switch want, have := s.replicas(), s.occupied.len(); {
 	case want > have:
-		refilled = x.grow(s, want-have)
+		refilled = x.grow(s, 1, want-have, fmt.Sprintf("scaled from %d to %d", have, want))
 	case want < have:
 		x.shrink(s, want)
 	}
 	x.bury(s, refilled)
 }
 
-// grow starts n tasks in the lowest slots that are free. It touches no task that exists. It gives the slots it took
-// that have a past.
-func (x *pass) grow(s *service, n int) (refilled map[int]bool) {
-	d := Decision{Kind: ScaleUp, ServiceID: s.id, Tasks: make([]string, 0, n),
-		Reason: "scaled from " + strconv.Itoa(s.occupied.len()) + " to " + strconv.Itoa(s.occupied.len()+n)}
+// grow starts n tasks in the lowest slots from first on that are free. It touches no task that exists. It gives the
+// slots it took that have a past.
+func (x *pass) grow(s *service, first, n int, why string) (refilled map[int]bool) {
+	d := Decision{Kind: ScaleUp, ServiceID: s.id, Tasks: make([]string, 0, n), Reason: why}
 	x.created = slices.Grow(x.created, n)
 	g := x.group(s)
 	g.tasks = slices.Grow(g.tasks, n)
+	patient := !s.mode.job() || x.now.Before(x.patience(s))
 	var buf []*cluster.Task
-	for num := s.occupied.gap(1); n > 0; num, n = s.occupied.gap(num+1), n-1 {
+	for num := s.occupied.gap(first); n > 0; num, n = s.occupied.gap(num+1), n-1 {
 		t := x.newTask(s, num)
 		d.Tasks = append(d.Tasks, t.ID)
 		if !s.known.has(num) {
@@ -229,7 +254,7 @@ func (x *pass) grow(s *service, n int) (refilled map[int]bool) {
 		// A task that was told to stop and has not yet goes first.
 		buf = x.tasksOf(s, num, buf[:0])
 		for _, old := range buf {
-			if old = x.view(old); old != nil && x.mayRun(old) {
+			if old = x.view(old); old != nil && x.mayRun(old) && patient {
 				t.Replaces, t.DesiredState = old.ID, swarm.TaskStateReady
 			}
 		}
@@ -301,7 +326,7 @@ func (x *pass) shrink(s *service, want int) {
 		return a.copies - b.copies
 	})
 	d := Decision{Kind: ScaleDown, ServiceID: s.id,
-		Reason: "scaled from " + strconv.Itoa(len(list)) + " to " + strconv.Itoa(want)}
+		Reason: fmt.Sprintf("scaled from %d to %d", len(list), want)}
 	for _, c := range list[min(want, len(list)):] {
 		tasks = x.tasksOf(s, c.num, tasks[:0])
 		d.Tasks = append(d.Tasks, x.discardSlot(s, c.num, tasks)...)

@@ -32,6 +32,9 @@ func restarted(t *cluster.Task) bool { return !t.StartAfter.IsZero() }
 
 // mayRestart applies the task's restart policy (swarm-semantics.md, 4.7); slot has all tasks of its slot.
 func (x *pass) mayRestart(t *cluster.Task, slot []*cluster.Task) bool {
+	if t.JobIteration != nil {
+		return mayRunAgain(t, slot)
+	}
 	policy := t.Spec.RestartPolicy
 	if policy == nil {
 		return true
@@ -100,7 +103,7 @@ func endOf(t *cluster.Task) string {
 // mayRun says whether the task may have something running that whoever takes its place should wait for.
 func (x *pass) mayRun(t *cluster.Task) bool { return t.Live() && !x.nodes[t.NodeID].lost() }
 
-// supervise restarts what ended or lost its node in a slot of a replicated service.
+// supervise restarts what ended or lost its node in a slot.
 func (x *pass) supervise(sl *slot) {
 	var broken *cluster.Task
 	why := ""
@@ -142,6 +145,9 @@ func (x *pass) supervise(sl *slot) {
 		}
 	}
 	if healthy || !x.restart(sl, broken, ended, why) {
+		if !healthy && sl.mode.job() {
+			x.tellEnd(sl, broken)
+		}
 		x.because(GiveUp, sl.service, broken.ID, why)
 	}
 }
@@ -223,7 +229,7 @@ func (x *pass) release(sl *slot) {
 		} else if t.Replaces != "" {
 			why = "the task it replaces has stopped"
 		}
-		sl.tasks[i] = x.desire(t, swarm.TaskStateRunning)
+		sl.tasks[i] = x.desire(t, sl.mode.goal())
 		x.because(Release, sl.service, t.ID, why)
 	}
 }

@@ -215,10 +215,10 @@ func (x *pass) stateUpdate(s *service) bool {
 // nextOutdated gives the first n slots that wait for their update.
 func (x *pass) nextOutdated(s *service, n int) []int {
 	var nums []int
-	for num := s.outdated.next(0); num >= 0 && (s.mode == global || len(nums) < n); num = s.outdated.next(num + 1) {
+	for num := s.outdated.next(0); num >= 0 && (s.mode.perNode() || len(nums) < n); num = s.outdated.next(num + 1) {
 		nums = append(nums, num)
 	}
-	if s.mode == global {
+	if s.mode.perNode() {
 		x.sortSlots(s, nums)
 	}
 	return nums[:max(0, min(n, len(nums)))]
