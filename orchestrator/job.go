@@ -62,10 +62,10 @@ func (x *pass) superviseJob(sl *slot) {
 	}
 }
 
-// mayRunAgain applies the restart policy of a job's task that has ended or lost its node; slot has all tasks of its slot
+// MayRunAgain applies the restart policy of a job's task that has ended or lost its node; slot has all tasks of its slot
 // in this run. A success is never repeated: condition "any" means "on-failure". Only failures count as attempts, for a
 // task whose node went did nothing wrong; but with condition "none", what was once begun is not begun again.
-func mayRunAgain(t *cluster.Task, slot []*cluster.Task) bool {
+func MayRunAgain(t *cluster.Task, slot []*cluster.Task) bool {
 	policy := t.Spec.RestartPolicy
 	switch {
 	case hasCompleted(t):

@@ -33,7 +33,7 @@ func restarted(t *cluster.Task) bool { return !t.StartAfter.IsZero() }
 // mayRestart applies the task's restart policy (swarm-semantics.md, 4.7); slot has all tasks of its slot.
 func (x *pass) mayRestart(t *cluster.Task, slot []*cluster.Task) bool {
 	if t.JobIteration != nil {
-		return mayRunAgain(t, slot)
+		return MayRunAgain(t, slot)
 	}
 	policy := t.Spec.RestartPolicy
 	if policy == nil {

@@ -108,7 +108,7 @@ func taskOfSlot(ctx context.Context, cl client.APIClient, ref string) (string, e
 }
 
 func wanted(t swarm.Task) int {
-	if t.DesiredState == swarm.TaskStateRunning {
+	if t.DesiredState == swarm.TaskStateRunning || t.DesiredState == swarm.TaskStateComplete { // a job's, to its end
 		return 1
 	}
 	return 0

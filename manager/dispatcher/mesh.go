@@ -214,7 +214,7 @@ func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol
 	if addr == "" {
 		return b, false
 	}
-	if cluster.Rank(t.DesiredState) > cluster.Rank(swarm.TaskStateRunning) {
+	if !t.Wanted() {
 		m.leaving[t.ID] = true
 	}
 	return protocol.Backend{TaskID: t.ID, NodeID: t.NodeID, Addr: addr, Draining: m.leaving[t.ID] || m.suspects[t.NodeID]}, true

@@ -35,7 +35,7 @@ type ServiceExplanation struct {
 	Tasks []TaskExplanation
 	// Omitted counts the wanted tasks beyond the limit (?limit=, 20 unless told).
 	Omitted int
-	// Next is where one replica more would go; nil for a global service, whose tasks follow the nodes.
+	// Next is where one replica more would go; nil for a global service, whose tasks follow the nodes, and for a job.
 	Next *scheduler.Decision `json:",omitempty"`
 	// Text is all of it for people.
 	Text string
@@ -123,6 +123,9 @@ func (s *Server) explainService(c Control, w http.ResponseWriter, r *http.Reques
 	}
 	e := ServiceExplanation{Service: presentService(svc), Tasks: []TaskExplanation{}}
 	var b strings.Builder
+	if isJob(svc.Spec.Mode) {
+		writeJob(&b, snap, svc)
+	}
 	for t := range snap.TasksOfService(svc.ID) {
 		if !t.Wanted() || cluster.Terminal(t.Status.State) {
 			continue

@@ -262,7 +262,7 @@ func removable(snap *cluster.Snapshot, n *cluster.Network) error {
 		if t.ServiceID != "" && snap.Service(t.ServiceID) == nil {
 			continue // on its way out; Swarm lets such a task fail "stack rm" if it is quick enough
 		}
-		if cluster.Rank(t.DesiredState) <= cluster.Rank(swarm.TaskStateRunning) && !cluster.Terminal(t.Status.State) && targets(t.Spec.Networks) {
+		if t.Wanted() && !cluster.Terminal(t.Status.State) && targets(t.Spec.Networks) {
 			return rpcErrorf(failedPrecondition, "network %s is in use by task %s", n.ID, t.ID)
 		}
 	}

@@ -72,18 +72,15 @@ func presentService(svc *cluster.Service) swarm.Service {
 // serviceStatus counts what service ls shows: tasks that run, and tasks wanted. A global service wants one task of
 // every node that may have one, which is what the orchestrator has made of it; nodes that are down do not count.
 func serviceStatus(snap *cluster.Snapshot, svc *cluster.Service) *swarm.ServiceStatus {
+	if isJob(svc.Spec.Mode) {
+		return jobStatus(snap, svc)
+	}
 	st := &swarm.ServiceStatus{}
 	for t := range snap.TasksOfService(svc.ID) {
-		if t.JobIteration != nil && svc.JobStatus != nil && t.JobIteration.Index != svc.JobStatus.JobIteration.Index {
-			continue
-		}
 		n := snap.Node(t.NodeID)
 		up := n == nil || n.Status.State != swarm.NodeStateDown
 		if up && t.Wanted() && t.Status.State == swarm.TaskStateRunning {
 			st.RunningTasks++
-		}
-		if t.Status.State == swarm.TaskStateComplete {
-			st.CompletedTasks++
 		}
 		if svc.Spec.Mode.Global != nil && up && t.Wanted() {
 			st.DesiredTasks++
@@ -138,6 +135,7 @@ func (s *Server) createService(c Control, w http.ResponseWriter, r *http.Request
 		}
 		svc := &cluster.Service{RegistryAuth: r.Header.Get(headerRegistryAuth)}
 		svc.ID, svc.Spec = id, resolved
+		runJob(svc)
 		if resolved.EndpointSpec != nil {
 			svc.Endpoint.Spec = *resolved.EndpointSpec
 		}
@@ -207,6 +205,7 @@ func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request
 		if err != nil {
 			return nil, err
 		}
+		runJob(&next)
 		if svc.Version.Index != version { // last, as in Docker
 			return nil, rpcErrorf(unknownCode, "update out of sequence")
 		}
@@ -260,6 +259,9 @@ func rollBack(svc *cluster.Service) error {
 	svc.Spec, svc.PreviousSpec = *svc.PreviousSpec, &current
 	svc.SpecVersion, svc.PreviousSpecVersion = svc.PreviousSpecVersion, svc.SpecVersion
 	svc.RegistryAuth, svc.PreviousRegistryAuth = svc.PreviousRegistryAuth, svc.RegistryAuth
+	if isJob(svc.Spec.Mode) {
+		return nil // it is run again; nothing is updated slot by slot that could come to an end
+	}
 	svc.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback"}
 	return nil
 }

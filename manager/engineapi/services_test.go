@@ -53,8 +53,25 @@ func refusedServices(refs refs) []refusal {
 		{"a plugin", func(s *swarm.ServiceSpec) { s.TaskTemplate.Runtime = swarm.RuntimePlugin }, 400, "mismatched Runtime and *Spec fields"},
 		{"an attachment", func(s *swarm.ServiceSpec) { s.TaskTemplate.Runtime = swarm.RuntimeNetworkAttachment }, 400, "unsupported runtime"},
 		{"two modes", func(s *swarm.ServiceSpec) { s.Mode.Global = &swarm.GlobalService{} }, 400, "must specify only one service mode"},
-		{"a job", func(s *swarm.ServiceSpec) { s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{}} }, 501,
-			"rpc error: code = Unimplemented desc = jobs (mode replicated-job) are not supported yet: use a replicated or global service"},
+		{"a service and a job", func(s *swarm.ServiceSpec) { s.Mode.GlobalJob = &swarm.GlobalJob{} }, 400, "must specify only one service mode"},
+		{"a job that is updated", func(s *swarm.ServiceSpec) {
+			s.Mode, s.UpdateConfig = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{}}, &swarm.UpdateConfig{}
+		}, 400, invalid + "Jobs may not have an update config"},
+		{"a global job that is updated", func(s *swarm.ServiceSpec) {
+			s.Mode, s.UpdateConfig = swarm.ServiceMode{GlobalJob: &swarm.GlobalJob{}}, &swarm.UpdateConfig{Delay: -1}
+		}, 400, invalid + "Jobs may not have an update config"},
+		{"fewer than none at a time", func(s *swarm.ServiceSpec) {
+			s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{MaxConcurrent: &negative}}
+		}, 400, invalid + "Maximum concurrent jobs must not be negative"},
+		{"fewer completions than none", func(s *swarm.ServiceSpec) {
+			s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{TotalCompletions: &negative}}
+		}, 400, invalid + "Total completed jobs must not be negative"},
+		{"more at a time than can be", func(s *swarm.ServiceSpec) {
+			s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{MaxConcurrent: &huge}}
+		}, 400, invalid + "Maximum concurrent jobs must be at most 1000000"},
+		{"more completions than can be", func(s *swarm.ServiceSpec) {
+			s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{TotalCompletions: &huge}}
+		}, 400, invalid + "Total completed jobs must be at most 1000000"},
 		{"fewer than none", func(s *swarm.ServiceSpec) { s.Mode.Replicated.Replicas = &negative }, 400, invalid + "Number of replicas must be non-negative"},
 		{"more than can be", func(s *swarm.ServiceSpec) { s.Mode.Replicated.Replicas = &huge }, 400, invalid + "Number of replicas must be at most 1000000"},
 		{"name with a dot", func(s *swarm.ServiceSpec) { s.Name = "a.b" }, 400, invalid + "name must be valid as a DNS name component"},

@@ -75,6 +75,9 @@ func normalizeMode(m *swarm.ServiceMode) error {
 	case modes == 0:
 		m.Replicated = &swarm.ReplicatedService{}
 	}
+	if m.ReplicatedJob != nil {
+		return normalizeJob(m.ReplicatedJob)
+	}
 	if m.Replicated == nil {
 		return nil
 	}

@@ -149,9 +149,8 @@ func validateHealth(h *container.HealthConfig) error {
 }
 
 func validateUpdate(spec swarm.ServiceSpec) error {
-	job := spec.Mode.ReplicatedJob != nil || spec.Mode.GlobalJob != nil
-	if job {
-		return rpcErrorf(unimplemented, "jobs (mode %s) are not supported yet: use a replicated or global service", modeName(spec.Mode))
+	if isJob(spec.Mode) && spec.UpdateConfig != nil {
+		return rpcErrorf(invalidArgument, "Jobs may not have an update config")
 	}
 	for _, u := range []*swarm.UpdateConfig{spec.UpdateConfig, spec.RollbackConfig} {
 		switch {
