@@ -13,6 +13,8 @@
 //     task with a new id.
 //   - slot: the place of a replica in a replicated service (1, 2, 3 ...). Successive tasks of one replica share the
 //     slot. In a global service the node takes the part of the slot.
+//   - job: a service whose tasks run to their end: so often in all (slots 0, 1, 2 ...), or once on each node. Each
+//     change of its specification is another run, a job iteration.
 //   - desired state: what managers want of a task; it only moves forward. State: what was observed; it only moves
 //     forward too.
 //   - spec version: the version of the service whose template a task was made from. Tasks of one service and spec

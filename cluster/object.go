@@ -142,6 +142,8 @@ type Task struct {
 	RegistryAuth string
 	// StartAfter holds back a task whose desired state is READY: it may be released to run from then on. Zero: at once.
 	StartAfter time.Time
+	// Numbered says that Slot is the slot's number even if that is 0: the slots of a replicated job begin there.
+	Numbered bool
 	// Replaces is the id of the task this one takes over from, "" for a first task; a stop-first replacement is not
 	// released while that task may still run.
 	Replaces string
@@ -150,14 +152,15 @@ type Task struct {
 }
 
 // FullName is the task's name as Docker shows it on nodes: service.slot.id, with the node's id for the slot of a
-// task that has none (global services).
+// task that has none (global services and jobs).
 func (t *Task) FullName() string {
 	return t.ServiceAnnotations.Name + "." + t.SlotName() + "." + t.ID
 }
 
-// SlotName is the slot as text, or the node's id for a task without slot.
+// SlotName is the slot as text, or the node's id for a task without slot. Docker takes the first slot of a replicated
+// job for none.
 func (t *Task) SlotName() string {
-	if t.Slot != 0 {
+	if t.Slot != 0 || t.Numbered {
 		return strconv.Itoa(t.Slot)
 	}
 	return t.NodeID

@@ -65,6 +65,7 @@
 //     node's work and what it reports when it is back counts.
 //   - The restarts that a job's policy allows are a limit for each slot. Only failures count, not lost nodes. Swarm
 //     begins such slots anew whenever something else happens to the job.
+//   - A job that is over without being complete says so in its UpdateStatus, as an update that is paused does.
 //   - Tasks of a job's new run wait until as many of the run before have stopped, for a minute at the most.
 //   - A job's slot keeps as much history as a service's.
 //   - Where Swarm leaves the order to chance (which slot is updated next, who is evicted from a node that shrank),

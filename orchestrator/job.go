@@ -83,11 +83,40 @@ func MayRunAgain(t *cluster.Task, slot []*cluster.Task) bool {
 	}
 	count := 0
 	for _, o := range slot {
-		if o.ID != t.ID && hasFailed(o) && endedAt(o).After(since) {
+		if o.ID != t.ID && hasFailed(o) && endedAt(o).After(since) && !lostBefore(o, slot) {
 			count++
 		}
 	}
 	return count < attempts(t)
+}
+
+// lostBefore says whether a task of the slot had been given up with its node, and replaced, before it was seen to fail: a
+// machine that was without power says so of whatever ran on it.
+func lostBefore(t *cluster.Task, slot []*cluster.Task) bool {
+	return slices.ContainsFunc(slot, func(o *cluster.Task) bool {
+		return o.Replaces == t.ID && !o.CreatedAt.IsZero() && o.CreatedAt.Before(endedAt(t))
+	})
+}
+
+// jobHistory leaves out, of what could be forgotten of a job's slot, its success and the failures that tell how often the
+// restart policy has been used.
+func (sl *slot) jobHistory(list []*cluster.Task) []*cluster.Task {
+	var lost, others, failures []*cluster.Task
+	for _, t := range list {
+		switch {
+		case hasCompleted(t):
+		case !hasFailed(t):
+			others = append(others, t)
+		case lostBefore(t, sl.tasks):
+			lost = append(lost, t) // before the task that replaced it, which tells that it is such a one
+		default:
+			failures = append(failures, t)
+		}
+	}
+	if n := attempts(sl.tasks[0]); n > 0 {
+		failures = failures[:max(0, len(failures)-n)]
+	}
+	return slices.Concat(lost, others, failures)
 }
 
 // tellEnd adds to the error of a job's task that it was the last one: nothing else in "service ps" would tell that from a
@@ -116,11 +145,13 @@ func (x *pass) noteJob(sl *slot) {
 			wanted = append(wanted, t)
 		}
 	}
-	done := slices.ContainsFunc(sl.tasks, hasCompleted) ||
-		len(wanted) == 0 && len(sl.tasks) > 0 && !x.mayRestart(sl.tasks[0], sl.tasks)
+	completed := slices.ContainsFunc(sl.tasks, hasCompleted)
+	over := !completed && len(wanted) == 0 && len(sl.tasks) > 0 && !x.mayRestart(sl.tasks[0], sl.tasks)
+	done := completed || over
 	s.known.put(num, len(sl.tasks)+len(sl.before) > 0)
 	s.occupied.put(num, done || len(wanted) > 0)
 	s.done.put(num, done)
+	s.over.put(num, over)
 	s.leaving.put(num, slices.ContainsFunc(sl.before, x.mayRun))
 	if len(wanted) == 1 && !done {
 		t := wanted[0]
@@ -166,4 +197,35 @@ func (x *pass) fitJob(s *service) {
 	if n := min(concurrent-working-leaving, total-s.occupied.len()); n > 0 {
 		x.grow(s, 0, n, fmt.Sprintf("%d of %d done or under way, %d at a time", s.occupied.len(), total, concurrent))
 	}
+}
+
+// tellStandstill says in a job's UpdateStatus that it has come to an end that is none: what is not done is not tried again.
+// It is said as of an update that is paused, for that ends every command that waits for the job.
+func (x *pass) tellStandstill(s *service) {
+	message := ""
+	if stands := s.over.len() > 0 && s.occupied.len() == s.done.len(); stands && s.mode == globalJob {
+		message = fmt.Sprintf("completed on %d nodes, not tried again on %d", s.done.len()-s.over.len(), s.over.len())
+	} else if stands {
+		if total, _ := s.completions(); s.done.len() == total {
+			message = fmt.Sprintf("%d of %d completed, %d not tried again", total-s.over.len(), total, s.over.len())
+		}
+	}
+	said := ""
+	if s.obj.UpdateStatus != nil {
+		said = s.obj.UpdateStatus.Message
+	}
+	if message != "" {
+		message = "the job has ended: " + message + "; update the service to run it again"
+	}
+	if message == said {
+		return
+	}
+	c := x.edit(s)
+	if message == "" { // a node has come, or come back
+		c.UpdateStatus = nil
+		return
+	}
+	at := x.now
+	c.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStatePaused, StartedAt: &at, Message: message}
+	x.decide(Decision{Kind: GiveUp, ServiceID: s.id, Reason: message})
 }

@@ -136,7 +136,9 @@ func (x *pass) lookAtService(s *service) {
 		case replicatedJob:
 			x.fitJob(s)
 		}
-		if !s.mode.job() {
+		if s.mode.job() {
+			x.tellStandstill(s)
+		} else {
 			x.advanceUpdate(s)
 		}
 	}
@@ -331,7 +333,7 @@ func (x *pass) newTask(s *service, num int) *cluster.Task {
 	if s.mode.perNode() {
 		t.NodeID = x.byNumber[num].id
 	} else {
-		t.Slot = num
+		t.Slot, t.Numbered = num, s.mode == replicatedJob
 	}
 	x.created = append(x.created, t)
 	x.changes++

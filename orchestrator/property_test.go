@@ -153,7 +153,7 @@ func (c *chaos) act() string {
 		if c.rand.IntN(2) == 0 && (c.loose || !c.compare) {
 			state, err = swarm.TaskStateFailed, "task: non-zero exit (1)"
 		}
-		c.end(t.ServiceAnnotations.Name, c.slotName(t), state, err)
+		c.end(t.ServiceAnnotations.Name, t.SlotName(), state, err)
 		return "end " + c.name(t)
 	}
 }
@@ -187,7 +187,7 @@ func (c *chaos) actOnJob(name string, svc *cluster.Service, do func(string, ...a
 	case n == 7:
 		for t := range c.state.Snapshot().TasksOfService(svc.ID) {
 			if !t.Wanted() && t.Status.State == swarm.TaskStateRunning {
-				return do("late %s.%s", name, c.slotName(t)), true
+				return do("late %s.%s", name, t.SlotName()), true
 			}
 		}
 	case n == 8: // what all services may meet
@@ -303,7 +303,7 @@ func (c *chaos) invariants() {
 			}
 		}
 		if t.Wanted() {
-			wanted[place{t.ServiceID, c.slotName(t)}]++
+			wanted[place{t.ServiceID, t.SlotName()}]++
 			if s := snap.Service(t.ServiceID); s != nil && modeOf(s) == replicatedJob && t.JobIteration.Index == iteration(s) {
 				if working[s.ID] == nil {
 					working[s.ID] = make(map[int]bool)
@@ -416,7 +416,7 @@ func (c *chaos) jobConverged(s *cluster.Service) {
 	}
 	perSlot, completed := make(map[string]int), make(map[string]int)
 	for t := range snap.TasksOfService(s.ID) {
-		slot := c.slotName(t)
+		slot := t.SlotName()
 		perSlot[slot]++
 		switch {
 		case t.JobIteration.Index != s.JobStatus.JobIteration.Index:

@@ -153,9 +153,12 @@ func (s *sim) command(f []string) (string, error) {
 	case "late": // a task that is not wanted any more had come to its end
 		name, slot, _ := strings.Cut(args[0], ".")
 		for t := range s.state.Snapshot().TasksOfService(name) {
-			if s.slotName(t) == slot && !t.Wanted() && t.Status.State == swarm.TaskStateRunning {
+			if t.SlotName() == slot && !t.Wanted() && t.Status.State == swarm.TaskStateRunning {
 				st := t.Status
 				st.State, st.Message = swarm.TaskStateComplete, "finished"
+				if len(args) > 1 {
+					st.State, st.Message, st.Err = swarm.TaskStateFailed, "started", "task: non-zero exit (255)"
+				}
 				s.commit(cluster.PatchTask(t.ID, cluster.TaskPatch{Status: &st, AppliedAt: s.now}))
 				return "", nil
 			}
@@ -165,7 +168,7 @@ func (s *sim) command(f []string) (string, error) {
 		name, slot, _ := strings.Cut(args[0], ".")
 		var newest *cluster.Task
 		for t := range s.state.Snapshot().TasksOfService(name) {
-			if s.slotName(t) == slot && (newest == nil || t.CreatedAt.After(newest.CreatedAt)) {
+			if t.SlotName() == slot && (newest == nil || t.CreatedAt.After(newest.CreatedAt)) {
 				newest = t
 			}
 		}

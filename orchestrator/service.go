@@ -32,6 +32,7 @@ type service struct {
 	plain    bits // one wanted task of the present spec with nothing pending about it: its progress is of no interest
 	outdated bits // its task has an older spec and waits for its turn to be updated
 	done     bits // a job's: its work was done, or is not tried again; occupied as well
+	over     bits // a job's: its work is not tried again; done as well
 	leaving  bits // a job's: a task of an earlier run has not stopped yet
 	// busy has the slots that occupy a worker of the update: with the time when their new task ended its start, zero
 	// while it is starting.
@@ -124,6 +125,7 @@ func (s *service) forgetSlot(num int) {
 	s.plain.put(num, false)
 	s.outdated.put(num, false)
 	s.done.put(num, false)
+	s.over.put(num, false)
 	s.leaving.put(num, false)
 	s.touched.put(num, false)
 	delete(s.busy, num)
@@ -137,6 +139,7 @@ func (s *service) forgetSlots() {
 	s.plain.clear()
 	s.outdated.clear()
 	s.done.clear()
+	s.over.clear()
 	s.leaving.clear()
 	s.forgetUpdate()
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -189,19 +188,11 @@ func (s *sim) step(t *cluster.Task) (swarm.TaskStatus, bool) {
 	return st, false
 }
 
-// slotName is the slot as scripts name it: its number, or the node of a global service's or job's task.
-func (s *sim) slotName(t *cluster.Task) string {
-	if svc := s.state.Snapshot().Service(t.ServiceID); svc != nil && svc.Spec.Mode.ReplicatedJob != nil {
-		return strconv.Itoa(t.Slot) // they begin at 0, which Docker takes for none
-	}
-	return t.SlotName()
-}
-
 func (s *sim) name(t *cluster.Task) string {
 	if n := s.names[t.ID]; n != "" {
 		return n
 	}
-	slot := t.ServiceAnnotations.Name + "." + s.slotName(t)
+	slot := t.ServiceAnnotations.Name + "." + t.SlotName()
 	s.nth[slot]++
 	name := slot
 	if n := s.nth[slot]; n > 1 {
@@ -429,7 +420,7 @@ func (s *sim) addNetwork(name string, edit ...func(*cluster.Network)) {
 func (s *sim) end(name, slot string, state swarm.TaskState, err string) bool {
 	snap := s.state.Snapshot()
 	for t := range snap.TasksOfService(name) {
-		if s.slotName(t) == slot && t.Running() {
+		if t.SlotName() == slot && t.Running() {
 			st := t.Status
 			st.State, st.Err, st.Timestamp = state, err, s.now
 			s.commit(cluster.PatchTask(t.ID, cluster.TaskPatch{Status: &st, AppliedAt: s.now}))

@@ -190,19 +190,7 @@ func (x *pass) trim(sl *slot) {
 	if len(sl.tasks) <= limit {
 		return
 	}
-	candidates := slices.DeleteFunc(slices.Clone(sl.tasks[1:]), func(t *cluster.Task) bool {
-		return t.Wanted() || !finished(t) || sl.mode.job() && hasCompleted(t)
-	})
-	slices.SortStableFunc(candidates, func(a, b *cluster.Task) int {
-		if sl.mode.job() && hasFailed(a) != hasFailed(b) { // the failures of a job's slot are counted: they go last
-			if hasFailed(b) {
-				return -1
-			}
-			return 1
-		}
-		return endedAt(a).Compare(endedAt(b))
-	})
-	for _, t := range candidates {
+	for _, t := range sl.history() {
 		if len(sl.tasks) <= limit {
 			return
 		}
@@ -210,6 +198,16 @@ func (x *pass) trim(sl *slot) {
 		x.because(Forget, sl.service, t.ID, "older than the task history that is kept")
 		sl.tasks = slices.DeleteFunc(sl.tasks, func(o *cluster.Task) bool { return o.ID == t.ID })
 	}
+}
+
+// history are the finished tasks of the slot but the newest, those that are to be forgotten first at the beginning.
+func (sl *slot) history() []*cluster.Task {
+	list := slices.DeleteFunc(slices.Clone(sl.tasks[1:]), func(t *cluster.Task) bool { return t.Wanted() || !finished(t) })
+	slices.SortStableFunc(list, func(a, b *cluster.Task) int { return endedAt(a).Compare(endedAt(b)) })
+	if sl.mode.job() {
+		return sl.jobHistory(list)
+	}
+	return list
 }
 
 // endedAt is when the task's latest status was stored, by the leader's clock where it is known.

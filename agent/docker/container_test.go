@@ -209,6 +209,11 @@ func TestTemplates(t *testing.T) {
 	if err != nil || got.Config.Env[0] != "V=node1" || got.Name != "web.node1.task1" {
 		t.Errorf("global task: %+v, %v", got, err)
 	}
+	job := webTask(swarm.ContainerSpec{Env: []string{"V={{.Task.Slot}}"}})
+	job.Slot, job.Numbered = 0, true
+	if got, err = Translate(job, vm1, nil); err != nil || got.Config.Env[0] != "V=0" || got.Name != "web.0.task1" {
+		t.Errorf("the first task of a replicated job: %+v, %v", got, err)
+	}
 }
 
 func TestPinned(t *testing.T) {

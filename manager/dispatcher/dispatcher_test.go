@@ -393,6 +393,23 @@ func TestAReplicaStopsOnlyAfterEveryNodeRoutesAroundIt(t *testing.T) {
 	})
 }
 
+func TestAJobsTaskGetsTrafficUntilItHasEnded(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.place("t1", "n1", 1)
+		w.commit(cluster.PatchTask("t1", cluster.TaskPatch{DesiredState: swarm.TaskStateComplete}))
+		a := w.connect("n1")
+		defer a.close()
+		a.report("t1", swarm.TaskStateRunning)
+		if got := a.routes(); got != "t1 " {
+			t.Errorf("routes to %q while the task runs", got)
+		}
+		a.report("t1", swarm.TaskStateComplete)
+		if got := a.routes(); got != "" {
+			t.Errorf("routes to %q after the task has ended", got)
+		}
+	})
+}
+
 func TestALeavingReplicaIsNobodysLastResort(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.place("t1", "n1", 1)

@@ -73,6 +73,9 @@ func TestJobsRunWithEveryChange(t *testing.T) {
 	}
 	update("", spec) // nothing is different
 	update("&rollback=previous", spec)
+	over := *w.control.snapshot().Service(id)
+	over.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStatePaused, Message: "the job has ended"}
+	w.control.put(t, &over)
 	update("&rollback=previous", spec)
 	if svc = get(); svc.JobStatus.JobIteration.Index != 4 || svc.UpdateStatus != nil {
 		t.Errorf("rolled back: %+v, %+v", svc.JobStatus, svc.UpdateStatus)

@@ -260,7 +260,8 @@ func rollBack(svc *cluster.Service) error {
 	svc.SpecVersion, svc.PreviousSpecVersion = svc.PreviousSpecVersion, svc.SpecVersion
 	svc.RegistryAuth, svc.PreviousRegistryAuth = svc.PreviousRegistryAuth, svc.RegistryAuth
 	if isJob(svc.Spec.Mode) {
-		return nil // it is run again; nothing is updated slot by slot that could come to an end
+		svc.UpdateStatus = nil // it is run again; nothing is rolled back slot by slot, which could come to an end
+		return nil
 	}
 	svc.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStateRollbackStarted, Message: "manually requested rollback"}
 	return nil
