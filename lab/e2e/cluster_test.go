@@ -67,7 +67,7 @@ var built = sync.OnceValues(func() (string, error) {
 	var errs []error
 	errs = append(errs, build(filepath.Join(dir, "miniswarm"), "github.com/miniswarm/miniswarm/cmd/miniswarm", cgo, flags...))
 	errs = append(errs, build(filepath.Join(dir, "prime"), "github.com/miniswarm/miniswarm/examples/prime", "0"),
-		build(filepath.Join(dir, "witness"), "./testdata/witness", "0"))
+		build(filepath.Join(dir, "witness"), "./testdata/witness", "0"), build(filepath.Join(dir, "jobs"), "github.com/miniswarm/miniswarm/examples/jobs", "0"))
 	for _, i := range images {
 		at := filepath.Join(dir, i.name+"-"+i.tag)
 		text := fmt.Sprintf("FROM scratch\nCOPY %[1]s /%[1]s\nENV VERSION=%[2]s\nENTRYPOINT [\"/%[1]s\"]\n", i.name, i.tag)
@@ -86,6 +86,7 @@ var images = []struct{ name, tag, health string }{
 	{"prime", "h1", `CMD ["/prime", "-healthcheck"]`}, {"prime", "h2", `CMD ["/prime", "-healthcheck"]`},
 	{"witness", "1", ""}, {"witness", "2", ""},
 	{"witness", "h1", `CMD ["/witness", "get", "http://127.0.0.1:8000/healthz"]`}, {"witness", "h2", `CMD ["/witness", "get", "http://127.0.0.1:8000/healthz"]`},
+	{"jobs", "1", ""},
 }
 
 // up makes a lab of that many hosts and puts the images on them. The cluster is the caller's to form.
@@ -541,7 +542,7 @@ func (c *testCluster) accounted(ctx context.Context) error {
 				return fmt.Errorf("container %s (%s) on %s belongs to no task", one.Names[0], one.State, h.Name)
 			case hostname[task.NodeID] != h.Name:
 				return fmt.Errorf("container %s (%s) on %s belongs to a task of %s", one.Names[0], one.State, h.Name, hostname[task.NodeID])
-			case one.State == "running" && task.DesiredState != swarm.TaskStateRunning:
+			case one.State == "running" && task.DesiredState != swarm.TaskStateRunning && task.DesiredState != swarm.TaskStateComplete:
 				return fmt.Errorf("container %s on %s runs, its task should be %s", one.Names[0], h.Name, task.DesiredState)
 			}
 		}

@@ -9,6 +9,7 @@
 //	witness cat              repeat the input until it ends
 //	witness exit CODE        end with that code
 //	witness terminal         print the terminal's size whenever it changes, until a line of input is "end"
+//	witness work TIME [CODE] do nothing for that long, and end with that exit code
 //	witness hold HOST:PORT   listen there, and hang up on whoever calls, until killed
 //
 // VERSION in its environment is repeated in each answer, DRAIN is how long it serves on after SIGTERM.
@@ -72,6 +73,8 @@ func run(args []string) error {
 		os.Exit(code)
 	case args[0] == "terminal":
 		return watchTerminal()
+	case args[0] == "work" && (len(args) == 2 || len(args) == 3):
+		return work(args[1:])
 	case args[0] == "hold" && len(args) == 2:
 		ln, err := net.Listen("tcp", args[1])
 		if err != nil {
@@ -87,6 +90,23 @@ func run(args []string) error {
 		}
 	}
 	return fmt.Errorf("unknown command %q", args)
+}
+
+func work(args []string) error {
+	d, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	code := 0
+	if len(args) == 2 {
+		if code, err = strconv.Atoi(args[1]); err != nil {
+			return err
+		}
+	}
+	fmt.Println("working")
+	time.Sleep(d)
+	os.Exit(code)
+	return nil
 }
 
 func serve() error {
