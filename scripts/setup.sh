@@ -1,8 +1,8 @@
 #!/bin/bash
 # Installs what this project needs on a Debian machine and is missing, and nothing else:
 #   scripts/setup.sh [demo|test|lint|bench]
-# demo is what the lab runs on; test adds the C compiler of Go's race detector and Locust; bench adds wrk and lint
-# adds shellcheck.
+# demo is what the lab runs on; test adds the C compiler of Go's race detector, Locust and Prometheus; bench adds wrk
+# and lint adds shellcheck.
 # It is silent when nothing is missing, and needs root only when something is.
 set -euo pipefail
 
@@ -22,7 +22,7 @@ need=(
 )
 case $what in
 demo) ;;
-test) need+=(gcc:gcc git:git locust:python3-locust) ;;
+test) need+=(gcc:gcc git:git locust:python3-locust prometheus:prometheus) ;;
 bench) need+=(wrk:wrk) ;;
 lint) need=(gcc:gcc shellcheck:shellcheck) ;;
 *) die "unknown set \"$what\"; use demo, test, lint or bench" ;;
@@ -77,7 +77,7 @@ install_packages() {
 	# Installing also enables services for the next boot. Those that came with it just now stay off.
 	if command -v systemctl >/dev/null && [ -d /run/systemd/system ]; then
 		local unit units=()
-		for unit in docker.service docker.socket containerd.service docker-registry.service; do
+		for unit in docker.service docker.socket containerd.service docker-registry.service prometheus.service; do
 			if [[ " $* " == *" docker.io "* || " $* " == *" ${unit%.*} "* ]] && systemctl -q is-enabled "$unit" 2>/dev/null; then
 				units+=("$unit")
 			fi

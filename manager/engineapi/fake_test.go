@@ -513,7 +513,7 @@ func (a answer) message() string {
 	return e.Message
 }
 
-// do sends a request; a body that is no string is sent as JSON.
+// do sends a request; a body that is no string is sent as JSON. Every answer is held against the Engine API's document.
 func (w *world) do(method, path string, body any, header ...string) answer {
 	w.t.Helper()
 	var reader io.Reader
@@ -548,7 +548,11 @@ func (w *world) do(method, path string, body any, header ...string) answer {
 	if err != nil {
 		w.t.Fatalf("%s %s: %v", method, path, err)
 	}
-	return answer{resp.StatusCode, resp.Header, strings.TrimSuffix(string(raw), "\n")}
+	a := answer{resp.StatusCode, resp.Header, strings.TrimSuffix(string(raw), "\n")}
+	if err := checkAnswer(method, path, a); w.api != nil && err != nil {
+		w.t.Errorf("%s %s: the answer is not the Engine API's: %v", method, path, err)
+	}
+	return a
 }
 
 // must sends a request and decodes its answer, which must have the status.
