@@ -3,6 +3,7 @@
 //
 //	GET /primes?start=A&end=B   a JSON list of the primes in [A, B]
 //	GET /docs                   a page to try it by hand: the primes, and which replica found them
+//	GET /metrics                what Prometheus scrapes: requests, how long they took, how many are in flight
 //	GET /healthz                200 while the service wants traffic, 503 once it is stopping
 //
 // Every answer names the process that gave it in the header X-Replica (the host name, which in a container is the

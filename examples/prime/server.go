@@ -20,11 +20,12 @@ var docsPage []byte
 type service struct {
 	replica  string
 	log      *slog.Logger
+	metrics  *metrics
 	draining atomic.Bool
 }
 
 func newService(replica string, log *slog.Logger) *service {
-	return &service{replica: replica, log: log}
+	return &service{replica: replica, log: log, metrics: newMetrics()}
 }
 
 // drain makes /healthz say 503 and every answer ask its client to close the connection. It cannot be undone.
@@ -33,9 +34,10 @@ func (s *service) drain() { s.draining.Store(true) }
 // handler returns the routes, each named in its answers and in the access log.
 func (s *service) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/primes", s.getOnly(s.servePrimes))
-	mux.HandleFunc("/docs", s.getOnly(s.serveDocs))
-	mux.HandleFunc("/healthz", s.getOnly(s.serveHealth))
+	for path, serve := range map[string]http.HandlerFunc{"/primes": s.servePrimes, "/docs": s.serveDocs, "/healthz": s.serveHealth} {
+		mux.HandleFunc(path, s.metrics.measured(path, s.getOnly(serve)))
+	}
+	mux.HandleFunc("/metrics", s.getOnly(s.metrics.handler().ServeHTTP))
 	mux.Handle("/{$}", http.RedirectHandler("/docs", http.StatusFound))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, "no such page: try /docs or /primes?start=1&end=100")
