@@ -440,6 +440,27 @@ func TestHelloDescribesTheNode(t *testing.T) {
 	})
 }
 
+func TestLogDetails(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		detailed := w.task("t2", running)
+		detailed.Spec.ContainerSpec.Labels = map[string]string{"app": "a,b"}
+		detailed.Spec.LogDriver = &swarm.Driver{Name: "json-file", Options: map[string]string{"labels": "app,none"}}
+		m.complete(w.task("t1", running), detailed)
+		for _, id := range w.engine.Ids() {
+			w.engine.Print(id, "stdout", time.Now(), "of two words")
+		}
+		for _, id := range []string{"t1", "t2"} {
+			m.send(protocol.ToAgent{LogRequest: &protocol.LogRequest{ID: id, TaskID: id, Stdout: true, Details: true}})
+			w.settle()
+		}
+		if d := cmp.Diff(m.heard().logLines, []string{"stdout: of two words\n", "stdout: app=a%2Cb of two words\n"}); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
 func TestLogs(t *testing.T) {
 	withWorld(t, func(w *world) {
 		w.engine.SetImage("web:1", fake.Program{})

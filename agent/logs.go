@@ -76,7 +76,7 @@ func (a *Agent) sendLog(ctx context.Context, send func(protocol.FromAgent) error
 		return fmt.Errorf("log of task %s: %w", req.TaskID, err)
 	}
 	body, err := a.cfg.Engine.Logs(ctx, c.ID, container.LogsOptions{ShowStdout: req.Stdout, ShowStderr: req.Stderr, Follow: req.Follow,
-		Since: req.Since, Tail: req.Tail, Timestamps: true})
+		Details: req.Details, Since: req.Since, Tail: req.Tail, Timestamps: true})
 	if err != nil {
 		return fmt.Errorf("log of task %s: %w", req.TaskID, err)
 	}
@@ -85,8 +85,9 @@ func (a *Agent) sendLog(ctx context.Context, send func(protocol.FromAgent) error
 	defer unblock()
 
 	line := func(stream string) *lineWriter {
-		return &lineWriter{emit: func(at time.Time, data []byte) error {
-			return send(protocol.FromAgent{LogChunk: &protocol.LogMessage{ID: req.ID, Timestamp: at, Stream: stream, Data: data}})
+		return &lineWriter{details: req.Details, emit: func(m protocol.LogMessage) error {
+			m.ID, m.Stream = req.ID, stream
+			return send(protocol.FromAgent{LogChunk: &m})
 		}}
 	}
 	stdout, stderr := line("stdout"), line("stderr")
@@ -106,10 +107,11 @@ func (a *Agent) sendLog(ctx context.Context, send func(protocol.FromAgent) error
 	return nil
 }
 
-// lineWriter cuts what is written into lines of the form "TIMESTAMP text".
+// lineWriter cuts what is written into lines of the form "TIMESTAMP text", or with details "TIMESTAMP DETAILS text".
 type lineWriter struct {
-	emit func(at time.Time, data []byte) error
-	rest []byte
+	details bool
+	emit    func(protocol.LogMessage) error
+	rest    []byte
 }
 
 func (w *lineWriter) Write(p []byte) (int, error) {
@@ -137,11 +139,15 @@ func (w *lineWriter) flush() error {
 }
 
 func (w *lineWriter) line(raw []byte) error {
-	var at time.Time
+	var m protocol.LogMessage
 	if stamp, text, ok := bytes.Cut(raw, []byte(" ")); ok {
-		if t, err := time.Parse(time.RFC3339Nano, string(stamp)); err == nil {
-			at, raw = t, text
+		if at, err := time.Parse(time.RFC3339Nano, string(stamp)); err == nil {
+			m.Timestamp, raw = at, text
+			if details, text, ok := bytes.Cut(raw, []byte(" ")); ok && w.details { // empty where there are none
+				m.Details, raw = string(details), text
+			}
 		}
 	}
-	return w.emit(at, bytes.Clone(raw))
+	m.Data = bytes.Clone(raw)
+	return w.emit(m)
 }

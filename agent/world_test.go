@@ -278,7 +278,11 @@ func (m *manager) hear(f protocol.FromAgent) *protocol.ToAgent {
 	case f.MeshAck != nil:
 		m.record.meshAcks = append(m.record.meshAcks, *f.MeshAck)
 	case f.LogChunk != nil:
-		m.record.logLines = append(m.record.logLines, f.LogChunk.Stream+": "+string(f.LogChunk.Data))
+		line := string(f.LogChunk.Data)
+		if f.LogChunk.Details != "" {
+			line = f.LogChunk.Details + " " + line
+		}
+		m.record.logLines = append(m.record.logLines, f.LogChunk.Stream+": "+line)
 	case f.LogEnd != nil:
 		m.record.logEnds = append(m.record.logEnds, *f.LogEnd)
 	}

@@ -207,6 +207,8 @@ type LogRequest struct {
 	Stdout bool
 	Stderr bool
 	Follow bool
+	// Details asks for what the container's log options add to every line, LogMessage.Details.
+	Details bool `json:",omitempty"`
 	// Since is RFC 3339 or Unix seconds as Docker takes it, Tail "all" or a number.
 	Since string
 	Tail  string
@@ -218,7 +220,10 @@ type LogMessage struct {
 	ID        string
 	Timestamp time.Time
 	Stream    string // "stdout" or "stderr"
-	Data      []byte
+	// Details are the labels and variables that the log options name, as the engine writes them: k=v,k=v with both
+	// query-escaped. Only where they are asked for.
+	Details string `json:",omitempty"`
+	Data    []byte
 }
 
 // LogEnd closes a log request; Err is empty at the ordinary end.

@@ -39,7 +39,7 @@ func (s *Server) readTaskLog(ctx context.Context, c Control, t *cluster.Task, re
 		return errLeaderGone
 	}
 	q := url.Values{"node": {t.NodeID}, "since": {req.Since}, "tail": {req.Tail}}
-	for name, on := range map[string]bool{"stdout": req.Stdout, "stderr": req.Stderr, "follow": req.Follow} {
+	for name, on := range map[string]bool{"stdout": req.Stdout, "stderr": req.Stderr, "follow": req.Follow, "details": req.Details} {
 		q.Set(name, strconv.FormatBool(on))
 	}
 	u := url.URL{Scheme: "https", Host: addr, Path: protocol.PathEngine + "/miniswarm/tasks/" + t.ID + "/log", RawQuery: q.Encode()}
@@ -80,7 +80,7 @@ func (s *Server) readTaskLog(ctx context.Context, c Control, t *cluster.Task, re
 func (s *Server) relayTaskLog(c Control, w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	req := protocol.LogRequest{TaskID: r.PathValue("id"), Stdout: flag(r, "stdout"), Stderr: flag(r, "stderr"), Follow: flag(r, "follow"),
-		Since: q.Get("since"), Tail: q.Get("tail")}
+		Details: flag(r, "details"), Since: q.Get("since"), Tail: q.Get("tail")}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	out := &batchWriter{buf: bufio.NewWriterSize(w, 32<<10), send: http.NewResponseController(w).Flush}

@@ -53,7 +53,7 @@ func readLogQuery(r *http.Request) (logQuery, error) {
 
 // request gives what to ask a task's node. from overrides since where it is later, when a log is taken up again.
 func (q *logQuery) request(taskID string, from time.Time) protocol.LogRequest {
-	req := protocol.LogRequest{TaskID: taskID, Stdout: q.stdout, Stderr: q.stderr, Follow: q.follow, Tail: q.tail}
+	req := protocol.LogRequest{TaskID: taskID, Stdout: q.stdout, Stderr: q.stderr, Follow: q.follow, Details: q.details, Tail: q.tail}
 	since := q.since
 	if from.After(since) {
 		since, req.Tail = from, "all"

@@ -102,6 +102,17 @@ func TestLogsOfSeveralTasks(t *testing.T) {
 	if !strings.HasSuffix(stderr, "com.docker.swarm.task.id=task2 oops\n") {
 		t.Errorf("stderr: %s", stderr)
 	}
+	w.control.setLog("task1", func(_ context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
+		if !req.Details {
+			return errors.New("details were asked for")
+		}
+		return each(protocol.LogMessage{Stream: "stdout", Details: "app=a%2Cb,zone=1", Data: []byte("text\n")})
+	})
+	body, _ = w.logBody("/tasks/task1/logs?stdout=1&details=1")
+	stdout, _, _ = demux(t, body)
+	if want := "app=a%2Cb,com.docker.swarm.node.id=node1,com.docker.swarm.service.id=svc1,com.docker.swarm.task.id=task1,zone=1 text\n"; stdout != want {
+		t.Errorf("with the node's details: %q, want %q", stdout, want)
+	}
 	body, _ = w.logBody("/tasks/task2/logs?stdout=1&stderr=1")
 	if stdout, stderr, _ = demux(t, body); stdout != "" || stderr != "oops\n" {
 		t.Errorf("one task: %q %q", stdout, stderr)

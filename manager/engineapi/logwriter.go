@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"io"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
@@ -48,23 +50,23 @@ func (l *logWriter) line(t *cluster.Task, m protocol.LogMessage) error {
 		b = append(m.Timestamp.UTC().AppendFormat(b, stampForm), ' ')
 	}
 	if l.query.details {
-		b = append(appendDetails(b, t), ' ')
+		b = append(appendDetails(b, t, m.Details), ' ')
 	}
 	b = append(b, m.Data...)
 	l.scratch = b
 	return l.frame(stream, b)
 }
 
-// appendDetails appends where a line comes from, in the order of the keys. Clients that show task and node names depend on
-// it.
-func appendDetails(b []byte, t *cluster.Task) []byte {
-	for i, kv := range [][2]string{{"com.docker.swarm.node.id", t.NodeID}, {"com.docker.swarm.service.id", t.ServiceID}, {"com.docker.swarm.task.id", t.ID}} {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(append(append(b, kv[0]...), '='), url.QueryEscape(kv[1])...)
+// appendDetails appends where a line comes from and what the node added to it, in the order of the keys. Clients that show
+// task and node names depend on the first.
+func appendDetails(b []byte, t *cluster.Task, more string) []byte {
+	details := []string{"com.docker.swarm.node.id=" + url.QueryEscape(t.NodeID), "com.docker.swarm.service.id=" + url.QueryEscape(t.ServiceID),
+		"com.docker.swarm.task.id=" + url.QueryEscape(t.ID)}
+	if more != "" {
+		details = append(details, strings.Split(more, ",")...)
+		slices.Sort(details)
 	}
-	return b
+	return append(b, strings.Join(details, ",")...)
 }
 
 // systemError writes an error into the stream; clients show it and stop reading.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -29,8 +30,10 @@ type instance struct {
 	state   container.State
 	stopped chan struct{} // closed when it has stopped
 	log     bytes.Buffer
-	starts  int
-	files   map[string]string // what the files bound into it held when it was started, by their place
+	// detailed is log with the details that are asked for now and then.
+	detailed bytes.Buffer
+	starts   int
+	files    map[string]string // what the files bound into it held when it was started, by their place
 }
 
 // Create implements docker.Engine.
@@ -252,6 +255,9 @@ func (e *Engine) Logs(ctx context.Context, id string, o container.LogsOptions) (
 	}
 	r, w := io.Pipe()
 	content := bytes.Clone(c.log.Bytes())
+	if o.Details {
+		content = bytes.Clone(c.detailed.Bytes())
+	}
 	stopped, running := c.stopped, c.state.Running
 	go func() {
 		_, _ = w.Write(content)
@@ -266,7 +272,8 @@ func (e *Engine) Logs(ctx context.Context, id string, o container.LogsOptions) (
 	return r, nil
 }
 
-// Print appends a line, with a timestamp in front as the engine puts it, to the log of a container.
+// Print appends a line, with a timestamp in front as the engine puts it, to the log of a container. With details it has the
+// labels that the container's log option "labels" names in between.
 func (e *Engine) Print(id, stream string, at time.Time, line string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -278,7 +285,15 @@ func (e *Engine) Print(id, stream string, at time.Time, line string) {
 	if stream == "stderr" {
 		kind = stdcopy.Stderr
 	}
-	_, _ = io.WriteString(stdcopy.NewStdWriter(&c.log, kind), at.UTC().Format(time.RFC3339Nano)+" "+line+"\n")
+	var details []string
+	for name := range strings.SplitSeq(c.want.Host.LogConfig.Config["labels"], ",") {
+		if v, ok := c.want.Config.Labels[name]; ok {
+			details = append(details, url.QueryEscape(name)+"="+url.QueryEscape(v))
+		}
+	}
+	stamp := at.UTC().Format(time.RFC3339Nano)
+	_, _ = io.WriteString(stdcopy.NewStdWriter(&c.log, kind), stamp+" "+line+"\n")
+	_, _ = io.WriteString(stdcopy.NewStdWriter(&c.detailed, kind), stamp+" "+strings.Join(details, ",")+" "+line+"\n")
 }
 
 // Kill ends a container as kill -9 does.
