@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,11 +13,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/pkg/stdcopy"
 
+	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 )
 
@@ -153,6 +156,33 @@ func TestMissingNodesAreNamedAfterTheOthers(t *testing.T) {
 	if stdout != "one\n" || err == nil || !strings.Contains(err.Error(), "Error grabbing logs: warning: incomplete log stream. some logs could not be retrieved for the following reasons: node node2 is not available") {
 		t.Errorf("%q %v", stdout, err)
 	}
+}
+
+// An engine that hangs says nothing and ends nothing. A client that takes its time is none.
+func TestANodeThatHangsIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeControl()
+		svc := aService("svc1", "web", 2)
+		c.put(t, aNode("node1", "vm1"), aNode("node2", "vm2"), svc, aTask("task1", svc, 1, "node1", swarm.TaskStateRunning), aTask("task2", svc, 2, "node2", swarm.TaskStateComplete))
+		c.setLog("task1", lines("stdout", "one", "two"))
+		c.setLog("task2", func(ctx context.Context, _ protocol.LogRequest, each func(protocol.LogMessage) error) error {
+			time.Sleep(logSilence - time.Second)
+			if err := each(protocol.LogMessage{Stream: "stdout", Data: []byte("late\n")}); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		q := logQuery{stdout: true, tail: "all"}
+		var out bytes.Buffer
+		slow := func() error { time.Sleep(3 * logSilence); return nil }
+		s := &Server{cfg: Config{Local: &fakeLocal{control: c}}}
+		newLogStream(s, c, q, func(*cluster.Task) bool { return true }, newLogWriter(&out, slow, q, false)).run(t.Context())
+		stdout, _, err := demux(t, out.String())
+		if stdout != "one\ntwo\nlate\n" || err == nil || !strings.HasSuffix(strings.TrimSpace(err.Error()), "for the following reasons: node node2 has not answered for 10s") {
+			t.Errorf("%q %v", stdout, err)
+		}
+	})
 }
 
 func TestTTYLogsAreRaw(t *testing.T) {

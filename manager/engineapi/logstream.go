@@ -3,6 +3,7 @@ package engineapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,9 @@ const (
 	// logRetry is the wait before the log of a task that still exists is taken up again, because its node was away or its
 	// container is not there yet.
 	logRetry = time.Second
+	// logSilence is how long a node may say nothing of a log that is there to be read to its end, before its engine is
+	// taken to hang and the others' logs are given without it.
+	logSilence = 10 * time.Second
 )
 
 // logLine is one line of a task's log, or with err set the reason why there is none.
@@ -190,7 +194,7 @@ func (l *logStream) read(ctx context.Context, t *cluster.Task) {
 		if !last.IsZero() {
 			from = last.Add(time.Nanosecond)
 		}
-		err := l.server.readTaskLog(ctx, l.control, t, l.query.request(t.ID, from), func(m protocol.LogMessage) error {
+		err := l.readOnce(ctx, t, from, func(m protocol.LogMessage) error {
 			last, told = m.Timestamp, false
 			return l.send(ctx, logLine{task: t, LogMessage: m})
 		})
@@ -198,7 +202,8 @@ func (l *logStream) read(ctx context.Context, t *cluster.Task) {
 		ended := now == nil || cluster.Terminal(now.Status.State)
 		// The container of a task that has ended may be gone, which is no loss worth telling, and that of one that is
 		// being prepared is not there yet. An election is over in a moment.
-		worth := err != nil && !told && (!l.query.follow || !errors.Is(err, errLeaderGone)) && (!nodeUp || !ended && now.Status.State == swarm.TaskStateRunning)
+		worth := err != nil && !told && (!l.query.follow || !errors.Is(err, errLeaderGone)) &&
+			(!nodeUp || !ended && now.Status.State == swarm.TaskStateRunning || errors.As(err, new(*silentError)))
 		if worth && ctx.Err() == nil {
 			told = true
 			if l.send(ctx, logLine{task: t, err: err}) != nil {
@@ -214,6 +219,34 @@ func (l *logStream) read(ctx context.Context, t *cluster.Task) {
 		case <-time.After(logRetry):
 		}
 	}
+}
+
+// silentError: a node has not said anything for logSilence.
+type silentError struct{ node string }
+
+func (e *silentError) Error() string {
+	return fmt.Sprintf("node %s has not answered for %s", e.node, logSilence)
+}
+
+// readOnce reads a task's log until its end or a break. Without follow there is always something to hear: the next line or
+// the end.
+func (l *logStream) readOnce(ctx context.Context, t *cluster.Task, from time.Time, each func(protocol.LogMessage) error) error {
+	req := l.query.request(t.ID, from)
+	if l.query.follow {
+		return l.server.readTaskLog(ctx, l.control, t, req, each)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	silence := time.AfterFunc(logSilence, func() { cancel(&silentError{t.NodeID}) })
+	defer func() { silence.Stop(); cancel(nil) }()
+	err := l.server.readTaskLog(ctx, l.control, t, req, func(m protocol.LogMessage) error {
+		silence.Stop() // while the client takes its time
+		defer silence.Reset(logSilence)
+		return each(m)
+	})
+	if silent := new(silentError); err != nil && errors.As(context.Cause(ctx), &silent) {
+		return silent
+	}
+	return err
 }
 
 // state gives the task as it was seen last, nil if it is gone, and whether its node is up.
