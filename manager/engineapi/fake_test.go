@@ -309,8 +309,10 @@ type fakeEngine struct {
 	networks []network.Inspect
 	requests []string // METHOD path?query
 	events   chan string
-	server   *httptest.Server
-	path     string
+	// distribution answers what is asked of registries; nil: there are none.
+	distribution http.HandlerFunc // guarded by mu
+	server       *httptest.Server
+	path         string
 }
 
 func newFakeEngine(t *testing.T) *fakeEngine {
@@ -418,8 +420,15 @@ func (e *fakeEngine) mux() http.Handler {
 			}
 		}
 	})
-	mux.HandleFunc("GET /distribution/{name...}", func(w http.ResponseWriter, _ *http.Request) {
-		writeError(w, errorf(http.StatusForbidden, "no registry here"))
+	mux.HandleFunc("GET /distribution/{name...}", func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		answer := e.distribution
+		e.mu.Unlock()
+		if answer == nil {
+			writeError(w, errorf(http.StatusForbidden, "no registry here"))
+			return
+		}
+		answer(w, r)
 	})
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)

@@ -3,6 +3,8 @@ package engineapi
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"time"
@@ -72,13 +74,62 @@ func (s *Server) explainNetwork(ctx context.Context, err error) error {
 	return err
 }
 
+// registryPatience bounds how long clients wait for a registry by way of the engine, whose own limits for one that does not
+// answer are a minute and more. All that is lost is the digest.
+const registryPatience = 10 * time.Second
+
+// inspectDistribution is the engine's answer about an image in its registry, in a bounded time. The docker command asks it
+// before it creates a service, and warns where it fails.
+func (s *Server) inspectDistribution(w http.ResponseWriter, r *http.Request) error {
+	resp, err := s.askRegistry(r, original(r).URL.EscapedPath(), registryPatience)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
+	w.WriteHeader(resp.StatusCode)
+	_, _ = io.Copy(w, resp.Body) // a client that is gone has nobody to be told
+	return nil
+}
+
+// askRegistry has the engine ask a registry with the credentials of r. The body must be closed.
+func (s *Server) askRegistry(r *http.Request, path string, patience time.Duration) (*http.Response, error) {
+	header := http.Header{}
+	if auth := r.Header.Get(headerRegistryAuth); auth != "" {
+		header.Set(headerRegistryAuth, auth)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	resp, err := s.engine.open(ctx, http.MethodGet, path, nil, header)
+	if err != nil {
+		cancel()
+		if ctx.Err() != nil && r.Context().Err() == nil {
+			return nil, errorf(http.StatusGatewayTimeout, "the registry did not answer within %s", patience)
+		}
+		return nil, err
+	}
+	resp.Body = &bodyOf{resp.Body, cancel}
+	return resp, nil
+}
+
+// bodyOf is a body whose request's context ends with it.
+type bodyOf struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (b *bodyOf) Close() error {
+	defer b.cancel()
+	return b.ReadCloser.Close()
+}
+
 // resolveForOldClient pins the image's digest for clients older than API 1.30, which leave that to the daemon; newer
 // ones ask /distribution themselves.
 func (s *Server) resolveForOldClient(r *http.Request, spec *swarm.ServiceSpec) []string {
 	if !versions.LessThan(apiVersion(r), "1.30") {
 		return nil
 	}
-	named, err := reference.ParseNormalizedNamed(spec.TaskTemplate.ContainerSpec.Image)
+	image := spec.TaskTemplate.ContainerSpec.Image
+	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return nil // refused with words by the validation
 	}
@@ -86,23 +137,18 @@ func (s *Server) resolveForOldClient(r *http.Request, spec *swarm.ServiceSpec) [
 		return nil
 	}
 	named = reference.TagNameOnly(named)
-	digest, err := s.imageDigest(r.Context(), reference.FamiliarString(named), r.Header.Get(headerRegistryAuth))
+	digest, err := s.imageDigest(r, reference.FamiliarString(named))
 	if err != nil {
-		return []string{"image " + spec.TaskTemplate.ContainerSpec.Image + " could not be accessed on a registry to record its digest. " +
-			"Each node will access it independently, possibly leading to different nodes running different versions of the image."}
+		s.cfg.Logger.Warn("an image's digest is not known", "image", image, "err", err)
+		return []string{fmt.Sprintf("image %s could not be accessed on a registry to record\nits digest. Each node will access %s independently,\n"+
+			"possibly leading to different nodes running different\nversions of the image.\n", image, image)}
 	}
 	spec.TaskTemplate.ContainerSpec.Image = reference.FamiliarString(named) + "@" + digest
 	return nil
 }
 
-func (s *Server) imageDigest(ctx context.Context, image, auth string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	header := http.Header{}
-	if auth != "" {
-		header.Set(headerRegistryAuth, auth)
-	}
-	resp, err := s.engine.open(ctx, http.MethodGet, "/distribution/"+url.PathEscape(image)+"/json", nil, header)
+func (s *Server) imageDigest(r *http.Request, image string) (string, error) {
+	resp, err := s.askRegistry(r, "/distribution/"+url.PathEscape(image)+"/json", registryPatience)
 	if err != nil {
 		return "", err
 	}

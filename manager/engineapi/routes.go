@@ -53,6 +53,8 @@ func (s *Server) routes() {
 		"GET /version": s.version,
 		"GET /events":  s.streamEvents,
 
+		"GET /distribution/": s.inspectDistribution,
+
 		"POST /swarm/init":   s.initSwarm,
 		"POST /swarm/join":   s.joinSwarm,
 		"POST /swarm/leave":  s.leaveSwarm,

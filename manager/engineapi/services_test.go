@@ -383,7 +383,7 @@ func TestOldClientsGetWhatTheyKnow(t *testing.T) {
 	spec.TaskTemplate.ContainerSpec.CapabilityAdd = []string{"CAP_X"}
 	spec.TaskTemplate.Placement = &swarm.Placement{MaxReplicas: 3}
 	a := w.do("POST", "/v1.28/services/create", spec)
-	if a.status != 201 || !strings.Contains(a.body, "could not be accessed on a registry to record its digest") {
+	if a.status != 201 || !strings.Contains(a.body, `image app:1 could not be accessed on a registry to record\nits digest. Each node will access app:1 independently,\npossibly leading to different nodes running different\nversions of the image.\n`) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	c := w.control.snapshot().ServiceNamed("web").Spec.TaskTemplate
