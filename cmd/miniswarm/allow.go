@@ -40,8 +40,8 @@ func adaptNode(_ command.Cli, cmd *cobra.Command) {
 	}
 }
 
-// adaptService adds to service create and update what Docker Swarm has no flags for. They become labels of the containers.
-func adaptService(_ command.Cli, cmd *cobra.Command) {
+// addExtras adds to service create and update what Docker Swarm has no flags for. They become labels of the containers.
+func addExtras(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		if sub.Name() != "create" && sub.Name() != "update" {
 			continue

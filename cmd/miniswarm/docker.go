@@ -158,6 +158,12 @@ func dockerRoot(ctx context.Context, e *env, host string, n noun) (*cobra.Comman
 	return root, nil
 }
 
+// adaptService adds what miniswarm has beside Docker's service commands.
+func adaptService(dc command.Cli, cmd *cobra.Command) {
+	addExtras(cmd)
+	namePaused(dc, cmd)
+}
+
 // adaptStack makes deploy wait until the services run, as everywhere else, and look into the Compose file first.
 func adaptStack(dc command.Cli, cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {

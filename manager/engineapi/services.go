@@ -1,8 +1,10 @@
 package engineapi
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -229,7 +231,8 @@ func checkImmutable(svc *cluster.Service, spec swarm.ServiceSpec) error {
 	return nil
 }
 
-// replaceSpec makes spec the service's, and the present one its previous. The spec version is that of the request.
+// replaceSpec makes spec the service's, and the present one its previous. The spec version is that of the request. An update
+// that lets a paused one go on keeps the previous spec: what was paused is not what a rollback should go back to.
 func replaceSpec(svc *cluster.Service, spec swarm.ServiceSpec, version uint64, auth, authFrom string) error {
 	if auth == "" {
 		switch authFrom {
@@ -242,12 +245,27 @@ func replaceSpec(svc *cluster.Service, spec swarm.ServiceSpec, version uint64, a
 			auth = svc.RegistryAuth
 		}
 	}
-	previous := svc.Spec
-	svc.PreviousSpec, svc.PreviousSpecVersion, svc.PreviousRegistryAuth = &previous, svc.SpecVersion, svc.RegistryAuth
+	if !goesOn(svc, spec) {
+		previous := svc.Spec
+		svc.PreviousSpec, svc.PreviousSpecVersion, svc.PreviousRegistryAuth = &previous, svc.SpecVersion, svc.RegistryAuth
+	}
 	svc.Spec, svc.RegistryAuth = spec, auth
 	svc.SpecVersion.Index = version
 	svc.UpdateStatus = nil
 	return nil
+}
+
+// goesOn says whether an update asks for what a paused one was about.
+func goesOn(svc *cluster.Service, spec swarm.ServiceSpec) bool {
+	if svc.PreviousSpec == nil || svc.UpdateStatus == nil || svc.UpdateStatus.State != swarm.UpdateStatePaused {
+		return false
+	}
+	was, err := json.Marshal(svc.Spec)
+	if err != nil {
+		return false
+	}
+	is, err := json.Marshal(spec) // as clients see it: they send back what they were given
+	return err == nil && bytes.Equal(was, is)
 }
 
 // rollBack swaps the service's specs; a second rollback brings the newer one back.

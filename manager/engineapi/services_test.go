@@ -301,6 +301,30 @@ func TestServiceUpdateAndRollback(t *testing.T) {
 	}
 }
 
+// Who lets a paused update go on and then finds that it was no good can still go back to what was there before it.
+func TestAPausedUpdateThatGoesOnKeepsTheWayBack(t *testing.T) {
+	w := newWorld(t)
+	svc := aService("svc1", "web", 1)
+	before := serviceSpec("web")
+	svc.PreviousSpec, svc.PreviousRegistryAuth, svc.RegistryAuth = &before, "auth0", "auth1"
+	svc.Spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "app:2", Isolation: "default"}
+	svc.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateStatePaused}
+	w.control.put(t, append(aCluster(), svc)...)
+	stored := func() *cluster.Service { return w.control.snapshot().Service("svc1") }
+	update := func(spec swarm.ServiceSpec) {
+		t.Helper()
+		must[swarm.ServiceUpdateResponse](w, 200, "POST", fmt.Sprintf("/services/web/update?version=%d", stored().Version.Index), spec)
+	}
+	update(must[swarm.Service](w, 200, "GET", "/services/web", nil).Spec)
+	if s := stored(); s.PreviousSpec.TaskTemplate.ContainerSpec.Image != "app:1" || s.PreviousRegistryAuth != "auth0" || s.UpdateStatus != nil || s.SpecVersion.Index == 0 {
+		t.Errorf("after going on: %+v", s)
+	}
+	update(stored().Spec) // nothing is paused: as in Docker
+	if s := stored(); s.PreviousSpec.TaskTemplate.ContainerSpec.Image != "app:2" || s.PreviousRegistryAuth != "auth1" {
+		t.Errorf("after an update to the same: %+v", s.PreviousSpec)
+	}
+}
+
 func TestAnUpdateThatLeavesThePortsIsNotHeldUpByThem(t *testing.T) {
 	w := newWorld(t)
 	a, b := aService("a", "a", 1), aService("b", "b", 1)
