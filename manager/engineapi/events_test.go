@@ -60,6 +60,9 @@ func (w *world) stream(query string) (next func() string) {
 		if err := json.Unmarshal(scan.Bytes(), &m); err != nil {
 			w.t.Fatalf("%v: %s", err, scan.Text())
 		}
+		if err := checkEvent(scan.Bytes()); err != nil {
+			w.t.Errorf("the event is not the Engine API's: %v", err)
+		}
 		name := m.Actor.Attributes["name"]
 		delete(m.Actor.Attributes, "name")
 		text := fmt.Sprintf("%s %s %s", m.Type, m.Action, name)
@@ -94,11 +97,24 @@ func TestEventsOfTheSwarm(t *testing.T) {
 	w.control.put(t, aTask("task1", svc, 1, "node2", swarm.TaskStateRunning)) // tasks have no events
 	must[struct{ ID string }](w, 201, "POST", "/secrets/create", map[string]any{"Name": "pass", "Data": []byte("x")})
 	must[struct{ ID string }](w, 201, "POST", "/configs/create", map[string]any{"Name": "conf", "Data": []byte("x")})
+	for _, kind := range []cluster.Kind{cluster.KindSecret, cluster.KindConfig} {
+		name := map[cluster.Kind]string{cluster.KindSecret: "pass", cluster.KindConfig: "conf"}[kind]
+		var version uint64
+		for o := range w.control.snapshot().Objects(kind) {
+			version = o.ObjectMeta().Version.Index
+		}
+		w.do("POST", fmt.Sprintf("/%ss/%s/update?version=%d", kind, name, version), map[string]any{"Name": name, "Labels": map[string]string{"a": "b"}})
+	}
 	w.do("DELETE", "/services/web", nil)
+	must[struct{ ID string }](w, 201, "POST", "/networks/create", map[string]any{"Name": "back", "Driver": "overlay"})
+	for _, path := range []string{"/secrets/pass", "/configs/conf", "/networks/back", "/nodes/node2"} {
+		w.do("DELETE", path, nil)
+	}
 	for _, want := range []string{
 		"network create ingress", "node create vm2", "service create web", "node update vm2 [availability.new:drain availability.old:active state.new:down state.old:ready]",
 		"service update web [image.new:app:2 image.old:app:1 replicas.new:3 replicas.old:2 updatestate.new:updating]", "service update web [updatestate.new:completed updatestate.old:updating]",
-		"secret create pass", "config create conf", "service remove web",
+		"secret create pass", "config create conf", "secret update pass", "config update conf", "service remove web", "network create back",
+		"secret remove pass", "config remove conf", "network remove back", "node remove vm2",
 	} {
 		if got := next(); got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -97,17 +97,43 @@ func checkAnswer(method, path string, a answer) error {
 		}
 		schema = *resp.Schema
 	}
-	var body any
-	if err := json.Unmarshal([]byte(a.body), &body); err != nil {
+	body, err := decodeAny(a.body)
+	if err != nil {
 		return err
 	}
 	if list, isList := body.([]any); schema.Type.Contains("array") && (!isList || list == nil) {
 		return fmt.Errorf("want a list: %s", a.body)
 	}
-	if err := validate.AgainstSchema(&schema, body, strfmt.Default); err != nil {
-		return fmt.Errorf("%w\nin %s", err, a.body)
+	return checkBody(&schema, body)
+}
+
+// decodeAny keeps numbers as they are written: times in nanoseconds are none that a float64 can hold.
+func decodeAny(text string) (v any, err error) {
+	dec := json.NewDecoder(strings.NewReader(text))
+	dec.UseNumber()
+	err = dec.Decode(&v)
+	return v, err
+}
+
+func checkBody(schema *spec.Schema, body any) error {
+	if err := validate.AgainstSchema(schema, body, strfmt.Default); err != nil {
+		return fmt.Errorf("%w\nin %v", err, body)
 	}
 	return checkTimes(body, "")
+}
+
+// checkEvent holds one line of /events against the document.
+func checkEvent(line []byte) error {
+	doc, err := apiDocument()
+	if err != nil {
+		return err
+	}
+	body, err := decodeAny(string(line))
+	if err != nil {
+		return err
+	}
+	schema := doc.Definitions["EventMessage"]
+	return checkBody(&schema, body)
 }
 
 // operation finds what the document says of a path; a literal segment goes before a variable.
