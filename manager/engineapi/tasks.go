@@ -4,7 +4,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/docker/docker/api/types/filters"
@@ -21,12 +20,6 @@ func (s *Server) listTasks(c Control, w http.ResponseWriter, r *http.Request) er
 	for _, state := range args.Get("desired-state") {
 		if state != "" && !cluster.ValidState(swarm.TaskState(strings.ToLower(state))) {
 			return errorf(http.StatusInternalServerError, "Invalid desired-state filter: '%s'", state)
-		}
-	}
-	current := false
-	for _, v := range args.Get("_up-to-date") {
-		if current, err = strconv.ParseBool(v); err != nil {
-			return errorf(http.StatusBadRequest, "invalid filter '_up-to-date=%s'", v)
 		}
 	}
 	snap, err := c.Read(r.Context())
@@ -50,7 +43,7 @@ func (s *Server) listTasks(c Control, w http.ResponseWriter, r *http.Request) er
 		if !taskPasses(args, t) || len(services) > 0 && !services[t.ServiceID] || len(nodes) > 0 && !nodes[t.NodeID] {
 			return
 		}
-		if current {
+		if args.Contains("_up-to-date") { // whatever its value is, as in Docker
 			if svc := snap.Service(t.ServiceID); svc == nil || !upToDate(snap, svc, t) {
 				return
 			}
