@@ -74,8 +74,8 @@ func (s *Server) explainNetwork(ctx context.Context, err error) error {
 	return err
 }
 
-// registryPatience bounds how long clients wait for a registry by way of the engine, whose own limits for one that does not
-// answer are a minute and more. All that is lost is the digest.
+// registryPatience bounds how long clients wait for a registry by way of the engine, whose own limits add up to 25 s for one
+// that does not answer, with two protocols to try. All that is lost is the digest.
 const registryPatience = 10 * time.Second
 
 // inspectDistribution is the engine's answer about an image in its registry, in a bounded time. The docker command asks it
