@@ -383,7 +383,7 @@ func (e *fakeEngine) mux() http.Handler {
 		_ = json.NewDecoder(r.Body).Decode(&req)
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.networks = append(e.networks, network.Inspect{Name: req.Name, ID: "eng" + req.Name, Driver: "bridge", Scope: "local", Labels: req.Labels})
+		e.networks = append(e.networks, networkNamed(req.Name, req.Labels))
 		writeJSON(w, http.StatusCreated, network.CreateResponse{ID: "eng" + req.Name})
 	})
 	mux.HandleFunc("DELETE /networks/{id}", func(w http.ResponseWriter, r *http.Request) {

@@ -15,6 +15,9 @@ import (
 )
 
 func networkNamed(name string, labels map[string]string) network.Inspect {
+	if labels == nil {
+		labels = map[string]string{} // engines show no null here
+	}
 	return network.Inspect{Name: name, ID: "eng" + name, Driver: "bridge", Scope: "local", Labels: labels}
 }
 

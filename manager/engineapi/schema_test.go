@@ -33,6 +33,10 @@ var apiDocument = sync.OnceValues(func() (*spec.Swagger, error) {
 	}
 	doc := loaded.Spec()
 	amend(doc.Definitions)
+	pruned := doc.Paths.Paths["/networks/prune"].Post.Responses.StatusCodeResponses[http.StatusOK].Schema
+	none := pruned.Properties["NetworksDeleted"]
+	none.Nullable = true // as amend does with the others
+	pruned.Properties["NetworksDeleted"] = none
 	return doc, spec.ExpandSpec(doc, &spec.ExpandOptions{RelativeBase: path})
 })
 
@@ -57,13 +61,16 @@ func amend(d spec.Definitions) {
 	change(func(s *spec.Schema) { s.Enum = nil }, "Service", "UpdateStatus", "State") // has no words for a rollback
 	change(null, "ServiceCreateResponse", "Warnings")
 	change(null, "ServiceUpdateResponse", "Warnings")
+	for _, path := range [][]string{{"Network", "Containers"}, {"Network", "Options"}, {"IPAM", "Options"}, {"IPAM", "Config"}} {
+		change(null, path...)
+	}
 	for _, name := range []string{"CredentialSpec", "SELinuxContext"} {
 		change(null, "TaskSpec", "ContainerSpec", "Privileges", name)
 	}
 }
 
-// swarmPaths are the first segments of what is answered here and not by the engine.
-var swarmPaths = []string{"swarm", "nodes", "services", "tasks", "secrets", "configs"}
+// swarmPaths are the first segments of what is answered here, in whole or in part.
+var swarmPaths = []string{"swarm", "nodes", "services", "tasks", "secrets", "configs", "networks", "info", "version"}
 
 // checkAnswer holds an answer of the swarm part against the Engine API's document: its body against the schema of its
 // status, or of errors, and its lists and times against what every client of Docker relies on. Answers that are streams are
