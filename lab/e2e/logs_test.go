@@ -83,7 +83,17 @@ func TestLogs(t *testing.T) {
 			t.Fatalf("%s: %v %s", name, err, out)
 		}
 	}
+	last := c.follow(t, "vm1", "service", "logs", "--follow", "talk")
 	signal(t, "STOP")
 	defer signal(t, "CONT")
 	missing(t, `node \w{25} has not answered for 10s`, "vm2", patience)
+
+	// What is gone says nothing any more: the log that is followed ends.
+	signal(t, "CONT")
+	c.docker(t, "vm1", "service", "rm", "talk")
+	select {
+	case <-last.ended:
+	case <-time.After(patience):
+		t.Error("the log of a service that is gone is still followed")
+	}
 }

@@ -65,27 +65,47 @@ func (q *logQuery) request(taskID string, from time.Time) protocol.LogRequest {
 }
 
 func (s *Server) serviceLogs(w http.ResponseWriter, r *http.Request) error {
-	return s.logs(w, r, func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, func(*cluster.Task) bool, error) {
+	return s.logs(w, r, func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, logSubject, error) {
 		svc, err := find[*cluster.Service](snap, cluster.KindService, ref)
 		if err != nil {
-			return nil, nil, err
+			return nil, logSubject{}, err
 		}
-		return svc.Spec.TaskTemplate.ContainerSpec, func(t *cluster.Task) bool { return t.ServiceID == svc.ID }, nil
+		return svc.Spec.TaskTemplate.ContainerSpec, logSubject{cluster.KindService, svc.ID}, nil
 	})
 }
 
 func (s *Server) taskLogs(w http.ResponseWriter, r *http.Request) error {
-	return s.logs(w, r, func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, func(*cluster.Task) bool, error) {
+	return s.logs(w, r, func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, logSubject, error) {
 		t, err := findTask(snap, ref)
 		if err != nil {
-			return nil, nil, err
+			return nil, logSubject{}, err
 		}
-		return t.Spec.ContainerSpec, func(other *cluster.Task) bool { return other.ID == t.ID }, nil
+		return t.Spec.ContainerSpec, logSubject{cluster.KindTask, t.ID}, nil
 	})
 }
 
-// whose finds what a log is asked of: the specification of its containers, and which tasks are meant.
-type whose func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, func(*cluster.Task) bool, error)
+// logSubject is what a log is of: a service with all its tasks, or one task.
+type logSubject struct {
+	kind cluster.Kind
+	id   string
+}
+
+// meant says whether a task's log is part of it.
+func (s logSubject) meant(t *cluster.Task) bool {
+	if s.kind == cluster.KindService {
+		return t.ServiceID == s.id
+	}
+	return t.ID == s.id
+}
+
+// over says whether nothing can come any more that is not there yet: o is the subject as it is now, nil once it is gone.
+func (s logSubject) over(o cluster.Object) bool {
+	t, isTask := o.(*cluster.Task)
+	return o == nil || isTask && cluster.Terminal(t.Status.State)
+}
+
+// whose finds what a log is asked of, and the specification of its containers.
+type whose func(snap *cluster.Snapshot, ref string) (*swarm.ContainerSpec, logSubject, error)
 
 // logs answers with the logs of all tasks that are meant. Every manager does that by itself, so that a log goes on when the
 // leader changes; only the lines come through the leader. From the first byte on errors can only be told in the stream.
@@ -104,7 +124,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, find whose) error 
 	if err != nil {
 		return err
 	}
-	spec, meant, err := find(snap, r.PathValue("id"))
+	spec, subject, err := find(snap, r.PathValue("id"))
 	switch {
 	case err != nil:
 		return err
@@ -112,10 +132,10 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, find whose) error 
 		return errorf(http.StatusInternalServerError, "logs only supported on container tasks")
 	}
 	here := func(c Control, w http.ResponseWriter, r *http.Request) error {
-		s.streamLogs(c, w, r, q, spec.TTY, meant)
+		s.streamLogs(c, w, r, q, spec.TTY, subject)
 		return nil
 	}
-	if self, _, _ := c.Leader(); !self && tooManyLogs(snap, q.follow, meant) {
+	if self, _, _ := c.Leader(); !self && tooManyLogs(snap, q.follow, subject) {
 		s.streaming(here).ServeHTTP(w, r)
 		return nil
 	}
@@ -126,17 +146,17 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request, find whose) error 
 // one stream, which ends with its term.
 const maxRemoteLogs = 64
 
-func tooManyLogs(snap *cluster.Snapshot, follow bool, meant func(*cluster.Task) bool) bool {
+func tooManyLogs(snap *cluster.Snapshot, follow bool, subject logSubject) bool {
 	n := 0
 	for t := range snap.Tasks() {
-		if meant(t) && hasLog(t, follow) {
+		if subject.meant(t) && hasLog(t, follow) {
 			n++
 		}
 	}
 	return n > maxRemoteLogs
 }
 
-func (s *Server) streamLogs(c Control, w http.ResponseWriter, r *http.Request, q logQuery, tty bool, meant func(*cluster.Task) bool) {
+func (s *Server) streamLogs(c Control, w http.ResponseWriter, r *http.Request, q logQuery, tty bool, subject logSubject) {
 	contentType := types.MediaTypeRawStream
 	if !tty && !versions.LessThan(apiVersion(r), "1.42") {
 		contentType = types.MediaTypeMultiplexedStream
@@ -148,7 +168,7 @@ func (s *Server) streamLogs(c Control, w http.ResponseWriter, r *http.Request, q
 	if r.Method == http.MethodHead {
 		return
 	}
-	newLogStream(s, c, q, meant, newLogWriter(w, rc.Flush, q, tty)).run(r.Context())
+	newLogStream(s, c, q, subject, newLogWriter(w, rc.Flush, q, tty)).run(r.Context())
 }
 
 // hasLog says whether a task may have something to read: without follow only what has run, as in Swarm.

@@ -1,7 +1,6 @@
 package engineapi
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -177,7 +176,7 @@ func TestANodeThatHangsIsNamed(t *testing.T) {
 		var out bytes.Buffer
 		slow := func() error { time.Sleep(3 * logSilence); return nil }
 		s := &Server{cfg: Config{Local: &fakeLocal{control: c}}}
-		newLogStream(s, c, q, func(*cluster.Task) bool { return true }, newLogWriter(&out, slow, q, false)).run(t.Context())
+		newLogStream(s, c, q, logSubject{cluster.KindService, "svc1"}, newLogWriter(&out, slow, q, false)).run(t.Context())
 		stdout, _, err := demux(t, out.String())
 		if stdout != "one\ntwo\nlate\n" || err == nil || !strings.HasSuffix(strings.TrimSpace(err.Error()), "for the following reasons: node node2 has not answered for 10s") {
 			t.Errorf("%q %v", stdout, err)
@@ -194,101 +193,6 @@ func TestTTYLogsAreRaw(t *testing.T) {
 	body, header := w.logBody("/v1.51/services/web/logs?stdout=1")
 	if body != "raw\n" || header.Get("Content-Type") != "application/vnd.docker.raw-stream" {
 		t.Errorf("%q %s", body, header.Get("Content-Type"))
-	}
-}
-
-// following opens a log that follows and gives its lines.
-func (w *world) following(path string) (next func() string, stop func()) {
-	w.t.Helper()
-	ctx, cancel := context.WithCancel(w.t.Context())
-	req, _ := http.NewRequestWithContext(ctx, "GET", "http://docker"+path, nil)
-	resp, err := w.http.Do(req)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	pr, pw := io.Pipe()
-	go func() {
-		_, err := stdcopy.StdCopy(pw, pw, resp.Body)
-		pw.CloseWithError(err)
-	}()
-	scan := bufio.NewScanner(pr)
-	w.t.Cleanup(func() { cancel(); resp.Body.Close(); pr.Close() })
-	return func() string {
-		if !scan.Scan() {
-			return fmt.Sprint("end ", scan.Err())
-		}
-		return scan.Text()
-	}, cancel
-}
-
-func TestFollowTakesInNewTasksAndNodesThatComeBack(t *testing.T) {
-	w := logWorld(t)
-	svc := w.control.snapshot().Service("svc1")
-	ended := make(chan struct{})
-	w.control.setLog("task1", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
-		defer close(ended)
-		if err := lines("stdout", "one")(ctx, req, each); err != nil {
-			return err
-		}
-		<-ctx.Done()
-		return ctx.Err()
-	})
-	next, stop := w.following("/services/web/logs?stdout=1&stderr=1&follow=1&tail=3")
-	got := []string{next(), next()}
-	slices.Sort(got)
-	if want := []string{"miniswarm: node node2 is not available; the log goes on when it can be read again", "one"}; !slices.Equal(got, want) {
-		t.Fatalf("got %q", got)
-	}
-	// A new task of the service is taken in when it has a node.
-	w.control.setLog("task3", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
-		_ = lines("stdout", "three")(ctx, req, each)
-		<-ctx.Done()
-		return ctx.Err()
-	})
-	w.control.put(t, aTask("task3", svc, 3, "node1", swarm.TaskStateRunning))
-	if got := next(); got != "three" {
-		t.Errorf("the new task: %q", got)
-	}
-	// Taken up again, a log goes on after the last line.
-	var since sync.Map
-	w.control.setLog("task2", func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
-		since.Store(req.Since+" "+req.Tail, true)
-		if req.Since == "" {
-			_ = lines("stdout", "first")(ctx, req, each)
-			return errors.New("node node2: gone again")
-		}
-		_ = lines("stdout", "second")(ctx, req, each)
-		<-ctx.Done()
-		return ctx.Err()
-	})
-	for _, want := range []string{"first", "miniswarm: node node2: gone again; the log goes on when it can be read again", "second"} {
-		if got := next(); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-	if _, ok := since.Load("1970-01-01T00:01:40.000000006Z all"); !ok {
-		t.Error("the log was not taken up after its last line")
-	}
-	stop()
-	<-ended // a client that goes away ends the readers
-}
-
-func TestFollowSurvivesAWatchThatLags(t *testing.T) {
-	w := logWorld(t)
-	svc := w.control.snapshot().Service("svc1")
-	wait := func(ctx context.Context, _ protocol.LogRequest, _ func(protocol.LogMessage) error) error {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	w.control.setLog("task1", wait)
-	w.control.setLog("task2", wait)
-	w.control.setLog("task4", lines("stdout", "four"))
-	next, _ := w.following("/services/web/logs?stdout=1&follow=1")
-	w.await("the watch", func() bool { return w.control.watching() == 1 })
-	w.control.endWatches()
-	w.control.put(t, aTask("task4", svc, 3, "node1", swarm.TaskStateRunning))
-	if got := next(); got != "four" {
-		t.Errorf("got %q", got)
 	}
 }
 

@@ -39,25 +39,29 @@ type logStream struct {
 	server  *Server
 	control Control
 	query   logQuery
-	meant   func(*cluster.Task) bool
+	subject logSubject
 	out     *logWriter
 	lines   chan logLine
 	readers sync.WaitGroup
+	ended   chan struct{} // says that a reader has ended
 
 	mu     sync.Mutex
 	latest map[string]*cluster.Task // guarded by mu; the tasks that are meant, as they were seen last
 	nodes  map[string]bool          // guarded by mu; the nodes that are up
+	over   bool                     // guarded by mu; no task will come to those that are read
+	active int                      // guarded by mu; readers that have not ended
 
 	reading map[string]bool // ids of the tasks that have or had a reader; run's own
 	missing []string        // what could not be read; run's own
 }
 
-func newLogStream(s *Server, c Control, q logQuery, meant func(*cluster.Task) bool, out *logWriter) *logStream {
-	return &logStream{server: s, control: c, query: q, meant: meant, out: out, lines: make(chan logLine, logBuffer),
+func newLogStream(s *Server, c Control, q logQuery, subject logSubject, out *logWriter) *logStream {
+	return &logStream{server: s, control: c, query: q, subject: subject, out: out, lines: make(chan logLine, logBuffer), ended: make(chan struct{}, 1),
 		latest: map[string]*cluster.Task{}, nodes: map[string]bool{}, reading: map[string]bool{}}
 }
 
-// run writes until everything is written or, when following, until ctx ends or the client is gone.
+// run writes until everything is written or, when following, until ctx ends, the client is gone, or what the log is of is gone
+// and has said its last.
 func (l *logStream) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() { cancel(); l.readers.Wait() }()
@@ -115,10 +119,18 @@ func (l *logStream) drain(ctx context.Context) {
 	}
 }
 
-// follow writes lines and takes in new tasks until ctx ends, the client is gone (an error) or the watch ends (nil).
+// errLogOver ends a log that is followed: its service or task is gone, and nothing is left to read.
+var errLogOver = errors.New("the log is over")
+
+// follow writes lines and takes in new tasks until ctx ends, the client is gone or the log is over (errors) or the watch ends
+// (nil).
 func (l *logStream) follow(ctx context.Context, changes <-chan []cluster.Event) error {
 	for {
+		if l.done() && len(l.lines) == 0 {
+			return errLogOver
+		}
 		select {
+		case <-l.ended:
 		case <-ctx.Done():
 			return ctx.Err()
 		case line := <-l.lines:
@@ -147,9 +159,10 @@ func (l *logStream) begin(ctx context.Context, snap *cluster.Snapshot) {
 	for n := range snap.Nodes() {
 		l.nodes[n.ID] = n.Status.State != swarm.NodeStateDown
 	}
+	l.over = l.subject.over(snap.Object(l.subject.kind, l.subject.id))
 	var tasks []*cluster.Task
 	for t := range snap.Tasks() {
-		if l.meant(t) {
+		if l.subject.meant(t) {
 			l.latest[t.ID] = t
 			tasks = append(tasks, t)
 		}
@@ -163,9 +176,12 @@ func (l *logStream) begin(ctx context.Context, snap *cluster.Snapshot) {
 func (l *logStream) observe(ev *cluster.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if ev.ID() == l.subject.id {
+		l.over = l.subject.over(ev.New)
+	}
 	switch o := ev.New.(type) {
 	case *cluster.Task:
-		if l.meant(o) {
+		if l.subject.meant(o) {
 			l.latest[o.ID] = o
 		}
 	case *cluster.Node:
@@ -178,11 +194,30 @@ func (l *logStream) observe(ev *cluster.Event) {
 
 // add starts to read a task's log if it is meant, has one and is not read already.
 func (l *logStream) add(ctx context.Context, t *cluster.Task) {
-	if !l.meant(t) || l.reading[t.ID] || !hasLog(t, l.query.follow) {
+	if !l.subject.meant(t) || l.reading[t.ID] || !hasLog(t, l.query.follow) {
 		return
 	}
 	l.reading[t.ID] = true
-	l.readers.Go(func() { l.read(ctx, t) })
+	l.mu.Lock()
+	l.active++
+	l.mu.Unlock()
+	l.readers.Go(func() {
+		l.read(ctx, t)
+		l.mu.Lock()
+		l.active--
+		l.mu.Unlock()
+		select {
+		case l.ended <- struct{}{}:
+		default: // it is said already
+		}
+	})
+}
+
+// done says whether all has been read that can be.
+func (l *logStream) done() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over && l.active == 0
 }
 
 // read brings a task's log. When following it takes the log up again after every break until the task has ended.
