@@ -16,7 +16,7 @@ import (
 )
 
 // clientVersions are the prefixes that clients of ten years put in front of a path, one that does not exist yet, and none.
-var clientVersions = []string{"", "/v1.24", "/v1.25", "/v1.28", "/v1.30", "/v1.37", "/v1.39", "/v1.40", "/v1.41", "/v1.43", "/v1.44", "/v1.47", "/v1.51", "/v1.56", "/v1.99"}
+var clientVersions = []string{"", "/v1.24", "/v1.30", "/v1.37", "/v1.40", "/v1.41", "/v1.44", "/v1.51", "/v1.99"}
 
 // TestEveryEndpointInEveryVersion takes an object of each kind through its life as clients of each version do.
 func TestEveryEndpointInEveryVersion(t *testing.T) {
