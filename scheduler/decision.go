@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -94,6 +95,17 @@ type NodeVerdict struct {
 	// Branch are the values of the spread preferences.
 	Branch []string `json:"branch,omitempty"`
 	Winner bool     `json:"winner,omitempty"`
+}
+
+// Lacks says what rules the node out, "" if nothing does.
+func (v *NodeVerdict) Lacks() string {
+	var lacks []string
+	for _, f := range v.Filters {
+		if !f.Passed {
+			lacks = append(lacks, f.Detail)
+		}
+	}
+	return strings.Join(lacks, "; ")
 }
 
 // Verdict is what one filter says of one node.

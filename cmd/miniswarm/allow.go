@@ -6,15 +6,14 @@ import (
 	"strings"
 
 	dockercli "github.com/docker/cli/cli"
-	"github.com/docker/cli/cli/command"
 	"github.com/spf13/cobra"
 
 	"github.com/miniswarm/miniswarm/cluster"
 )
 
-// adaptNode adds to node update what a node allows its containers beyond the ordinary. It is a label of the node, so that
+// addAllow adds to node update what a node allows its containers beyond the ordinary. It is a label of the node, so that
 // every client of Docker's API can see and set it.
-func adaptNode(_ command.Cli, cmd *cobra.Command) {
+func addAllow(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		if sub.Name() != "update" {
 			continue

@@ -44,7 +44,7 @@ type noun struct {
 	// extra are miniswarm's own subcommands under Docker's noun.
 	extra []func(command.Cli) *cobra.Command
 	// adapt changes what Docker's own subcommands do.
-	adapt func(command.Cli, *cobra.Command)
+	adapt func(*observedCLI, *cobra.Command)
 }
 
 func (n noun) category() string {
@@ -58,8 +58,8 @@ func (n noun) category() string {
 // only ones that are exactly Docker's.
 
 var nouns = []noun{
-	{name: "node", usage: "manage the machines of the cluster", make: node.NewNodeCommand, adapt: adaptNode},
-	{name: "service", usage: "manage services", make: service.NewServiceCommand, adapt: adaptService,
+	{name: "node", usage: "manage the machines of the cluster", make: node.NewNodeCommand, adapt: adaptNodes},
+	{name: "service", usage: "manage services", make: service.NewServiceCommand, adapt: adaptServices,
 		extra: []func(command.Cli) *cobra.Command{explainService, execService, copyService}},
 	{name: "stack", usage: "deploy and manage Compose files", make: stack.NewStackCommand, adapt: adaptStack},
 	{name: "task", usage: "look at the tasks of services", make: newTaskCommand},
@@ -129,7 +129,7 @@ func firstWord(args []string) string {
 
 // dockerRoot builds a root command with Docker's help and error texts around one noun.
 func dockerRoot(ctx context.Context, e *env, host string, n noun) (*cobra.Command, error) {
-	dc, err := command.NewDockerCli(command.WithBaseContext(ctx), command.WithInputStream(e.stdin), command.WithOutputStream(e.stdout),
+	base, err := command.NewDockerCli(command.WithBaseContext(ctx), command.WithInputStream(e.stdin), command.WithOutputStream(e.stdout),
 		command.WithErrorStream(e.stderr), command.WithUserAgent("miniswarm/"+version))
 	if err != nil {
 		return nil, fmt.Errorf("set up the Docker commands: %w", err)
@@ -141,9 +141,10 @@ func dockerRoot(ctx context.Context, e *env, host string, n noun) (*cobra.Comman
 	root.CompletionOptions.DisableDefaultCmd = true
 	opts := flags.NewClientOptions()
 	opts.Hosts = []string{host}
-	if err := dc.Initialize(opts); err != nil {
+	if err := base.Initialize(opts); err != nil {
 		return nil, fmt.Errorf("connect to the daemon at %s: %w", host, err)
 	}
+	dc := &observedCLI{Cli: base}
 	sub := n.make(dc)
 	for _, extra := range n.extra {
 		sub.AddCommand(extra(dc))
@@ -156,31 +157,6 @@ func dockerRoot(ctx context.Context, e *env, host string, n noun) (*cobra.Comman
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	return root, nil
-}
-
-// adaptService adds what miniswarm has beside Docker's service commands.
-func adaptService(dc command.Cli, cmd *cobra.Command) {
-	addExtras(cmd)
-	namePaused(dc, cmd)
-}
-
-// adaptStack makes deploy wait until the services run, as everywhere else, and look into the Compose file first.
-func adaptStack(dc command.Cli, cmd *cobra.Command) {
-	for _, sub := range cmd.Commands() {
-		switch sub.Name() {
-		case "deploy":
-			checkCompose(dc, sub)
-			deploy := sub.RunE
-			sub.RunE = func(cmd *cobra.Command, args []string) error { return explainChanged(deploy(cmd, args)) }
-			detach := sub.Flags().Lookup("detach")
-			detach.DefValue = "false"
-			if err := detach.Value.Set("false"); err != nil {
-				panic("stack deploy: set the default of --detach: " + err.Error()) // it is a boolean
-			}
-		case "config":
-			checkCompose(dc, sub)
-		}
-	}
 }
 
 // changedPayload is how a deployment ends that has other content for a secret or config than the cluster.

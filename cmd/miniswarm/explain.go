@@ -26,7 +26,7 @@ import (
 func explainService(dc command.Cli) *cobra.Command {
 	return explain(dc, "service",
 		"Show why a service's tasks are where they are, and where the next would go",
-		"  miniswarm service explain web\n  miniswarm service explain --tasks 0 web\n  miniswarm service explain --format json web")
+		"  miniswarm service explain web\n  miniswarm service explain --verbose --tasks 3 web\n  miniswarm service explain --format json web")
 }
 
 // explainTask tells why a task is where it is.
@@ -38,8 +38,9 @@ func explainTask(dc command.Cli) *cobra.Command {
 
 func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 	var (
-		format string
-		tasks  uint
+		format  string
+		tasks   uint
+		verbose bool
 	)
 	cmd := &cobra.Command{Use: "explain [OPTIONS] " + strings.ToUpper(noun), Short: short, Args: dockercli.ExactArgs(1), Example: example,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -54,8 +55,15 @@ func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 				}
 			}
 			path := "/miniswarm/" + noun + "s/" + url.PathEscape(ref) + "/explain"
+			query := make(url.Values)
 			if cmd.Flags().Changed("tasks") {
-				path += "?limit=" + strconv.FormatUint(uint64(tasks), 10)
+				query.Set("limit", strconv.FormatUint(uint64(tasks), 10))
+			}
+			if noun == "service" && !verbose {
+				query.Set("compact", "1")
+			}
+			if len(query) > 0 {
+				path += "?" + query.Encode()
 			}
 			body, err := get(cmd.Context(), dc.Client(), path)
 			if err != nil {
@@ -75,6 +83,7 @@ func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions}
 	cmd.Flags().StringVar(&format, "format", "", `"json" prints the whole decision`)
 	if noun == "service" {
+		cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "Show how each came about and the whole table of nodes, filters and ranks")
 		cmd.Flags().UintVar(&tasks, "tasks", 20, "How many of its tasks to explain, besides the next replica")
 	}
 	return cmd
@@ -119,6 +128,11 @@ const daemonSays = "Error response from daemon:"
 
 // get asks the daemon for what Docker's client has no call for.
 func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) {
+	return ask(ctx, cl, http.MethodGet, path, nil)
+}
+
+// ask sends the daemon a request that Docker's client has no call for.
+func ask(ctx context.Context, cl client.APIClient, method, path string, body io.Reader) ([]byte, error) {
 	host, err := client.ParseHostURL(cl.DaemonHost())
 	if err != nil {
 		return nil, fmt.Errorf("daemon %q: %w", cl.DaemonHost(), err)
@@ -127,9 +141,12 @@ func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) 
 	if host.Scheme != "tcp" {
 		address = "miniswarm" // the connection is made to the socket whatever the name is
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+address+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := cl.HTTPClient().Do(req)
 	var dial *net.OpError
@@ -140,16 +157,16 @@ func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) 
 		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var said struct{ Message string }
-		if json.Unmarshal(body, &said) != nil || said.Message == "" {
+		if json.Unmarshal(answer, &said) != nil || said.Message == "" {
 			said.Message = resp.Status
 		}
 		return nil, fmt.Errorf("%s %s", daemonSays, said.Message)
 	}
-	return body, nil
+	return answer, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -33,9 +34,19 @@ type fakeDaemon struct {
 	version  uint64
 	services []swarm.Service
 	networks []network.Summary
+	secrets  []swarm.Secret
+	configs  []swarm.Config
 	tokens   swarm.JoinTokens
 	nodes    []swarm.Node
 	engine   *fake.Engine // of all nodes; has the one container that every task is seen to have
+}
+
+// dialSocket connects to a unix socket whatever is asked for.
+func dialSocket(socket string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
 }
 
 // startFake serves a fake daemon until the test ends.
@@ -99,7 +110,20 @@ func (f *fakeDaemon) routes() http.Handler {
 		"GET /tasks/{id}":                      f.task,
 		"POST /nodes/{id}/update":              f.updateNode,
 		"GET /networks":                        func(*http.Request) (any, error) { return f.networks, nil },
+		"GET /networks/{id}":                   f.network,
+		"DELETE /networks/{id}":                f.removeNetwork,
 		"POST /networks/create":                f.createNetwork,
+		"DELETE /services/{id}":                f.removeService,
+		"GET /secrets":                         func(*http.Request) (any, error) { return f.secrets, nil },
+		"GET /secrets/{id}":                    f.secret,
+		"POST /secrets/create":                 f.createSecret,
+		"POST /secrets/{id}/update":            func(*http.Request) (any, error) { return struct{}{}, nil },
+		"DELETE /secrets/{id}":                 func(*http.Request) (any, error) { return struct{}{}, nil },
+		"GET /configs":                         func(*http.Request) (any, error) { return f.configs, nil },
+		"GET /configs/{id}":                    f.config,
+		"POST /configs/create":                 f.createConfig,
+		"POST /configs/{id}/update":            func(*http.Request) (any, error) { return struct{}{}, nil },
+		"POST /miniswarm/plan":                 f.plan,
 		"GET /miniswarm/services/{id}/explain": f.explainService,
 		"GET /miniswarm/tasks/{id}/explain":    func(r *http.Request) (any, error) { return map[string]any{"Text": "task " + r.PathValue("id")}, nil },
 	} {
@@ -223,7 +247,7 @@ func (f *fakeDaemon) createService(r *http.Request) (any, error) {
 	if _, err := f.find(spec.Name); err == nil {
 		return nil, refusal{http.StatusConflict, "rpc error: code = AlreadyExists desc = name conflicts with an existing object: service " + spec.Name + " already exists"}
 	}
-	if spec.Mode.Replicated == nil || spec.Mode.Replicated.Replicas == nil {
+	if m := spec.Mode; m.Global == nil && m.ReplicatedJob == nil && m.GlobalJob == nil && (m.Replicated == nil || m.Replicated.Replicas == nil) {
 		one := uint64(1)
 		spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: &one}
 	}
@@ -252,9 +276,19 @@ func (f *fakeDaemon) tasksOf(s *swarm.Service) []swarm.Task {
 	if f.stuck {
 		state = swarm.TaskStatePending
 	}
+	problem := ""
+	switch c := s.Spec.TaskTemplate.ContainerSpec; { // an image's name says what becomes of its containers
+	case strings.HasPrefix(c.Image, "completes"):
+		state = swarm.TaskStateComplete
+	case strings.HasPrefix(c.Image, "fails"):
+		state, problem = swarm.TaskStateFailed, "task: non-zero exit (1)"
+	}
+	if s.Spec.Mode.Replicated == nil || s.Spec.Mode.Replicated.Replicas == nil {
+		return nil
+	}
 	for i := range int(*s.Spec.Mode.Replicated.Replicas) {
 		out = append(out, swarm.Task{ID: fmt.Sprintf("task%d%020d", i+1, f.version), ServiceID: s.ID, Slot: i + 1, NodeID: f.nodes[i%3].ID, Spec: s.Spec.TaskTemplate,
-			DesiredState: swarm.TaskStateRunning, Status: swarm.TaskStatus{State: state, Timestamp: time.Now()}})
+			DesiredState: swarm.TaskStateRunning, Status: swarm.TaskStatus{State: state, Err: problem, Timestamp: time.Now()}})
 	}
 	return out
 }
@@ -265,6 +299,9 @@ func (f *fakeDaemon) tasks(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := []swarm.Task{}
+	if args.Contains("node") {
+		return out, nil // as of a node that was drained
+	}
 	for i := range f.services {
 		if args.Contains("service") && !args.ExactMatch("service", f.services[i].ID) && !args.ExactMatch("service", f.services[i].Spec.Name) {
 			continue
@@ -310,6 +347,85 @@ func (f *fakeDaemon) createNetwork(r *http.Request) (any, error) {
 	}
 	f.networks = append(f.networks, network.Summary{Name: req.Name, ID: "network-" + req.Name, Scope: "swarm", Driver: req.Driver, Labels: req.Labels})
 	return network.CreateResponse{ID: "network-" + req.Name}, nil
+}
+
+func (f *fakeDaemon) network(r *http.Request) (any, error) {
+	for _, n := range f.networks {
+		if id := r.PathValue("id"); n.ID == id || n.Name == id {
+			return n, nil
+		}
+	}
+	return nil, refusal{http.StatusNotFound, "network " + r.PathValue("id") + " not found"}
+}
+
+func (f *fakeDaemon) removeNetwork(r *http.Request) (any, error) {
+	f.networks = slices.DeleteFunc(f.networks, func(n network.Summary) bool { return n.ID == r.PathValue("id") })
+	return struct{}{}, nil
+}
+
+func (f *fakeDaemon) removeService(r *http.Request) (any, error) {
+	s, err := f.find(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	id := s.ID
+	f.services = slices.DeleteFunc(f.services, func(s swarm.Service) bool { return s.ID == id })
+	return struct{}{}, nil
+}
+
+func (f *fakeDaemon) secret(r *http.Request) (any, error) {
+	for _, s := range f.secrets {
+		if id := r.PathValue("id"); s.ID == id || s.Spec.Name == id {
+			return s, nil
+		}
+	}
+	return nil, refusal{http.StatusNotFound, "secret " + r.PathValue("id") + " not found"}
+}
+
+func (f *fakeDaemon) createSecret(r *http.Request) (any, error) {
+	var spec swarm.SecretSpec
+	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
+		return nil, err
+	}
+	f.secrets = append(f.secrets, swarm.Secret{ID: "secret-" + spec.Name, Spec: spec})
+	return swarm.SecretCreateResponse{ID: "secret-" + spec.Name}, nil
+}
+
+func (f *fakeDaemon) config(r *http.Request) (any, error) {
+	for _, c := range f.configs {
+		if id := r.PathValue("id"); c.ID == id || c.Spec.Name == id {
+			return c, nil
+		}
+	}
+	return nil, refusal{http.StatusNotFound, "config " + r.PathValue("id") + " not found"}
+}
+
+func (f *fakeDaemon) createConfig(r *http.Request) (any, error) {
+	var spec swarm.ConfigSpec
+	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
+		return nil, err
+	}
+	f.configs = append(f.configs, swarm.Config{ID: "config-" + spec.Name, Spec: spec})
+	return swarm.ConfigCreateResponse{ID: "config-" + spec.Name}, nil
+}
+
+// plan gives the names of what it is asked about.
+func (f *fakeDaemon) plan(r *http.Request) (any, error) {
+	var req planRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return nil, err
+	}
+	var b strings.Builder
+	for _, n := range req.Networks {
+		fmt.Fprintln(&b, "network", n.Name)
+	}
+	for _, s := range req.Services {
+		fmt.Fprintln(&b, "service", s.Spec.Name)
+	}
+	for _, id := range req.Remove {
+		fmt.Fprintln(&b, "remove", id)
+	}
+	return map[string]string{"Text": b.String()}, nil
 }
 
 func (f *fakeDaemon) explainService(r *http.Request) (any, error) {

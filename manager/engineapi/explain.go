@@ -37,7 +37,7 @@ type ServiceExplanation struct {
 	Omitted int
 	// Next is where one replica more would go; nil for a global service, whose tasks follow the nodes, and for a job.
 	Next *scheduler.Decision `json:",omitempty"`
-	// Text is all of it for people.
+	// Text is all of it for people, or, with ?compact=1, a line for each task.
 	Text string
 }
 
@@ -83,11 +83,7 @@ func explain(c Control, snap *cluster.Snapshot, t *cluster.Task) TaskExplanation
 func writeState(b *strings.Builder, snap *cluster.Snapshot, t *cluster.Task) {
 	fmt.Fprintf(b, "task %s (%s.%s): %s, wanted %s", t.ID, t.ServiceAnnotations.Name, t.SlotName(), t.Status.State, t.DesiredState)
 	if t.NodeID != "" {
-		host := t.NodeID
-		if n := snap.Node(t.NodeID); n != nil && n.Description.Hostname != "" {
-			host = n.Description.Hostname
-		}
-		fmt.Fprintf(b, ", on %s", host)
+		fmt.Fprintf(b, ", on %s", nodeName(snap, t.NodeID))
 	}
 	if t.Status.Err != "" {
 		fmt.Fprintf(b, ": %s", t.Status.Err)
@@ -116,6 +112,10 @@ func (s *Server) explainService(c Control, w http.ResponseWriter, r *http.Reques
 			return errorf(http.StatusBadRequest, "invalid value for limit: %s: give a number of tasks", raw)
 		}
 		limit = n
+	}
+	compact, err := boolParam(r, "compact")
+	if err != nil {
+		return err
 	}
 	snap, svc, err := read[*cluster.Service](r.Context(), c, cluster.KindService, r.PathValue("id"))
 	if err != nil {
@@ -151,6 +151,9 @@ func (s *Server) explainService(c Control, w http.ResponseWriter, r *http.Reques
 		b.WriteString(indent(next.Text()))
 	}
 	e.Text = b.String()
+	if compact {
+		e.Text = compactText(snap, svc, &e)
+	}
 	writeJSON(w, http.StatusOK, e)
 	return nil
 }
@@ -167,4 +170,58 @@ func hypothetical(snap *cluster.Snapshot, svc *cluster.Service) *cluster.Task {
 	t.ServiceID, t.Slot, t.Spec = svc.ID, slot, svc.Spec.TaskTemplate
 	t.Status.State, t.DesiredState = swarm.TaskStatePending, swarm.TaskStateRunning
 	return t
+}
+
+// compactText says in a line where each task is and why, and where one more would go.
+func compactText(snap *cluster.Snapshot, svc *cluster.Service, e *ServiceExplanation) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "service %s: %s, %s wanted\n", svc.Spec.Name, modeName(svc.Spec.Mode), count(len(e.Tasks)+e.Omitted, "task"))
+	for i := range e.Tasks {
+		e.Tasks[i].writeLine(&b, snap)
+	}
+	if e.Omitted > 0 {
+		fmt.Fprintf(&b, "  and %d more\n", e.Omitted)
+	}
+	if e.Next == nil {
+		return b.String()
+	}
+	if len(e.Next.Winners) > 0 {
+		w := e.Next.Winners[0]
+		fmt.Fprintf(&b, "one replica more would go to %s: %s\n", nodeName(snap, w.NodeID), e.Next.Why)
+	} else {
+		fmt.Fprintf(&b, "one replica more would find no place: %s\n", e.Next.Why)
+	}
+	writeLacks(&b, e.Next)
+	return b.String()
+}
+
+func (e *TaskExplanation) writeLine(b *strings.Builder, snap *cluster.Snapshot) {
+	t := snap.Task(e.Task.ID)
+	fmt.Fprintf(b, "  %s.%s  %s", e.Service, t.SlotName(), t.Status.State)
+	if t.NodeID == "" {
+		fmt.Fprintf(b, ", without a node: %s\n", t.Status.Err)
+		writeLacks(b, &e.Now)
+		return
+	}
+	fmt.Fprintf(b, " on %s", nodeName(snap, t.NodeID))
+	for i := range e.Recorded {
+		if d := &e.Recorded[i]; d.Placement != nil {
+			if why := placedBecause(d.Placement, t.NodeID); why != "" {
+				fmt.Fprintf(b, ": %s", why)
+			}
+		}
+	}
+	if t.Status.Err != "" {
+		fmt.Fprintf(b, "; %s", t.Status.Err)
+	}
+	b.WriteByte('\n')
+}
+
+// writeLacks says of each node that is ruled out why.
+func writeLacks(b *strings.Builder, d *scheduler.Decision) {
+	for i := range d.Table {
+		if row := &d.Table[i]; !row.Fits {
+			fmt.Fprintf(b, "    not %s: %s\n", row.Hostname, row.Lacks())
+		}
+	}
 }

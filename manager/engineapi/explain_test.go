@@ -42,6 +42,12 @@ func TestExplain(t *testing.T) {
 	if s := must[ServiceExplanation](w, 200, "GET", "/v1.41/miniswarm/services/svc1/explain?limit=1", nil); len(s.Tasks) != 1 || s.Omitted != 2 || !strings.Contains(s.Text, "2 more tasks are left out") {
 		t.Errorf("limited: %d tasks, %d omitted", len(s.Tasks), s.Omitted)
 	}
+	short := must[ServiceExplanation](w, 200, "GET", "/miniswarm/services/web/explain?compact=1", nil).Text
+	for _, text := range []string{"service web: replicated, 3 tasks wanted", "web.1  running on vm1", "web.3  pending, without a node: no suitable node", "not vm3: needs 1 GiB, 256 MiB free", "one replica more would go to vm"} {
+		if !strings.Contains(short, text) {
+			t.Errorf("%q is not in:\n%s", text, short)
+		}
+	}
 	w.refused("GET", "/miniswarm/tasks/x/explain", nil, 404, "task x not found")
 	w.refused("GET", "/miniswarm/services/x/explain", nil, 404, "service x not found")
 	w.refused("GET", "/miniswarm/services/web/explain?limit=few", nil, 400, "invalid value for limit: few: give a number of tasks")

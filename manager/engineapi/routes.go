@@ -37,6 +37,7 @@ func (s *Server) routes() {
 
 		"GET /miniswarm/tasks/{id}/explain":    s.explainTask,
 		"GET /miniswarm/services/{id}/explain": s.explainService,
+		"POST /miniswarm/plan":                 s.plan,
 	} {
 		s.both(pattern, s.onLeader(e))
 	}

@@ -21,6 +21,9 @@ const DefaultPort = 2377
 const (
 	joinAttempts = 5
 	joinPause    = 2 * time.Second
+	// joinPatience is how long addresses at which nobody answers are tried: a person waits. A manager that answers, and
+	// has no leader just now, gets all its attempts.
+	joinPatience = 5 * time.Second
 )
 
 // JoinConfig configures Join.
@@ -96,11 +99,13 @@ func join(ctx context.Context, cfg JoinConfig) (Identity, error) {
 // admitted asks the managers in turn until one admits the newcomer or none is left that might.
 func (cfg *JoinConfig) admitted(ctx context.Context, addrs []string, token Token, keyPEM, csrPEM []byte) (*Credentials, error) {
 	failures := make(map[string]error, len(addrs))
+	patient, done := context.WithTimeout(ctx, joinPatience)
+	defer done()
 	candidates := slices.Compact(slices.Sorted(slices.Values(addrs)))
 	for attempt := 1; ; attempt++ {
 		var again []string
 		for _, addr := range candidates {
-			creds, err := cfg.admittedBy(ctx, addr, token, keyPEM, csrPEM)
+			creds, err := cfg.admittedBy(ctx, patient, addr, token, keyPEM, csrPEM)
 			switch {
 			case err == nil:
 				return creds, nil
@@ -112,7 +117,9 @@ func (cfg *JoinConfig) admitted(ctx context.Context, addrs []string, token Token
 				again = append(again, addr)
 			}
 		}
-		if attempt >= cfg.Attempts || len(again) == 0 {
+		deadline, _ := patient.Deadline()
+		silent := !slices.ContainsFunc(again, func(addr string) bool { return !errors.Is(failures[addr], ErrUnreachable) })
+		if attempt >= cfg.Attempts || len(again) == 0 || silent && time.Until(deadline) < cfg.Pause {
 			break
 		}
 		candidates = again
@@ -131,8 +138,12 @@ func (cfg *JoinConfig) admitted(ctx context.Context, addrs []string, token Token
 	return nil, errors.Join(all...)
 }
 
-func (cfg *JoinConfig) admittedBy(ctx context.Context, addr string, token Token, keyPEM, csrPEM []byte) (*Credentials, error) {
-	root, err := cfg.Client.FetchRoot(ctx, addr, token)
+// admittedBy asks one manager. That it answers at all is waited for as long as patient; then ctx counts.
+func (cfg *JoinConfig) admittedBy(ctx, patient context.Context, addr string, token Token, keyPEM, csrPEM []byte) (*Credentials, error) {
+	if patient.Err() != nil {
+		patient = ctx
+	}
+	root, err := cfg.Client.FetchRoot(patient, addr, token)
 	if err != nil {
 		return nil, err
 	}
