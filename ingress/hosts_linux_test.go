@@ -149,14 +149,15 @@ var (
 
 // cluster is a LAN with hosts, and what the cluster wants of them.
 type cluster struct {
-	t     testing.TB
-	lan   *space
-	hosts []*host
-	ports []plan.PublishedPort
-	dead  map[int]bool
-	run   bool
-	plugs int
-	next  int // last byte of the next container's address
+	t        testing.TB
+	lan      *space
+	hosts    []*host
+	ports    []plan.PublishedPort
+	virtuals []plan.Virtual
+	dead     map[int]bool
+	run      bool
+	plugs    int
+	next     int // last byte of the next container's address
 }
 
 type host struct {
@@ -257,7 +258,7 @@ func (c *cluster) input(self *host) plan.Input {
 			{ID: ingressID, Name: "ingress", VNI: 4096, Subnet: ingressSubnet, Ingress: true},
 			{ID: backID, Name: "back", VNI: 4097, Subnet: backSubnet},
 		},
-		Ports: c.ports,
+		Ports: c.ports, Virtuals: c.virtuals,
 	}
 	for _, h := range c.hosts {
 		if h != self {

@@ -18,6 +18,11 @@
 // its first packet only: a packet in the middle of a connection nobody here knows
 // is answered with a reset, so that its client connects again at once.
 //
+// A virtual address has a chain and a map of the same kind, whose slots are addresses
+// without a port. A second table of family bridge keeps ARP about virtual addresses
+// from leaving by a VXLAN device: every node has them on its bridge, and each answers
+// its own containers only.
+//
 // All changes of one call are one transaction: the kernel has all of them or
-// none. Nothing outside the table is touched.
+// none. Nothing outside the tables is touched.
 package nft

@@ -31,19 +31,47 @@ func parsePort(e nftables.SetElement) (plan.PortKey, error) {
 	return plan.PortKey{Protocol: plan.Protocol(e.Key[0]), Port: binary.BigEndian.Uint16(e.Key[4:])}, nil
 }
 
+func addressElement(a netip.Addr) nftables.SetElement {
+	b := a.As4()
+	return nftables.SetElement{Key: b[:]}
+}
+
+func parseVirtual(e nftables.SetElement) (plan.PortKey, error) {
+	a, ok := netip.AddrFromSlice(e.Key)
+	if !ok || !a.Is4() {
+		return plan.PortKey{}, fmt.Errorf("an address of %d bytes", len(e.Key))
+	}
+	return plan.PortKey{Virtual: a}, nil
+}
+
+// keyElement names a port or a virtual address in the sets of its kind.
+func keyElement(k plan.PortKey) nftables.SetElement {
+	if k.Virtual.IsValid() {
+		return addressElement(k.Virtual)
+	}
+	return portElement(k)
+}
+
 func dispatchElement(k plan.PortKey) nftables.SetElement {
-	e := portElement(k)
+	e := keyElement(k)
 	e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: portName(k)}
 	return e
 }
 
+// slotElement is what one slot leads to; that of a virtual address has no port.
 func slotElement(index int, a netip.AddrPort) nftables.SetElement {
 	addr := a.Addr().As4()
+	if a.Port() == 0 {
+		return nftables.SetElement{Key: host32(uint32(index)), Val: addr[:]}
+	}
 	val := binary.BigEndian.AppendUint16(addr[:], a.Port())
 	return nftables.SetElement{Key: host32(uint32(index)), Val: append(val, 0, 0)}
 }
 
 func parseSlot(e nftables.SetElement) (int, netip.AddrPort, error) {
+	if len(e.Key) == 4 && len(e.Val) == 4 {
+		return int(binary.NativeEndian.Uint32(e.Key)), netip.AddrPortFrom(netip.AddrFrom4([4]byte(e.Val)), 0), nil
+	}
 	if len(e.Key) != 4 || len(e.Val) != 8 {
 		return 0, netip.AddrPort{}, fmt.Errorf("a slot of %d and %d bytes", len(e.Key), len(e.Val))
 	}

@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/miniswarm/miniswarm/ingress/plan"
 )
 
 // Registers. Register 1 is 16 bytes wide and made of the 4 byte registers 8 to 11;
@@ -67,6 +69,23 @@ func loadNeighbour() []expr.Any {
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg},
 		&expr.Payload{DestRegister: fifth, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6},
 	}
+}
+
+// arpOut holds for ARP that leaves for other nodes by one of our VXLAN devices.
+func arpOut() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: reg}, equals(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ARP)),
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}, equals([]byte(plan.VXLANName(""))), // a prefix
+	}
+}
+
+// arpSender and arpTarget load the address an ARP packet tells of, and the one it asks for.
+func arpSender() []expr.Any {
+	return []expr.Any{&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 14, Len: 4}}
+}
+
+func arpTarget() []expr.Any {
+	return []expr.Any{&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 4}}
 }
 
 // inSet goes on if the key in the register is in a set.

@@ -38,7 +38,7 @@ func (f *Fake) Verify(ctx context.Context, want plan.Table) (repaired bool, err 
 	if d.Rebuild {
 		clear(f.counter)
 	}
-	for _, p := range d.Ports {
+	for _, p := range slices.Concat(d.Ports, d.Virtuals) {
 		if p.Before != p.After {
 			delete(f.counter, p.PortKey) // a new rule counts from the first slot
 		}
@@ -130,16 +130,18 @@ func (f *Fake) Walk(p Packet) Fate {
 		return fate
 	}
 	// prerouting or output, nat: enter
-	key := plan.PortKey{Protocol: p.Protocol, Port: p.Dst.Port()}
-	i, published := slices.BinarySearchFunc(t.Ports, plan.Port{PortKey: key}, plan.ComparePorts)
-	if p.ToSelf && published {
-		if n := len(t.Ports[i].Backends); n > 0 && !p.Established {
-			fate.Dst = t.Ports[i].Backends[f.counter[key]%n]
-			fate.Mark = plan.MarkEntry
-			f.counter[key]++
-		} else {
+	if p.ToSelf {
+		port, mark, found := frontend(t, p)
+		if found && (len(port.Backends) == 0 || p.Established) {
 			fate.Verdict = Refused // input: refuse
 			return fate
+		}
+		if found {
+			fate.Dst, fate.Mark = port.Backends[f.counter[port.PortKey]%len(port.Backends)], mark
+			if mark == plan.MarkVirtual {
+				fate.Dst = netip.AddrPortFrom(fate.Dst.Addr(), p.Dst.Port())
+			}
+			f.counter[port.PortKey]++
 		}
 	}
 	// forward: protect
@@ -152,9 +154,21 @@ func (f *Fake) Walk(p Packet) Fate {
 	if fate.Mark&plan.MarkSideMask == plan.MarkEntry {
 		inside := slices.ContainsFunc(t.Inside, func(in netip.Prefix) bool { return in.Contains(p.Src) })
 		loop := slices.Contains(t.Loops, plan.Loop{Src: p.Src, Dst: fate.Dst.Addr()})
-		fate.Masqueraded = inside || loop
+		fate.Masqueraded = inside || loop || fate.Mark == plan.MarkVirtual
 	}
 	return fate
+}
+
+// frontend finds what a packet to this node is translated from, and the mark it gets.
+func frontend(t *plan.Table, p Packet) (port plan.Port, mark uint32, found bool) {
+	if i, ok := slices.BinarySearchFunc(t.Virtuals, plan.Port{PortKey: plan.PortKey{Virtual: p.Dst.Addr()}}, plan.ComparePorts); ok {
+		return t.Virtuals[i], plan.MarkVirtual, true
+	}
+	key := plan.PortKey{Protocol: p.Protocol, Port: p.Dst.Port()}
+	if i, ok := slices.BinarySearchFunc(t.Ports, plan.Port{PortKey: key}, plan.ComparePorts); ok {
+		return t.Ports[i], plan.MarkEntry, true
+	}
+	return plan.Port{}, 0, false
 }
 
 // ReplyMark is the mark that packets of the other direction carry to the routing

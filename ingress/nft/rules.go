@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -13,10 +14,15 @@ import (
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
 
-// TableName is the name of our table, of family ip. All rules of the mesh are in it.
+// TableName is the name of our tables: one of family ip, which all rules of the mesh are
+// in, and one of family bridge, which keeps virtual addresses on their node.
 const TableName = "miniswarm"
 
-var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyIPv4}
+var (
+	table       = &nftables.Table{Name: TableName, Family: nftables.TableFamilyIPv4}
+	bridgeTable = &nftables.Table{Name: TableName, Family: nftables.TableFamilyBridge}
+	tables      = []*nftables.Table{table, bridgeTable}
+)
 
 // Names of the sets and maps beside the ports' own.
 const (
@@ -26,6 +32,10 @@ const (
 	setInside    = "inside"    // sources to masquerade
 	setLoops     = "loops"     // source . backend to masquerade
 	setGuarded   = "guarded"   // devices with route_localnet
+
+	setVirtualDispatch = "virtual-dispatch" // virtual address : its chain
+	setVirtuals        = "virtuals"         // virtual addresses
+	setKept            = "kept"             // the same, of family bridge
 )
 
 var (
@@ -44,6 +54,9 @@ func sharedSets() []*nftables.Set {
 		{Table: table, Name: setInside, Interval: true, KeyByteOrder: binaryutil.BigEndian, KeyType: nftables.TypeIPAddr},
 		{Table: table, Name: setLoops, Concatenation: true, KeyType: typeLoop},
 		{Table: table, Name: setGuarded, KeyByteOrder: binaryutil.NativeEndian, KeyType: nftables.TypeIFName},
+		{Table: table, Name: setVirtualDispatch, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict},
+		{Table: table, Name: setVirtuals, KeyType: nftables.TypeIPAddr},
+		{Table: bridgeTable, Name: setKept, KeyType: nftables.TypeIPAddr},
 	}
 }
 
@@ -70,6 +83,8 @@ func baseChains(base plan.Base) []baseChain {
 		accept := nftables.ChainPolicyAccept
 		return &nftables.Chain{Table: table, Name: name, Type: kind, Hooknum: hook, Priority: &priority, Policy: &accept}
 	}
+	keep := chain("keep", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, 0)
+	keep.Table = bridgeTable
 	untracked := []rule{
 		{"what is in them is tracked", match(udpTo(base.VXLANPort), []expr.Any{&expr.Notrack{}})},
 		// Docker would masquerade what leaves an address of its network.
@@ -91,12 +106,10 @@ func baseChains(base plan.Base) []baseChain {
 				[]expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, inSet(setGuarded), &expr.Verdict{Kind: expr.VerdictDrop}},
 			)},
 		}},
-		{chain("enter", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -110), []rule{
-			{"published ports", match(localDestination(), loadPort(), []expr.Any{verdictOf(setDispatch)})},
-		}},
-		{chain("enter-local", nftables.ChainTypeNAT, nftables.ChainHookOutput, -110), []rule{
-			{"published ports, from this node itself", match(localDestination(), loadPort(), []expr.Any{verdictOf(setDispatch)})},
-		}},
+		{chain("enter", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -110), append(virtualRules(),
+			rule{"published ports", match(localDestination(), loadPort(), []expr.Any{verdictOf(setDispatch)})})},
+		{chain("enter-local", nftables.ChainTypeNAT, nftables.ChainHookOutput, -110), append(virtualRules(),
+			rule{"published ports, from this node itself", match(localDestination(), loadPort(), []expr.Any{verdictOf(setDispatch)})})},
 		{chain("protect", nftables.ChainTypeFilter, nftables.ChainHookForward, -10), []rule{
 			{"containers are reached by published ports only", match(
 				destinationIn(base.Ingress), connection(original), notFrom(base.Bridge),
@@ -108,12 +121,23 @@ func baseChains(base plan.Base) []baseChain {
 				[]expr.Any{inSet(setPublished), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})},
 			{"no backend: unreachable", match(protocol(unix.IPPROTO_UDP), newConnection(), loadPort(),
 				[]expr.Any{inSet(setPublished), &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3}})},
+			{"no backend of a virtual address: reset", match(protocol(unix.IPPROTO_TCP), newConnection(),
+				[]expr.Any{loadDestination(reg), inSet(setVirtuals), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})},
+			{"no backend of a virtual address: unreachable", match(protocol(unix.IPPROTO_UDP), newConnection(),
+				[]expr.Any{loadDestination(reg), inSet(setVirtuals), &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3}})},
 		}},
 		{chain("source", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 90), []rule{
+			// By the address that this node has on the network of the backend.
+			{"replies to clients of virtual addresses come through here", match(connectionMark(^uint32(0), plan.MarkVirtual), []expr.Any{&expr.Masq{}})},
 			{"loopback and containers as clients", match(connectionMark(plan.MarkSideMask, plan.MarkEntry),
 				[]expr.Any{loadSource(reg), inSet(setInside)}, sourceIs(base.Source))},
 			{"a node as client of itself", match(connectionMark(plan.MarkSideMask, plan.MarkEntry),
 				[]expr.Any{loadSource(reg), loadDestination(second), inSet(setLoops)}, sourceIs(base.Source))},
+		}},
+		{keep, []rule{
+			// Every node answers for virtual addresses, each to its own containers only.
+			{"virtual addresses are not asked for elsewhere", match(arpOut(), arpTarget(), []expr.Any{inSet(setKept), &expr.Verdict{Kind: expr.VerdictDrop}})},
+			{"virtual addresses are not told elsewhere", match(arpOut(), arpSender(), []expr.Any{inSet(setKept), &expr.Verdict{Kind: expr.VerdictDrop}})},
 		}},
 	}
 	// The first comment carries a fingerprint of all of it, so that a table written
@@ -130,7 +154,8 @@ func fingerprint(chains []baseChain) string {
 	}
 	for _, c := range chains {
 		fmt.Fprintln(h, c.chain.Name, *c.chain.Hooknum, *c.chain.Priority)
-		for _, r := range append(c.rules, portRule(plan.PortKey{Protocol: plan.TCP}, 1), portRule(plan.PortKey{Protocol: plan.UDP}, 1)) {
+		for _, r := range slices.Concat(c.rules, portRules(plan.PortKey{Protocol: plan.TCP}, 1), portRules(plan.PortKey{Protocol: plan.UDP}, 1),
+			portRules(plan.PortKey{Virtual: netip.IPv4Unspecified()}, 1)) {
 			fmt.Fprintln(h, r.comment)
 			for _, e := range r.exprs {
 				// A rule that cannot be marshalled fails when it is written.
@@ -142,27 +167,54 @@ func fingerprint(chains []baseChain) string {
 	return fmt.Sprintf("%08x", h.Sum32())
 }
 
-// portName is the name of a port's chain and of its map.
-func portName(k plan.PortKey) string { return fmt.Sprintf("%s/%d", k.Protocol, k.Port) }
+// virtualRules send the connections to virtual addresses to their chains. What comes back
+// from there, or has none, must not be taken for a published port: the address is this
+// node's own.
+func virtualRules() []rule {
+	return []rule{
+		{"virtual addresses", []expr.Any{loadDestination(reg), verdictOf(setVirtualDispatch)}},
+		{"virtual addresses publish nothing", []expr.Any{loadDestination(reg), inSet(setVirtuals), &expr.Verdict{Kind: expr.VerdictAccept}}},
+	}
+}
+
+// portName is the name of a port's, or a virtual address's, chain and of its map.
+func portName(k plan.PortKey) string {
+	if k.Virtual.IsValid() {
+		return "virtual/" + k.Virtual.String()
+	}
+	return fmt.Sprintf("%s/%d", k.Protocol, k.Port)
+}
 
 func portChain(k plan.PortKey) *nftables.Chain {
 	return &nftables.Chain{Table: table, Name: portName(k)}
 }
 
 func portMap(k plan.PortKey) *nftables.Set {
-	return &nftables.Set{Table: table, Name: portName(k), IsMap: true, KeyByteOrder: binaryutil.NativeEndian, KeyType: nftables.TypeMark, DataType: typeBackend}
+	s := &nftables.Set{Table: table, Name: portName(k), IsMap: true, KeyByteOrder: binaryutil.NativeEndian, KeyType: nftables.TypeMark, DataType: typeBackend}
+	if k.Virtual.IsValid() {
+		s.DataType = nftables.TypeIPAddr
+	}
+	return s
 }
 
-// portRule sends the connections of a port to its n slots in turn.
-func portRule(k plan.PortKey, n int) rule {
-	var first []expr.Any
-	if k.Protocol == plan.TCP {
-		first = firstOfTCP()
+// portRules send the connections of a port, or of a virtual address, to its n slots in turn.
+func portRules(k plan.PortKey, n int) []rule {
+	to := func(mark uint32, nat *expr.NAT, first ...[]expr.Any) rule {
+		nat.Type, nat.Family, nat.RegAddrMin = expr.NATTypeDestNAT, unix.NFPROTO_IPV4, reg
+		return rule{fmt.Sprintf("slots: %d", n), match(append(first, []expr.Any{
+			value(host32(mark)), markConnection(),
+			&expr.Numgen{Register: reg, Modulus: uint32(n), Type: unix.NFT_NG_INCREMENTAL},
+			mapped(portName(k)), nat,
+		})...)}
 	}
-	return rule{fmt.Sprintf("slots: %d", n), match(first, []expr.Any{
-		value(host32(plan.MarkEntry)), markConnection(),
-		&expr.Numgen{Register: reg, Modulus: uint32(n), Type: unix.NFT_NG_INCREMENTAL},
-		mapped(portName(k)),
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: second, Specified: true},
-	})}
+	switch {
+	case k.Virtual.IsValid(): // the port stays
+		return []rule{
+			to(plan.MarkVirtual, &expr.NAT{}, protocol(unix.IPPROTO_TCP), firstOfTCP()),
+			to(plan.MarkVirtual, &expr.NAT{}, protocol(unix.IPPROTO_UDP)),
+		}
+	case k.Protocol == plan.TCP:
+		return []rule{to(plan.MarkEntry, &expr.NAT{RegProtoMin: second, Specified: true}, firstOfTCP())}
+	}
+	return []rule{to(plan.MarkEntry, &expr.NAT{RegProtoMin: second, Specified: true})}
 }

@@ -165,8 +165,12 @@ func (t *Table) Recall(ctx context.Context) ([]plan.PeerMark, error) {
 }
 
 func (t *Table) exists() (bool, error) {
-	tables, err := t.conn.ListTablesOfFamily(table.Family)
-	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == TableName }), err
+	return t.has(table)
+}
+
+func (t *Table) has(own *nftables.Table) (bool, error) {
+	have, err := t.conn.ListTablesOfFamily(own.Family)
+	return slices.ContainsFunc(have, func(x *nftables.Table) bool { return x.Name == own.Name }), err
 }
 
 // Installed says whether the kernel has our table, put there by this process or a former one.
@@ -184,8 +188,10 @@ func (t *Table) Remove(ctx context.Context) error {
 	}
 	t.known = false
 	// Adding first makes deleting something that is not there no error.
-	t.conn.AddTable(table)
-	t.conn.DelTable(table)
+	for _, own := range tables {
+		t.conn.AddTable(own)
+		t.conn.DelTable(own)
+	}
 	return t.flush("delete")
 }
 
@@ -240,9 +246,11 @@ func explain(err error) error {
 // rebuild makes the table anew. In one transaction with the deletion no packet
 // meets an empty table, and connections keep their translation.
 func (t *Table) rebuild(want plan.Table) error {
-	t.conn.AddTable(table)
-	t.conn.DelTable(table)
-	t.conn.AddTable(table)
+	for _, own := range tables {
+		t.conn.AddTable(own)
+		t.conn.DelTable(own)
+		t.conn.AddTable(own)
+	}
 	for _, s := range sharedSets() {
 		if err := t.conn.AddSet(s, nil); err != nil {
 			return fmt.Errorf("nftables set %s: %w", s.Name, err)
@@ -258,7 +266,7 @@ func (t *Table) rebuild(want plan.Table) error {
 }
 
 func (t *Table) addRule(c *nftables.Chain, r rule) {
-	t.conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: r.exprs,
+	t.conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: r.exprs,
 		UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment)})
 }
 
@@ -268,7 +276,7 @@ func (t *Table) change(d plan.TableDiff) error {
 	collect(&b, setInside, d.Inside, prefixElements)
 	collect(&b, setLoops, d.Loops, one(loopElement))
 	collect(&b, setPeers, d.Peers, one(peerElement))
-	for _, p := range d.Ports {
+	for _, p := range slices.Concat(d.Ports, d.Virtuals) {
 		if err := t.changePort(&b, p); err != nil {
 			return fmt.Errorf("port %s: %w", p.PortKey, err)
 		}
@@ -276,18 +284,24 @@ func (t *Table) change(d plan.TableDiff) error {
 	return b.send(t.conn)
 }
 
-// changePort gathers the change of one published port. A port without backends
-// has no chain; it is only in the set of those that are refused.
+// changePort gathers the change of one published port or virtual address. One without
+// backends has no chain; it is only in the set of those that are refused.
 func (t *Table) changePort(b *batch, p plan.PortChange) error {
-	if p.New {
-		b.add(setPublished, portElement(p.PortKey))
+	dispatch, all := setDispatch, []string{setPublished}
+	if p.Virtual.IsValid() {
+		dispatch, all = setVirtualDispatch, []string{setVirtuals, setKept}
 	}
-	if p.Gone {
-		b.del(setPublished, portElement(p.PortKey))
+	for _, set := range all {
+		switch {
+		case p.New:
+			b.add(set, keyElement(p.PortKey))
+		case p.Gone:
+			b.del(set, keyElement(p.PortKey))
+		}
 	}
 	chain, slots := portChain(p.PortKey), portMap(p.PortKey)
 	if p.Before > 0 && p.After == 0 {
-		b.del(setDispatch, dispatchElement(p.PortKey))
+		b.del(dispatch, dispatchElement(p.PortKey))
 		b.last = append(b.last, func(c *nftables.Conn) {
 			c.FlushChain(chain)
 			c.DelChain(chain)
@@ -310,7 +324,7 @@ func (t *Table) changePort(b *batch, p plan.PortChange) error {
 		if err := t.conn.AddSet(slots, nil); err != nil {
 			return err
 		}
-		b.add(setDispatch, dispatchElement(p.PortKey))
+		b.add(dispatch, dispatchElement(p.PortKey))
 	}
 	if err := deleteElements(t.conn, slots, del); err != nil {
 		return err
@@ -320,7 +334,9 @@ func (t *Table) changePort(b *batch, p plan.PortChange) error {
 	}
 	if p.Before != p.After {
 		t.conn.FlushChain(chain)
-		t.addRule(chain, portRule(p.PortKey, p.After))
+		for _, r := range portRules(p.PortKey, p.After) {
+			t.addRule(chain, r)
+		}
 	}
 	return nil
 }
@@ -407,16 +423,18 @@ func deleteElements(c *nftables.Conn, s *nftables.Set, all []nftables.SetElement
 // its rules are not those we write.
 func (t *Table) read(ctx context.Context, base plan.Base) (_ plan.Table, intact bool, err error) {
 	have := plan.Table{Base: base}
-	if exists, err := t.exists(); err != nil || !exists {
-		return have, false, err
-	}
-	sets, err := t.conn.GetSets(table)
-	if err != nil {
-		return have, false, err
-	}
 	exists := map[string]bool{}
-	for _, s := range sets {
-		exists[s.Name] = true
+	for _, own := range tables {
+		if ok, err := t.has(own); err != nil || !ok {
+			return have, false, err
+		}
+		sets, err := t.conn.GetSets(own)
+		if err != nil {
+			return have, false, err
+		}
+		for _, s := range sets {
+			exists[s.Name] = true
+		}
 	}
 	for _, s := range sharedSets() {
 		if !exists[s.Name] {
@@ -437,7 +455,7 @@ func (t *Table) read(ctx context.Context, base plan.Base) (_ plan.Table, intact 
 }
 
 func (t *Table) sameRules(c *nftables.Chain, want []rule) (bool, error) {
-	rules, err := t.conn.GetRules(table, c)
+	rules, err := t.conn.GetRules(c.Table, c)
 	if err != nil || len(rules) != len(want) {
 		return false, err
 	}
@@ -484,9 +502,19 @@ func readSet[T any](c *nftables.Conn, set string, into *[]T, parse func(nftables
 // readPorts reads each published port. A port whose parts contradict each other
 // makes the table not intact.
 func (t *Table) readPorts(ctx context.Context, have *plan.Table, exists map[string]bool) (intact bool, err error) {
-	var published, dispatched []plan.PortKey
-	if err := errors.Join(readSet(t.conn, setPublished, &published, parsePort), readSet(t.conn, setDispatch, &dispatched, parsePort)); err != nil {
+	var published, virtuals, kept, dispatched []plan.PortKey
+	if err := errors.Join(
+		readSet(t.conn, setPublished, &published, parsePort), readSet(t.conn, setDispatch, &dispatched, parsePort),
+		readSet(t.conn, setVirtuals, &virtuals, parseVirtual), readSet(t.conn, setVirtualDispatch, &dispatched, parseVirtual),
+		readSet(t.conn, setKept, &kept, parseVirtual),
+	); err != nil {
 		return false, err
+	}
+	for _, keys := range [2][]plan.PortKey{virtuals, kept} {
+		slices.SortFunc(keys, func(a, b plan.PortKey) int { return a.Virtual.Compare(b.Virtual) })
+	}
+	if !slices.Equal(virtuals, kept) {
+		return false, nil
 	}
 	backends := map[plan.PortKey][]netip.AddrPort{}
 	for _, k := range dispatched {
@@ -502,10 +530,14 @@ func (t *Table) readPorts(ctx context.Context, have *plan.Table, exists map[stri
 		}
 		backends[k] = slots
 	}
-	for _, k := range published {
-		have.Ports = append(have.Ports, plan.Port{PortKey: k, Backends: backends[k]})
-		delete(backends, k)
+	take := func(keys []plan.PortKey) (ports []plan.Port) {
+		for _, k := range keys {
+			ports = append(ports, plan.Port{PortKey: k, Backends: backends[k]})
+			delete(backends, k)
+		}
+		return ports
 	}
+	have.Ports, have.Virtuals = take(published), take(virtuals)
 	return len(backends) == 0 && len(exists) == len(sharedSets())+len(dispatched), nil
 }
 
@@ -525,7 +557,7 @@ func (t *Table) readSlots(k plan.PortKey) (slots []netip.AddrPort, ok bool, err 
 		}
 		slots[i] = a
 	}
-	same, err := t.sameRules(portChain(k), []rule{portRule(k, len(slots))})
+	same, err := t.sameRules(portChain(k), portRules(k, len(slots)))
 	return slots, same && len(slots) > 0, err
 }
 

@@ -73,6 +73,10 @@ func sample() plan.Table {
 			{PortKey: plan.PortKey{Protocol: plan.TCP, Port: 81}},
 			{PortKey: plan.PortKey{Protocol: plan.UDP, Port: 53}, Backends: backends("10.0.0.12:5353")},
 		},
+		Virtuals: []plan.Port{
+			{PortKey: plan.PortKey{Virtual: netip.MustParseAddr("10.0.1.2")}, Backends: backends("10.0.1.11:0", "10.0.1.21:0")},
+			{PortKey: plan.PortKey{Virtual: netip.MustParseAddr("10.0.1.3")}},
+		},
 	}
 	t.Normalize()
 	return t
@@ -170,6 +174,11 @@ func randomTable(r *rand.Rand) plan.Table {
 			p.Backends = append(p.Backends, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(r.IntN(250))}), 8000))
 		}
 		t.Ports = append(t.Ports, p)
+		v := plan.Port{PortKey: plan.PortKey{Virtual: netip.AddrFrom4([4]byte{10, 0, 1, byte(port)})}}
+		for _, a := range p.Backends[:r.IntN(len(p.Backends)+1)] {
+			v.Backends = append(v.Backends, netip.AddrPortFrom(a.Addr(), 0))
+		}
+		t.Virtuals = append(t.Virtuals, v)
 	}
 	t.Normalize()
 	return t

@@ -63,6 +63,7 @@ func (k *Kernel) Add(ctx context.Context, d plan.Diff) error {
 	each(ctx, &errs, d.Neighbors.Add, k.addNeighbor)
 	each(ctx, &errs, d.Routes.Add, k.addRoute)
 	each(ctx, &errs, d.Rules.Add, k.addRule)
+	each(ctx, &errs, d.Addresses.Add, k.addAddress)
 	return errors.Join(errs...)
 }
 
@@ -70,6 +71,7 @@ func (k *Kernel) Add(ctx context.Context, d plan.Diff) error {
 // there any more.
 func (k *Kernel) Delete(ctx context.Context, d plan.Diff) error {
 	var errs []error
+	each(ctx, &errs, d.Addresses.Del, k.deleteAddress)
 	each(ctx, &errs, d.Rules.Del, k.deleteRule)
 	each(ctx, &errs, d.Routes.Del, k.deleteRoute)
 	kept := map[string]bool{}

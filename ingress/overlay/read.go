@@ -33,6 +33,7 @@ func (k *Kernel) Read(ctx context.Context, want plan.State) (plan.State, error) 
 		{"neighbors", func() error { return k.readNeighbors(names, &have) }},
 		{"routes", func() error { return k.readRoutes(names, &have) }},
 		{"rules", func() error { return k.readRules(&have) }},
+		{"addresses", func() error { return k.readAddresses(names, &have) }},
 	} {
 		if err := ctx.Err(); err != nil {
 			return have, err

@@ -28,6 +28,7 @@ func Build(in Input, prev *State) (State, error) {
 	b.overlays()
 	b.peers()
 	b.published(prev)
+	b.virtuals(prev)
 	b.sysctls()
 	b.out.Sort()
 	return b.out, errors.Join(b.errs...)
@@ -349,6 +350,8 @@ func (b *builder) sysctls() {
 		// default route is by another one.
 		set("net/ipv4/conf/"+o.Bridge+"/rp_filter", "0")
 		set("net/ipv4/conf/"+o.Bridge+"/send_redirects", "0") // packets leave where they came from
+		// A virtual address is every node's. Asking for somebody else's in its name would move it to this node.
+		set("net/ipv4/conf/"+o.Bridge+"/arp_announce", "2")
 		if o.Ingress {
 			set("net/ipv4/conf/"+o.Device+"/rp_filter", "0") // clients from beyond the entry node
 		}

@@ -84,8 +84,8 @@ func TestBuild(t *testing.T) {
 		},
 		Sysctls: []Sysctl{
 			{"net/ipv4/conf/all/send_redirects", "0"},
-			{"net/ipv4/conf/msb-app/route_localnet", "1"}, {"net/ipv4/conf/msb-app/rp_filter", "0"}, {"net/ipv4/conf/msb-app/send_redirects", "0"},
-			{"net/ipv4/conf/msb-in/route_localnet", "1"}, {"net/ipv4/conf/msb-in/rp_filter", "0"}, {"net/ipv4/conf/msb-in/send_redirects", "0"},
+			{"net/ipv4/conf/msb-app/arp_announce", "2"}, {"net/ipv4/conf/msb-app/route_localnet", "1"}, {"net/ipv4/conf/msb-app/rp_filter", "0"}, {"net/ipv4/conf/msb-app/send_redirects", "0"},
+			{"net/ipv4/conf/msb-in/arp_announce", "2"}, {"net/ipv4/conf/msb-in/route_localnet", "1"}, {"net/ipv4/conf/msb-in/rp_filter", "0"}, {"net/ipv4/conf/msb-in/send_redirects", "0"},
 			{"net/ipv4/conf/msv-in/route_localnet", "1"}, {"net/ipv4/conf/msv-in/rp_filter", "0"},
 			{"net/ipv4/ip_forward", "1"},
 		},
@@ -95,7 +95,7 @@ func TestBuild(t *testing.T) {
 			Inside:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.0/24"), netip.MustParsePrefix("127.0.0.0/8")},
 			Loops:   []Loop{{Src: addr("192.0.2.2"), Dst: addr("10.0.0.12")}},
 			Peers:   []PeerMark{{"msv-in", mac("10.0.0.2"), MarkServing | 2}, {"msv-in", mac("10.0.0.3"), MarkServing | 3}},
-			Ports: []Port{{PortKey: PortKey{TCP, 80}, Backends: []netip.AddrPort{
+			Ports: []Port{{PortKey: PortKey{Protocol: TCP, Port: 80}, Backends: []netip.AddrPort{
 				netip.MustParseAddrPort("10.0.0.12:8000"), netip.MustParseAddrPort("10.0.0.11:8000")}}},
 		},
 		Backends: []netip.Addr{addr("10.0.0.11"), addr("10.0.0.12")},
@@ -349,5 +349,62 @@ func BenchmarkBuildAndCompare(b *testing.B) {
 			b.Fatalf("%d ports change", len(d.Table.Ports))
 		}
 		state = next
+	}
+}
+
+// A virtual address leads to the living replicas on its network; those that drain keep what they have, those that
+// are elsewhere are no matter of ours.
+func TestVirtuals(t *testing.T) {
+	in := example()
+	in.Peers[1].Alive = false
+	draining := backend("t3", 2, "10.0.1.13")
+	draining.Draining = true
+	in.Virtuals = []Virtual{
+		{ServiceID: "s1", Name: "web", NetworkID: "app", Addr: addr("10.0.1.50"), Backends: []Backend{
+			backend("t1", 1, "10.0.1.11"), backend("t2", 2, "10.0.1.12"), draining, backend("t4", 3, "10.0.1.14"), backend("t5", 4, "10.0.1.15"), backend("t6", 1, "10.9.9.9"),
+		}},
+		{ServiceID: "s2", Name: "idle", NetworkID: "app", Addr: addr("10.0.1.51")},
+		{ServiceID: "s3", Name: "elsewhere", NetworkID: "far", Addr: addr("10.0.2.50")},
+		{ServiceID: "s4", Name: "front", NetworkID: "in", Addr: addr("10.0.0.50")},
+	}
+	got := build(t, in, nil)
+	if d := cmp.Diff([]Address{{"msb-app", addr("10.0.1.50")}, {"msb-app", addr("10.0.1.51")}}, got.Addresses, byValue); d != "" {
+		t.Errorf("addresses (-want +got):\n%s", d)
+	}
+	want := []Port{
+		{PortKey: PortKey{Virtual: addr("10.0.1.50")}, Backends: got.Table.Virtuals[0].Backends},
+		{PortKey: PortKey{Virtual: addr("10.0.1.51")}},
+	}
+	if d := cmp.Diff(want, got.Table.Virtuals, byValue); d != "" {
+		t.Errorf("virtual addresses (-want +got):\n%s", d)
+	}
+	serving := slices.Clone(got.Table.Virtuals[0].Backends)
+	slices.SortFunc(serving, netip.AddrPort.Compare)
+	if d := cmp.Diff([]netip.AddrPort{netip.AddrPortFrom(addr("10.0.1.11"), 0), netip.AddrPortFrom(addr("10.0.1.12"), 0)}, serving, byValue); d != "" {
+		t.Errorf("backends (-want +got):\n%s", d)
+	}
+	if !slices.Contains(got.Backends, addr("10.0.1.13")) || slices.Contains(got.Backends, addr("10.0.1.14")) {
+		t.Errorf("connections are kept to %v", got.Backends)
+	}
+	for what, v := range map[string]Virtual{
+		"is that of service web": {ServiceID: "t", Name: "thief", NetworkID: "app", Addr: addr("10.0.1.50")},
+		"network app has":        {ServiceID: "t", Name: "stray", NetworkID: "app", Addr: addr("10.0.9.50")},
+		"this node 10.0.1.1":     {ServiceID: "t", Name: "gateway", NetworkID: "app", Addr: addr("10.0.1.1")},
+	} {
+		bad := in
+		bad.Virtuals = append(slices.Clone(in.Virtuals), v)
+		state, err := Build(bad, nil)
+		if err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", v.Name, err)
+		}
+		if d := Compare(got, state); !d.Empty() {
+			t.Errorf("%s changed something: %+v", v.Name, d)
+		}
+	}
+	// One replica more changes one slot, and the address stays.
+	in.Virtuals[0].Backends = append(in.Virtuals[0].Backends, backend("t7", 1, "10.0.1.17"))
+	d := Compare(got, build(t, in, &got))
+	if !d.Addresses.Empty() || len(d.Table.Virtuals) != 1 || len(d.Table.Virtuals[0].Set) != 1 || !d.Forwards.Empty() {
+		t.Errorf("one more replica: %+v", d)
 	}
 }

@@ -15,6 +15,7 @@ type Diff struct {
 	Routes    Change[Route]
 	Rules     Change[Rule]
 	Sysctls   Change[Sysctl]
+	Addresses Change[Address]
 	Table     TableDiff
 }
 
@@ -30,15 +31,16 @@ func (c Change[T]) Empty() bool { return len(c.Add) == 0 && len(c.Del) == 0 }
 type TableDiff struct {
 	// Rebuild says that the rules themselves differ and the table has to be made
 	// anew; the rest is then of no use.
-	Rebuild bool
-	Guarded Change[string]
-	Inside  Change[netip.Prefix]
-	Loops   Change[Loop]
-	Peers   Change[PeerMark]
-	Ports   []PortChange
+	Rebuild  bool
+	Guarded  Change[string]
+	Inside   Change[netip.Prefix]
+	Loops    Change[Loop]
+	Peers    Change[PeerMark]
+	Ports    []PortChange
+	Virtuals []PortChange
 }
 
-// PortChange changes one published port.
+// PortChange changes one published port or virtual address.
 type PortChange struct {
 	PortKey
 	// New says that the port was not there before, Gone that it shall not be.
@@ -59,13 +61,13 @@ type Slot struct {
 
 // Empty says that there is nothing to do.
 func (d TableDiff) Empty() bool {
-	return !d.Rebuild && d.Guarded.Empty() && d.Inside.Empty() && d.Loops.Empty() && d.Peers.Empty() && len(d.Ports) == 0
+	return !d.Rebuild && d.Guarded.Empty() && d.Inside.Empty() && d.Loops.Empty() && d.Peers.Empty() && len(d.Ports) == 0 && len(d.Virtuals) == 0
 }
 
 // Empty says that there is nothing to do.
 func (d Diff) Empty() bool {
 	return d.Overlays.Empty() && d.Forwards.Empty() && d.Neighbors.Empty() && d.Routes.Empty() && d.Rules.Empty() &&
-		d.Sysctls.Empty() && d.Table.Empty()
+		d.Sysctls.Empty() && d.Addresses.Empty() && d.Table.Empty()
 }
 
 // Compare computes the way from one State to another. Both must be as Build
@@ -78,6 +80,7 @@ func Compare(from, to State) Diff {
 		Routes:    change(from.Routes, to.Routes, compareRoute),
 		Rules:     change(from.Rules, to.Rules, compareRule),
 		Sysctls:   change(from.Sysctls, to.Sysctls, compareSysctl),
+		Addresses: change(from.Addresses, to.Addresses, compareAddress),
 		Table:     CompareTables(from.Table, to.Table),
 	}
 }
@@ -87,33 +90,39 @@ func CompareTables(from, to Table) TableDiff {
 	if from.Base != to.Base {
 		return TableDiff{Rebuild: true}
 	}
-	d := TableDiff{
+	return TableDiff{
 		Guarded: change(from.Guarded, to.Guarded, cmp.Compare[string]),
 		Inside:  change(from.Inside, to.Inside, comparePrefix),
 		Loops:   change(from.Loops, to.Loops, compareLoop),
 		Peers:   change(from.Peers, to.Peers, comparePeer),
+
+		Ports:    changePorts(from.Ports, to.Ports),
+		Virtuals: changePorts(from.Virtuals, to.Virtuals),
 	}
+}
+
+func changePorts(from, to []Port) (changes []PortChange) {
 	i, j := 0, 0
-	for i < len(from.Ports) || j < len(to.Ports) {
+	for i < len(from) || j < len(to) {
 		switch {
-		case j == len(to.Ports) || i < len(from.Ports) && ComparePorts(from.Ports[i], to.Ports[j]) < 0:
-			p := from.Ports[i]
-			d.Ports = append(d.Ports, PortChange{PortKey: p.PortKey, Gone: true, Before: len(p.Backends), Cut: p.Backends})
+		case j == len(to) || i < len(from) && ComparePorts(from[i], to[j]) < 0:
+			p := from[i]
+			changes = append(changes, PortChange{PortKey: p.PortKey, Gone: true, Before: len(p.Backends), Cut: p.Backends})
 			i++
-		case i == len(from.Ports) || ComparePorts(from.Ports[i], to.Ports[j]) > 0:
-			c := compareSlots(nil, to.Ports[j].Backends)
-			c.PortKey, c.New = to.Ports[j].PortKey, true
-			d.Ports = append(d.Ports, c)
+		case i == len(from) || ComparePorts(from[i], to[j]) > 0:
+			c := compareSlots(nil, to[j].Backends)
+			c.PortKey, c.New = to[j].PortKey, true
+			changes = append(changes, c)
 			j++
 		default:
-			if c := compareSlots(from.Ports[i].Backends, to.Ports[j].Backends); len(c.Set) > 0 || c.Before != c.After {
-				c.PortKey = to.Ports[j].PortKey
-				d.Ports = append(d.Ports, c)
+			if c := compareSlots(from[i].Backends, to[j].Backends); len(c.Set) > 0 || c.Before != c.After {
+				c.PortKey = to[j].PortKey
+				changes = append(changes, c)
 			}
 			i, j = i+1, j+1
 		}
 	}
-	return d
+	return changes
 }
 
 func compareSlots(from, to []netip.AddrPort) PortChange {
@@ -173,6 +182,7 @@ func (o *State) Sort() {
 	o.Routes = sorted(o.Routes, compareRoute)
 	o.Rules = sorted(o.Rules, compareRule)
 	o.Sysctls = sorted(o.Sysctls, compareSysctl)
+	o.Addresses = sorted(o.Addresses, compareAddress)
 	o.Backends = sorted(o.Backends, compareAddr)
 	o.Table.Normalize()
 }
@@ -185,6 +195,7 @@ func (t *Table) Normalize() {
 	t.Loops = sorted(t.Loops, compareLoop)
 	t.Peers = sorted(t.Peers, comparePeer)
 	slices.SortFunc(t.Ports, ComparePorts)
+	slices.SortFunc(t.Virtuals, ComparePorts)
 }
 
 func sorted[T comparable](s []T, compare func(T, T) int) []T {
@@ -215,6 +226,10 @@ func compareRule(a, b Rule) int {
 
 func compareSysctl(a, b Sysctl) int { return cmp.Compare(a.Key, b.Key) }
 
+func compareAddress(a, b Address) int {
+	return cmp.Or(cmp.Compare(a.Device, b.Device), compareAddr(a.Addr, b.Addr))
+}
+
 func compareLoop(a, b Loop) int {
 	if n := compareAddr(a.Dst, b.Dst); n != 0 {
 		return n
@@ -239,9 +254,9 @@ func comparePeer(a, b PeerMark) int {
 	return cmp.Or(cmp.Compare(a.Device, b.Device), slices.Compare(a.MAC[:], b.MAC[:]))
 }
 
-// ComparePorts orders the ports of a Table.
+// ComparePorts orders the ports, or the virtual addresses, of a Table.
 func ComparePorts(a, b Port) int {
-	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	return cmp.Or(compareAddr(a.Virtual, b.Virtual), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
 func comparePrefix(a, b netip.Prefix) int {

@@ -32,6 +32,17 @@
 // node while the chosen backend is on itself (it would take its own address as
 // coming from outside for an imposter).
 //
+// # Virtual addresses
+//
+// On every overlay network but ingress a service may have a virtual address, which
+// is in the network's subnet and which containers connect to. The bridge of each node
+// has it as an address of its own, so a container's packet reaches its own node, which
+// picks a backend as for a published port. Client and backend share a segment, so the
+// reply would go straight to the client and never be translated back: these
+// connections are given the address of the client's node on that network as source,
+// as Swarm's load balancer does. ARP about virtual addresses stays on its node (package
+// nft), or a container would find another node's.
+//
 // # Marks
 //
 // A connection mark of ours is 0x6d...... (see [MarkOurs]): the accept in Docker's

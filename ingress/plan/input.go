@@ -21,6 +21,9 @@ type Input struct {
 	// Ports are the ports published through the routing mesh. Each is answered on
 	// this node whether a replica runs here or not.
 	Ports []PublishedPort
+	// Virtuals are the virtual addresses of services. Those on networks that this node
+	// takes no part in are passed over.
+	Virtuals []Virtual
 	// ProbeKey authenticates probes between nodes; all nodes of a cluster have the same. Without one no way is probed, and all
 	// traffic between nodes goes by VXLAN. The plan itself does not depend on it.
 	ProbeKey []byte
@@ -92,10 +95,22 @@ type PublishedPort struct {
 	Backends []Backend
 }
 
+// Virtual is the virtual address of one service on one overlay network: whatever port
+// of it a container connects to, one of the service's replicas answers at the same port.
+type Virtual struct {
+	// ServiceID and Name say whose address it is, for errors.
+	ServiceID, Name string
+	NetworkID       string
+	Addr            netip.Addr
+	// Backends are the replicas with their addresses on that network, in any order.
+	Backends []Backend
+}
+
 // Backend is one replica of a service.
 type Backend struct {
 	TaskID, NodeID string
-	// Addr is the replica's address on the ingress network.
+	// Addr is the replica's address on the network it is reached over: ingress for a
+	// published port.
 	Addr netip.Addr
 	// Draining replicas are given no new connection; those they have continue.
 	Draining bool

@@ -16,6 +16,9 @@ const (
 	MarkSideMask uint32 = 0xff800000
 	// MarkEntry marks a connection whose destination was translated here.
 	MarkEntry = MarkOurs
+	// MarkVirtual marks one whose destination was a service's virtual address. It is one
+	// of the entry node's marks as well.
+	MarkVirtual = MarkEntry | 1
 	// MarkServing marks a connection that another node translated and sent here; the
 	// bits below say which.
 	MarkServing = MarkOurs | 0x00800000
@@ -33,6 +36,7 @@ type State struct {
 	Routes    []Route
 	Rules     []Rule
 	Sysctls   []Sysctl
+	Addresses []Address
 	Table     Table
 	// Backends are the addresses connections may be on: those in use, and those
 	// draining. A connection to any other is to be forgotten.
@@ -73,6 +77,13 @@ type Neighbor struct {
 	Device string
 	Addr   netip.Addr
 	MAC    MAC
+}
+
+// Address is a virtual address that the bridge of its network answers for on this node,
+// beside the gateway's own address.
+type Address struct {
+	Device string
+	Addr   netip.Addr
 }
 
 // MainTable is the kernel's ordinary routing table.
@@ -116,7 +127,7 @@ type Sysctl struct {
 	Value string
 }
 
-// Table is the content of our nftables table. The rules are the same for all
+// Table is the content of our nftables tables. The rules are the same for all
 // nodes; what varies are sets and maps.
 type Table struct {
 	Base
@@ -132,6 +143,8 @@ type Table struct {
 	Peers []PeerMark
 	// Ports are the published ports, also those without a backend, which refuse.
 	Ports []Port
+	// Virtuals are the virtual addresses of services, with port 0 in keys and backends.
+	Virtuals []Port
 }
 
 // Base is what the rules themselves depend on. It hardly ever changes.
@@ -162,16 +175,25 @@ type PeerMark struct {
 	Mark   uint32
 }
 
-// PortKey names a published port on a node.
+// PortKey names what connections are translated from: a published port on a node, or
+// all ports of a virtual address.
 type PortKey struct {
 	Protocol Protocol
 	Port     uint16
+	// Virtual is set for a virtual address, and then alone.
+	Virtual netip.Addr
 }
 
-// String is the notation of Docker: 80/tcp.
-func (k PortKey) String() string { return fmt.Sprintf("%d/%s", k.Port, k.Protocol) }
+// String is the notation of Docker, 80/tcp, or the virtual address.
+func (k PortKey) String() string {
+	if k.Virtual.IsValid() {
+		return k.Virtual.String()
+	}
+	return fmt.Sprintf("%d/%s", k.Port, k.Protocol)
+}
 
-// Port is a published port and where its connections go, one after the other.
+// Port is a published port or a virtual address, and where its connections go, one
+// after the other.
 type Port struct {
 	PortKey
 	// Backends is in slot order: new connections take the slots in turn. Empty
