@@ -51,6 +51,8 @@ type Config struct {
 	// Mesh is the node's data plane; nil where another daemon has it. Such a node's containers get addresses from
 	// their engine, and published ports do not lead to them.
 	Mesh Mesh
+	// Names is the name server of the node's containers; nil: they know only what their engine knows.
+	Names Names
 	// Networks makes the engine's networks. Give the one that the data plane uses, or nil for an own one.
 	Networks *docker.Networks
 	// Files is where containers find their secrets and configs; nil: tasks that use any are rejected.
@@ -122,18 +124,18 @@ func New(cfg Config) (*Agent, error) {
 	a.recorder = newRecorder(a.log)
 	a.worker = newWorker(a.log, a.reporter, a.recorder)
 	a.describer = newDescriber(cfg.Engine, cfg.Hostname, cfg.TLSInfo, a.log, a.redescribe)
-	a.mesh = &meshKeeper{nodeID: cfg.NodeID, dataAddr: cfg.DataAddr, mesh: cfg.Mesh, place: a.worker.place, recorder: a.recorder,
-		log: a.log, wake: make(chan struct{}, 1), suspect: make(chan struct{}, 1)}
+	a.mesh = &meshKeeper{nodeID: cfg.NodeID, dataAddr: cfg.DataAddr, mesh: cfg.Mesh, names: cfg.Names, place: a.worker.place, clients: a.worker.clients,
+		recorder: a.recorder, log: a.log, wake: make(chan struct{}, 1), rename: make(chan struct{}, 1), suspect: make(chan struct{}, 1)}
 	a.watcher.Opened = a.mesh.doubt
 	a.janitor = &janitor{nodeID: cfg.NodeID, engine: cfg.Engine, files: cfg.Files, knows: a.worker.knows, log: a.log, wake: make(chan struct{}, 1)}
 	if cfg.Mesh == nil {
 		a.janitor.networks = a.networks
 	}
-	a.worker.tidy, a.worker.networksChanged = a.janitor.poke, a.mesh.poke
+	a.worker.tidy, a.worker.networksChanged, a.worker.tasksChanged = a.janitor.poke, a.mesh.poke, a.mesh.askers
 	a.worker.runtime = &docker.Runtime{
 		Engine: cfg.Engine, Watcher: a.watcher, Images: docker.NewImages(cfg.Engine), Networks: a.networks,
 		Node: func() docker.Node {
-			n := docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil, Allowed: a.worker.allowed()}
+			n := docker.Node{ID: cfg.NodeID, Description: a.describer.description(), FixedAddresses: cfg.Mesh != nil, Names: cfg.Names != nil, Allowed: a.worker.allowed()}
 			if cfg.Files != nil {
 				n.Files = cfg.Files.Dir()
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/ingress/names"
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
 
@@ -43,10 +44,13 @@ type meshKeeper struct {
 	nodeID   string
 	dataAddr string // of the configuration; may be empty
 	mesh     Mesh   // nil: this node has no data plane
+	names    Names  // nil: its containers know no names
 	place    func() (*cluster.Node, []*cluster.Network)
+	clients  func() map[netip.Addr]names.Client
 	recorder *recorder
 	log      *slog.Logger
 	wake     chan struct{} // capacity 1
+	rename   chan struct{} // capacity 1: the containers of this node are others
 	suspect  chan struct{} // capacity 1: the engine was away, and may have changed rules and devices when it came back
 
 	mu       sync.Mutex
@@ -65,11 +69,21 @@ type meshKeeper struct {
 	seq    uint64
 	ack    func(protocol.MeshAck)
 	failed bool
+
+	unnamed string // the trouble with names that was logged last; only run uses it
 }
 
 func (k *meshKeeper) poke() {
 	select {
 	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// askers has those who ask for names on this node looked at again.
+func (k *meshKeeper) askers() {
+	select {
+	case k.rename <- struct{}{}:
 	default:
 	}
 }
@@ -151,6 +165,9 @@ func (k *meshKeeper) run(ctx context.Context) error {
 	for {
 		var err error
 		select {
+		case <-k.rename:
+			k.name()
+			continue
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-k.wake:
@@ -200,6 +217,7 @@ func (k *meshKeeper) apply(ctx context.Context) error {
 		}
 	}
 	k.mu.Unlock()
+	k.name()
 	if old && k.mesh != nil {
 		if there, err := k.mesh.Installed(ctx); there || err != nil {
 			return err // a leader's table comes; until then the kernel's serves better than the record
@@ -218,6 +236,26 @@ func (k *meshKeeper) apply(ctx context.Context) error {
 	}
 	k.answer(seq, err)
 	return err
+}
+
+// name has names answered as they are now. Trouble with it is no reason to keep replicas from stopping, so it is logged and
+// not told the leader.
+func (k *meshKeeper) name() {
+	k.mu.Lock()
+	known, services := k.known, inOrder(k.services)
+	k.mu.Unlock()
+	node, networks := k.place()
+	if k.names == nil || !known || node == nil {
+		return
+	}
+	err := k.names.Set(nameTable(node, networks, services, k.clients()))
+	switch {
+	case err == nil:
+		k.unnamed = ""
+	case err.Error() != k.unnamed:
+		k.unnamed = err.Error()
+		k.log.Warn("containers cannot look up names; tried again with the next change", "err", err)
+	}
 }
 
 // answer tells the leader how table seq fared: an error once, success once.
@@ -284,8 +322,12 @@ func meshInput(nodeID, dataAddr string, node *cluster.Node, networks []*cluster.
 		in.Peers = append(in.Peers, peer)
 	}
 	for _, s := range services {
+		in.Virtuals = append(in.Virtuals, virtuals(s)...)
 		var backends []plan.Backend
 		for _, b := range s.Backends {
+			if b.Addr == "" {
+				continue // on no published port
+			}
 			addr, err := netip.ParseAddr(b.Addr)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("task %s of service %s: %w", b.TaskID, s.Name, err))
@@ -307,4 +349,22 @@ func meshInput(nodeID, dataAddr string, node *cluster.Node, networks []*cluster.
 		}
 	}
 	return in, errors.Join(errs...)
+}
+
+// virtuals are the service's virtual addresses, with its replicas on the network of each.
+func virtuals(s protocol.MeshService) (out []plan.Virtual) {
+	for _, part := range s.Networks {
+		vip, err := netip.ParseAddr(part.VIP)
+		if err != nil {
+			continue // endpoint mode dnsrr
+		}
+		v := plan.Virtual{ServiceID: s.ServiceID, Name: s.Name, NetworkID: part.NetworkID, Addr: vip}
+		for _, b := range s.Backends {
+			if addr := addrOn(b, part.NetworkID); addr.IsValid() {
+				v.Backends = append(v.Backends, plan.Backend{TaskID: b.TaskID, NodeID: b.NodeID, Addr: addr, Draining: b.Draining})
+			}
+		}
+		out = append(out, v)
+	}
+	return out
 }

@@ -31,8 +31,8 @@ type worker struct {
 	recorder *recorder
 	payloads *payloads
 	// tidy is called when something may have become superfluous on the engine, networksChanged when networks or the
-	// node's addresses in them did.
-	tidy, networksChanged func()
+	// node's addresses in them did, tasksChanged when there are other tasks.
+	tidy, networksChanged, tasksChanged func()
 
 	ctx     context.Context // of Run; runners live in it
 	runners sync.WaitGroup
@@ -76,6 +76,7 @@ func (w *worker) apply(a *protocol.Assignments) {
 		w.recorder.putNode(a.Node)
 	}
 	listed := map[string]bool{}
+	started := false
 	for _, t := range a.Tasks {
 		listed[t.ID] = true
 		if r := w.tasks[t.ID]; r != nil {
@@ -86,6 +87,7 @@ func (w *worker) apply(a *protocol.Assignments) {
 		}
 		w.startLocked(t, t.Status)
 		w.recorder.putTask(t, t.Status)
+		started = true
 	}
 	for _, id := range a.RemoveTasks {
 		if r := w.tasks[id]; r != nil {
@@ -103,6 +105,9 @@ func (w *worker) apply(a *protocol.Assignments) {
 	}
 	if networksChanged {
 		w.networksChanged()
+	}
+	if started {
+		w.tasksChanged()
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/ingress"
+	"github.com/miniswarm/miniswarm/ingress/names"
 	"github.com/miniswarm/miniswarm/manager"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
@@ -39,6 +40,7 @@ type member struct {
 	agent   *agent.Agent
 	engine  *docker.Adapter
 	mesh    *ingress.Mesh // nil without a data plane
+	names   *names.Server // nil without a data plane
 
 	transports *transports
 	welcome    chan struct{} // closed at the first session

@@ -14,6 +14,7 @@ import (
 	"github.com/miniswarm/miniswarm/agent"
 	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/ingress"
+	"github.com/miniswarm/miniswarm/ingress/names"
 	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
@@ -44,6 +45,8 @@ func (m *member) prepareAgent() error {
 			return errors.Join(fmt.Errorf("data plane: %w", err), engine.Close())
 		default:
 			m.mesh, cfg.Mesh, cfg.Listening = mesh, mesh, docker.Listening
+			m.names = names.New(names.Config{Logger: m.logger})
+			cfg.Names = m.names
 		}
 	}
 	if m.agent, err = agent.New(cfg); err != nil {
@@ -69,6 +72,9 @@ func (m *member) tlsInfo() swarm.TLSInfo {
 func (m *member) closeParts() error {
 	var errs []error
 	m.closing.Do(func() {
+		if m.names != nil {
+			errs = append(errs, m.names.Close())
+		}
 		if m.mesh != nil {
 			errs = append(errs, m.mesh.Close())
 		}

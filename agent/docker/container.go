@@ -44,6 +44,10 @@ type Node struct {
 	Files string
 	// Allowed is what the node's containers may have beyond the ordinary.
 	Allowed cluster.Allowance
+	// Names says that the node has a name server for its containers.
+	Names bool
+	// Resolver is where that is found from the networks of the container at hand; invalid if it is on none that has names.
+	Resolver netip.Addr
 }
 
 // Container is a container as the engine has to create it.
@@ -135,6 +139,9 @@ func Translate(t *cluster.Task, n Node, networks map[string]string) (*Container,
 	}
 	if err := c.connect(t, n, networks); err != nil {
 		return nil, err
+	}
+	if n.Resolver.IsValid() && len(c.Networks) > 0 {
+		c.Host.DNS = []string{n.Resolver.String()} // which asks the servers of the spec itself
 	}
 	return c, nil
 }
@@ -382,7 +389,9 @@ func (c *Container) connect(t *cluster.Task, n Node, networks map[string]string)
 		}
 		for _, cfg := range t.Spec.Networks {
 			if cfg.Target == a.Network.ID || cfg.Target == a.Network.Spec.Name {
-				e.Aliases = slices.Clone(cfg.Aliases)
+				if !n.Names { // otherwise the engine would answer for the service with the local replica alone
+					e.Aliases = slices.Clone(cfg.Aliases)
+				}
 				e.DriverOpts = maps.Clone(cfg.DriverOpts)
 			}
 		}

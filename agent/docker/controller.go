@@ -127,7 +127,7 @@ func (c *Controller) Status() (swarm.ContainerStatus, swarm.PortStatus) {
 // Prepare makes everything ready for Start: networks, image, container. A container that is there already is taken
 // over.
 func (c *Controller) Prepare(ctx context.Context) error {
-	names := map[string]string{}
+	names, gateways := map[string]string{}, map[string]netip.Addr{}
 	node := c.rt.Node()
 	for _, n := range networksOf(c.task.NetworksAttachments) {
 		var gateway netip.Prefix
@@ -141,7 +141,10 @@ func (c *Controller) Prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		names[n.ID] = name
+		names[n.ID], gateways[n.ID] = name, gateway.Addr()
+	}
+	if node.Names {
+		node.Resolver = resolver(c.task.NetworksAttachments, gateways)
 	}
 	spec := c.task.Spec.ContainerSpec
 	warning, err := c.rt.Images.ensure(ctx, spec.Image, c.task.RegistryAuth, c.rt.Offline)

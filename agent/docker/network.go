@@ -233,6 +233,23 @@ func (ns *Networks) Keep(ctx context.Context, keep func(networkID string) bool) 
 	return errors.Join(errs...)
 }
 
+// resolver is where a container on these networks asks for names, given the node's own address on each: the first network that
+// leads somewhere, or else the first.
+func resolver(attachments []swarm.NetworkAttachment, gateways map[string]netip.Addr) netip.Addr {
+	var found netip.Addr
+	for _, a := range attachments {
+		gateway, ok := gateways[a.Network.ID]
+		switch {
+		case !ok || a.Network.Spec.Ingress: // nobody has a name there
+		case !a.Network.Spec.Internal:
+			return gateway
+		case !found.IsValid():
+			found = gateway
+		}
+	}
+	return found
+}
+
 // networksOf gives the swarm networks that a task needs the engine to have, without predefined ones.
 func networksOf(attachments []swarm.NetworkAttachment) []swarm.Network {
 	byID := map[string]swarm.Network{}

@@ -32,6 +32,7 @@
 package protocol
 
 import (
+	"slices"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -152,7 +153,7 @@ type Assignments struct {
 	RemoveNetworks []string           `json:",omitempty"`
 }
 
-// Mesh is the table that routes published ports and connects overlay networks. With Complete set it is everything;
+// Mesh is the table that routes published ports, and names, addresses and connects what is on overlay networks. With Complete set it is everything;
 // otherwise services and peers in it replace their earlier versions and the others stay.
 type Mesh struct {
 	Seq            uint64
@@ -168,22 +169,53 @@ type Mesh struct {
 	Key          []byte `json:",omitempty"`
 }
 
-// MeshService is the published ports of one service and the replicas behind them.
+// MeshService is how one service is reached: by its published ports, by its name on overlay networks, and the
+// replicas behind both.
 type MeshService struct {
 	ServiceID string
 	Name      string
-	Ports     []swarm.PortConfig
-	Backends  []Backend
+	Ports     []swarm.PortConfig `json:",omitempty"`
+	// Networks are the overlay networks, without ingress, that the service is on, in the order of its spec.
+	Networks []MeshNetwork `json:",omitempty"`
+	Backends []Backend
+}
+
+// MeshNetwork is a service's part in one overlay network.
+type MeshNetwork struct {
+	NetworkID string
+	// VIP is the service's virtual address there, without prefix length; empty in endpoint mode dnsrr.
+	VIP string `json:",omitempty"`
+	// Aliases are further names of the service on this network.
+	Aliases []string `json:",omitempty"`
 }
 
 // Backend is one replica that may receive traffic.
 type Backend struct {
 	TaskID string
 	NodeID string
-	// Addr is the task's IP address on the ingress network, without prefix length.
-	Addr string
+	// Addr is the task's IP address on the ingress network, without prefix length; empty where it is not on that.
+	Addr string `json:",omitempty"`
+	// Networks has its addresses on other overlay networks.
+	Networks []BackendAddr `json:",omitempty"`
+	// Names are those of the task alone, on every network it is on: of its container, and its host name. The first is
+	// the one that its addresses are shown with.
+	Names []string `json:",omitempty"`
 	// Draining: no new connections; those that exist go on.
 	Draining bool `json:",omitempty"`
+}
+
+// BackendAddr is a replica's IP address on one network, without prefix length.
+type BackendAddr struct{ NetworkID, Addr string }
+
+// Equal compares all of two backends.
+func (b Backend) Equal(o Backend) bool {
+	return b.TaskID == o.TaskID && b.NodeID == o.NodeID && b.Addr == o.Addr && b.Draining == o.Draining &&
+		slices.Equal(b.Networks, o.Networks) && slices.Equal(b.Names, o.Names)
+}
+
+// Equal compares all of two parts in a network.
+func (n MeshNetwork) Equal(o MeshNetwork) bool {
+	return n.NetworkID == o.NetworkID && n.VIP == o.VIP && slices.Equal(n.Aliases, o.Aliases)
 }
 
 // Peer is a node as the data plane sees it.

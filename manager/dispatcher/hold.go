@@ -26,7 +26,7 @@ func (d *Dispatcher) mayStop(t *cluster.Task) bool {
 	now := time.Now()
 	h := d.holds[t.ID]
 	if h == nil {
-		if !d.mesh.has(t.ServiceID, t.ID) && ingressAddr(t) == "" {
+		if !d.mesh.has(t.ServiceID, t.ID) && !reachable(t) {
 			return true
 		}
 		d.mesh.look(t.ServiceID, t.ID, d.cfg.Store.Snapshot())

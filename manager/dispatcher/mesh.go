@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -97,18 +96,18 @@ func (m *meshTable) removeService(id string) {
 	}
 }
 
-// setService adopts the service's published ports and collects its replicas anew.
+// setService adopts the service's published ports and its part in networks, and collects its replicas anew.
 func (m *meshTable) setService(snap *cluster.Snapshot, s *cluster.Service) {
-	ports := ingressPorts(s.Endpoint.Ports)
+	ports, networks := ingressPorts(s.Endpoint.Ports), meshNetworks(snap, s)
 	cur := m.services[s.ID]
-	if len(ports) == 0 {
+	if len(ports)+len(networks) == 0 {
 		m.removeService(s.ID)
 		return
 	}
-	if cur != nil && slices.Equal(cur.Ports, ports) {
+	if cur != nil && slices.Equal(cur.Ports, ports) && slices.EqualFunc(cur.Networks, networks, protocol.MeshNetwork.Equal) {
 		return
 	}
-	next := &meshService{MeshService: protocol.MeshService{ServiceID: s.ID, Name: s.Spec.Name, Ports: ports}}
+	next := &meshService{MeshService: protocol.MeshService{ServiceID: s.ID, Name: s.Spec.Name, Ports: ports, Networks: networks}}
 	for t := range snap.TasksOfService(s.ID) {
 		if b, ok := m.backend(t, snap); ok {
 			next.Backends = append(next.Backends, b)
@@ -142,7 +141,7 @@ func (m *meshTable) setTask(t *cluster.Task, snap *cluster.Snapshot) {
 		return
 	}
 	i := slices.IndexFunc(svc.Backends, func(x protocol.Backend) bool { return x.TaskID == t.ID })
-	if i >= 0 && svc.Backends[i] == b {
+	if i >= 0 && svc.Backends[i].Equal(b) {
 		return
 	}
 	backends := slices.Clone(svc.Backends)
@@ -210,14 +209,16 @@ func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol
 	if n == nil || n.Status.State == swarm.NodeStateDown {
 		return b, false
 	}
-	addr := ingressAddr(t)
-	if addr == "" {
+	b = protocol.Backend{TaskID: t.ID, NodeID: t.NodeID, Names: taskNames(t)}
+	b.Addr, b.Networks = taskAddrs(t)
+	if b.Addr == "" && len(b.Networks) == 0 {
 		return b, false
 	}
 	if !t.Wanted() {
 		m.leaving[t.ID] = true
 	}
-	return protocol.Backend{TaskID: t.ID, NodeID: t.NodeID, Addr: addr, Draining: m.leaving[t.ID] || m.suspects[t.NodeID]}, true
+	b.Draining = m.leaving[t.ID] || m.suspects[t.NodeID]
+	return b, true
 }
 
 // setPeer adopts a node and says whether the data planes see it differently now.
@@ -308,26 +309,4 @@ func (m *meshTable) forget(sent uint64) {
 	for _, removed := range [2]map[string]uint64{m.removed, m.gone} {
 		maps.DeleteFunc(removed, func(_ string, seq uint64) bool { return seq <= sent })
 	}
-}
-
-func ingressPorts(ports []swarm.PortConfig) []swarm.PortConfig {
-	var out []swarm.PortConfig
-	for _, p := range ports {
-		if p.PublishMode != swarm.PortConfigPublishModeHost && p.PublishedPort != 0 {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
-// ingressAddr is the task's address on the ingress network, "" if it has none.
-func ingressAddr(t *cluster.Task) string {
-	for _, a := range t.NetworksAttachments {
-		if a.Network.Spec.Ingress && len(a.Addresses) > 0 {
-			if p, err := netip.ParsePrefix(a.Addresses[0]); err == nil {
-				return p.Addr().String()
-			}
-		}
-	}
-	return ""
 }

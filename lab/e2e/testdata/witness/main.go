@@ -4,6 +4,9 @@
 //	witness                  serve HTTP on 8000, lines over TCP on 8001, datagrams on 8002
 //	witness get URL          print the body of an answer with status 200
 //	witness udp HOST:PORT    print the answer to one datagram
+//	witness lookup NAME      print the addresses of a name
+//	witness names ADDR       print the names of an address
+//	witness load URL         ask without pause, each time over a new connection, and show on 8000 how that goes
 //	witness say WORD...      print the words and end
 //	witness file PATH...     describe files and print what is in them
 //	witness cat              repeat the input until it ends
@@ -28,6 +31,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -57,6 +61,12 @@ func run(args []string) error {
 		return get(args[1])
 	case args[0] == "udp" && len(args) == 2:
 		return askUDP(args[1])
+	case args[0] == "lookup" && len(args) == 2:
+		return printLines(net.LookupHost(args[1]))
+	case args[0] == "names" && len(args) == 2:
+		return printLines(net.LookupAddr(args[1]))
+	case args[0] == "load" && len(args) == 2:
+		return load(args[1])
 	case args[0] == "say":
 		fmt.Println(strings.Join(args[1:], " "))
 		return nil
@@ -259,4 +269,53 @@ func watchTerminal() error {
 		}
 	}
 	return errors.New("the input ended")
+}
+
+func printLines(lines []string, err error) error {
+	for _, l := range lines {
+		fmt.Println(l)
+	}
+	return err
+}
+
+// tally is how asking without pause goes.
+type tally struct {
+	Asked, Failed int
+	First         string         // the first failure
+	Replicas      map[string]int // answers by replica
+}
+
+func load(url string) error {
+	var mu sync.Mutex
+	t := tally{Replicas: map[string]int{}}
+	go func() {
+		client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		for ; ; time.Sleep(10 * time.Millisecond) {
+			a, err := once(&client, url)
+			mu.Lock()
+			t.Asked++
+			t.Replicas[a.Replica]++
+			if err != nil {
+				fmt.Println(time.Now().Format(time.StampMilli), err)
+				if t.Failed++; t.First == "" {
+					t.First = err.Error()
+				}
+			}
+			mu.Unlock()
+		}
+	}()
+	return http.ListenAndServe(":8000", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = json.NewEncoder(w).Encode(t)
+	}))
+}
+
+func once(client *http.Client, url string) (a answer, err error) {
+	resp, err := client.Get(url)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	return a, json.NewDecoder(resp.Body).Decode(&a)
 }
