@@ -72,6 +72,24 @@ func macOf(t *testing.T, h *host, device string) string {
 	return out[2]
 }
 
+// A virtual address is for its own network alone: not for containers of others, nor for
+// machines that send packets for it to a node.
+func TestVirtualAddressIsOfItsNetwork(t *testing.T) {
+	c := newCluster(t, options{hosts: 1, bridgeFilter: true})
+	c.apply()
+	h := c.hosts[0]
+	one, stranger := c.container(1, backID), c.container(1, ingressID)
+	stranger.run("ip", "link", "set", "eth1", "down")
+	outside := c.plug("outside", addr("192.0.2.200"))
+	outside.run("ip", "route", "add", backSubnet.String(), "via", h.underlay.String())
+	c.virtual(one)
+	for _, s := range []*space{stranger.space, outside} {
+		if who, _, err := s.get("tcp", at(virtual, 8000)); err == nil {
+			t.Errorf("%s reached %s", s.name, who)
+		}
+	}
+}
+
 // One virtual address on many nodes must never be told from one to another, even in the
 // middle of a stream of answers.
 func TestVirtualAddressStaysOnItsNode(t *testing.T) {

@@ -159,15 +159,13 @@ func TestAnswers(t *testing.T) {
 		{both, front, "example.org", "192.0.2.1"},
 		{back, inner, "web", "10.0.2.2"},
 		{back, inner, "shared", "10.0.2.2 10.0.2.21 10.0.2.22"}, // of two services
-		{back, inner, "idle", "NXDOMAIN"},                      // on a network that the client is not on
+		{back, inner, "idle", "NXDOMAIN"},                       // on a network that the client is not on
 		{back, inner, "web.front", "NXDOMAIN"},
 		{back, inner, "example.org", "NXDOMAIN"},
 		{own, front, "db", "192.0.2.3"}, // not a name here, so its own name server is asked
 		{own, front, "example.org", "192.0.2.3"},
-		{stranger, front, "web", "10.0.1.2"},
-		{stranger, front, "db", "192.0.2.1"},
-		{stranger, inner, "db", "10.0.2.21 10.0.2.22"},
-		{stranger, inner, "example.org", "NXDOMAIN"},
+		{stranger, front, "web", "NXDOMAIN"}, // from nowhere that is known
+		{stranger, front, "example.org", "NXDOMAIN"},
 	} {
 		if got := w.ask(c.from, c.at, c.name, dns.TypeA); got != c.want {
 			t.Errorf("%s asks %s for %s: %q, want %q", c.from, c.at, c.name, got, c.want)
@@ -277,5 +275,26 @@ func TestSetAgain(t *testing.T) {
 	}
 	if err := other.Set(table); err != nil {
 		t.Errorf("an address that is free again: %v", err)
+	}
+}
+
+// Who is no container of this node's services, but on one of its networks, knows that network.
+func TestStrangers(t *testing.T) {
+	x := newIndex(example())
+	for _, c := range []struct {
+		from, listen string
+		networks     []string
+		confined     bool
+	}{
+		{"10.0.1.200", "127.0.50.1", []string{"f"}, false},
+		{"10.0.2.200", "127.0.50.2", []string{"b"}, true},
+		{"10.0.1.200", "127.0.50.2", nil, true}, // of another network
+		{"192.0.2.1", "127.0.50.1", nil, true},
+		{"10.0.1.200", "127.0.50.9", nil, true},
+	} {
+		got := x.client(addr(c.from), addr(c.listen))
+		if !slices.Equal(got.Networks, c.networks) || got.Confined != c.confined {
+			t.Errorf("%s at %s is %+v", c.from, c.listen, got)
+		}
 	}
 }

@@ -120,14 +120,14 @@ func (z *zone) add(name string, addrs ...netip.Addr) {
 	z.hosts[name] = have
 }
 
-// client finds out who asks: a container of this node, or else, as one that a person attached, whoever can be on the
-// network that the question came by.
+// client finds out who asks: a container of this node, or else somebody on the network that the question came by, such
+// as a container that a person attached or this node itself. Others are told nothing.
 func (x *index) client(from, listen netip.Addr) Client {
 	if c, ok := x.clients[from]; ok {
 		return c
 	}
 	id, ok := x.listen[listen]
-	if !ok {
+	if !ok || !x.zones[id].subnet.Contains(from) {
 		return Client{Confined: true}
 	}
 	return Client{Networks: []string{id}, Confined: x.zones[id].internal}

@@ -188,6 +188,15 @@ func sourceIs(a netip.Addr) []expr.Any {
 	return []expr.Any{value(b[:]), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg}}
 }
 
+// onItsBridge holds for packets addressed to an address of the very device they came in
+// by, which for a virtual address is the bridge of its network.
+func onItsBridge() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true, FlagIIF: true},
+		equals(host32(unix.RTN_LOCAL)),
+	}
+}
+
 // localDestination holds for packets addressed to this node itself.
 func localDestination() []expr.Any {
 	return []expr.Any{

@@ -106,9 +106,9 @@ func baseChains(base plan.Base) []baseChain {
 				[]expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, inSet(setGuarded), &expr.Verdict{Kind: expr.VerdictDrop}},
 			)},
 		}},
-		{chain("enter", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -110), append(virtualRules(),
+		{chain("enter", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -110), append(virtualRules(onItsBridge()),
 			rule{"published ports", match(localDestination(), loadPort(), []expr.Any{verdictOf(setDispatch)})})},
-		{chain("enter-local", nftables.ChainTypeNAT, nftables.ChainHookOutput, -110), append(virtualRules(),
+		{chain("enter-local", nftables.ChainTypeNAT, nftables.ChainHookOutput, -110), append(virtualRules(nil),
 			rule{"published ports, from this node itself", match(localDestination(), loadPort(), []expr.Any{verdictOf(setDispatch)})})},
 		{chain("protect", nftables.ChainTypeFilter, nftables.ChainHookForward, -10), []rule{
 			{"containers are reached by published ports only", match(
@@ -167,12 +167,12 @@ func fingerprint(chains []baseChain) string {
 	return fmt.Sprintf("%08x", h.Sum32())
 }
 
-// virtualRules send the connections to virtual addresses to their chains. What comes back
-// from there, or has none, must not be taken for a published port: the address is this
-// node's own.
-func virtualRules() []rule {
+// virtualRules send the connections to virtual addresses for which first holds to their
+// chains. What comes back from there, has none, or comes from elsewhere, such as a container on
+// another network, must not be taken for a published port: the address is this node's own.
+func virtualRules(first []expr.Any) []rule {
 	return []rule{
-		{"virtual addresses", []expr.Any{loadDestination(reg), verdictOf(setVirtualDispatch)}},
+		{"virtual addresses", match(first, []expr.Any{loadDestination(reg), verdictOf(setVirtualDispatch)})},
 		{"virtual addresses publish nothing", []expr.Any{loadDestination(reg), inSet(setVirtuals), &expr.Verdict{Kind: expr.VerdictAccept}}},
 	}
 }
