@@ -55,6 +55,10 @@ func TestVirtualAddress(t *testing.T) {
 			if got := client.survey("tcp", at(virtual, 8000), client.host.gateway(backSubnet).String(), 4); got[far.name] != 0 {
 				t.Errorf("a published port of another service answered: %v", got)
 			}
+			// An engine that restarts takes the first address of the bridge for its own.
+			if out := strings.Fields(c.hosts[0].run("ip", "-br", "addr", "show", "dev", plan.BridgeName(backID))); out[2] != "10.0.1.1/24" {
+				t.Errorf("addresses of the bridge: %v", out)
+			}
 			if out := client.run("ip", "neigh", "show", virtual.String()); !strings.Contains(out, macOf(t, c.hosts[0], plan.BridgeName(backID))) {
 				t.Errorf("%s is found elsewhere than on the own node: %s", virtual, out)
 			}

@@ -136,6 +136,7 @@ func (p *Planner) reserve(n *cluster.Network, hold bool) {
 		if hold {
 			p.vnis[n.VNI] = n.ID
 			p.lastVNI = max(p.lastVNI, n.VNI)
+			p.noteCut(n)
 		} else if p.vnis[n.VNI] == n.ID {
 			delete(p.vnis, n.VNI)
 		}
@@ -154,6 +155,17 @@ func (p *Planner) reserve(n *cluster.Network, hold bool) {
 		} else if p.subnets[prefix] == n.ID {
 			delete(p.subnets, prefix)
 		}
+	}
+}
+
+// noteCut remembers the subnet of a network that asked for none.
+func (p *Planner) noteCut(n *cluster.Network) {
+	asked := n.Spec.IPAMOptions
+	if n.VNI < p.lastCutVNI || n.IPAMOptions == nil || asked != nil && len(asked.Configs) > 0 && asked.Configs[0].Subnet != "" {
+		return
+	}
+	if s, err := netip.ParsePrefix(n.IPAMOptions.Configs[0].Subnet); err == nil {
+		p.lastCut, p.lastCutVNI = s.Masked(), n.VNI
 	}
 }
 
@@ -301,8 +313,8 @@ func (p *Planner) networkName(id string) string {
 	return id
 }
 
-// freeSubnet cuts the first free subnet from the cluster's pools.
-func (p *Planner) freeSubnet() (netip.Prefix, bool) {
+// freeSubnet cuts a free subnet from the cluster's pools: the first behind the one allocated last, or else the first.
+func (p *Planner) freeSubnet() (found netip.Prefix, ok bool) {
 	// Subnets that were cut like this one are found in the map; the others have to be compared.
 	var odd []netip.Prefix
 	for s := range p.subnets {
@@ -310,6 +322,7 @@ func (p *Planner) freeSubnet() (netip.Prefix, bool) {
 			odd = append(odd, s)
 		}
 	}
+	behind := !p.lastCut.IsValid()
 	for _, pool := range p.addressPools {
 		if !pool.Addr().Is4() || pool.Bits() > p.subnetBits {
 			continue
@@ -319,12 +332,22 @@ func (p *Planner) freeSubnet() (netip.Prefix, bool) {
 			var b [4]byte
 			binary.BigEndian.PutUint32(b[:], uint32(at))
 			s := netip.PrefixFrom(netip.AddrFrom4(b), p.subnetBits)
-			if _, taken := p.subnets[s]; !taken && !slices.ContainsFunc(odd, s.Overlaps) {
+			if s == p.lastCut {
+				behind = true
+			}
+			if ok && !behind {
+				continue
+			}
+			if _, taken := p.subnets[s]; taken || slices.ContainsFunc(odd, s.Overlaps) {
+				continue
+			}
+			if behind {
 				return s, true
 			}
+			found, ok = s, true
 		}
 	}
-	return netip.Prefix{}, false
+	return found, ok
 }
 
 // freeVNI gives the network's VXLAN id: the one it asks for, else the next one never used.

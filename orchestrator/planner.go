@@ -48,6 +48,11 @@ type Planner struct {
 	subnets map[netip.Prefix]string
 	vnis    map[uint32]string
 	lastVNI uint32
+	// lastCut is the subnet cut from the pools last: that of the network with the highest VXLAN id among those that asked for
+	// none. The search for another begins behind it, so that a freed subnet rests: nodes may not be done yet with the network
+	// that had it.
+	lastCut    netip.Prefix
+	lastCutVNI uint32
 	ports   map[port]string
 	ingress string // id of the ingress network, "" if there is none
 

@@ -14,10 +14,11 @@ import (
 )
 
 // address is how a virtual address is put on a bridge: alone, without a subnet, by which
-// it is told from the engine's, and of a scope in which the kernel does not choose it
-// as the source of anything.
+// it is told from the engine's. Its scope is that of all addresses, since the kernel lists
+// those of narrower ones first, and an engine that restarts takes the first in its
+// subnet for the bridge's own and gives the network up if it is not.
 func address(a plan.Address) *netlink.Addr {
-	return &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a.Addr, 32)), Scope: unix.RT_SCOPE_HOST}
+	return &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a.Addr, 32))}
 }
 
 func (k *Kernel) addAddress(a plan.Address) error {
@@ -49,7 +50,7 @@ func (k *Kernel) readAddresses(names map[int]string, have *plan.State) error {
 	}
 	for _, a := range all {
 		p := prefix(a.IPNet)
-		if name := names[a.LinkIndex]; strings.HasPrefix(name, bridgePrefix) && p.Bits() == 32 && a.Scope == unix.RT_SCOPE_HOST {
+		if name := names[a.LinkIndex]; strings.HasPrefix(name, bridgePrefix) && p.Bits() == 32 {
 			have.Addresses = append(have.Addresses, plan.Address{Device: name, Addr: p.Addr()})
 		}
 	}

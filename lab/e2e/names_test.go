@@ -68,7 +68,7 @@ func TestNames(t *testing.T) {
 	c.docker(t, "vm1", "network", "create", "-d", "overlay", "--internal", "back")
 	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "web", "--replicas", "6", "--network", "name=front,alias=www", "--network", "back", c.witness+":1")
 	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "db", "--endpoint-mode", "dnsrr", "--replicas", "3", "--network", "name=back,alias=data", c.witness+":1")
-	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "client", "--mode", "global", "--network", "front", "--hostname", "asker", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "client", "--mode", "global", "--network", "front", c.witness+":1")
 	web, db, clients := c.running(t, "web", 6), c.running(t, "db", 3), c.running(t, "client", 3)
 	frontTasks, frontVIP := c.addresses(t, "web", "front")
 	backTasks, backVIP := c.addresses(t, "web", "back")
@@ -80,7 +80,7 @@ func TestNames(t *testing.T) {
 	byHost := func(all []replica, host string) replica {
 		return all[slices.IndexFunc(all, func(r replica) bool { return r.host == host })]
 	}
-	finds := func(r replica, name string, want ...string) {
+	finds := func(t *testing.T, r replica, name string, want ...string) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("%s on %s finds %s", r.name, r.host, name), patience, func() error {
 			if got := c.lookup(ctx, r, name); !slices.Equal(got, want) {
@@ -93,23 +93,22 @@ func TestNames(t *testing.T) {
 	for _, host := range []string{"vm1", "vm2", "vm3"} {
 		t.Run("on "+host, func(t *testing.T) {
 			front, both, back := byHost(clients, host), byHost(web, host), byHost(db, host)
-			finds(front, "web", frontVIP)
-			finds(front, "www", frontVIP)
-			finds(front, "tasks.web", frontTasks...)
-			finds(front, "tasks.client", clientTasks...)
-			finds(front, "asker", clientTasks...)
-			finds(front, byHost(web, "vm2").id[:12], taskAddr(t, c, byHost(web, "vm2"), "front"))
-			finds(front, byHost(web, "vm3").name, taskAddr(t, c, byHost(web, "vm3"), "front"))
-			finds(both, "web.back", backVIP)
-			finds(both, "tasks.web.front", frontTasks...)
-			finds(both, "db", dbTasks...)
-			finds(both, "data", dbTasks...)
-			finds(back, "web", backVIP)
-			finds(back, "tasks.web", backTasks...)
+			finds(t, front, "web", frontVIP)
+			finds(t, front, "www", frontVIP)
+			finds(t, front, "tasks.web", frontTasks...)
+			finds(t, front, "tasks.client", clientTasks...)
+			finds(t, front, byHost(web, "vm2").id[:12], taskAddr(t, c, byHost(web, "vm2"), "front"))
+			finds(t, front, byHost(web, "vm3").name, taskAddr(t, c, byHost(web, "vm3"), "front"))
+			finds(t, both, "web.back", backVIP)
+			finds(t, both, "tasks.web.front", frontTasks...)
+			finds(t, both, "db", dbTasks...)
+			finds(t, both, "data", dbTasks...)
+			finds(t, back, "web", backVIP)
+			finds(t, back, "tasks.web", backTasks...)
 			// Names of networks that a container is not on mean nothing to it.
-			finds(front, "db")
-			finds(back, "client")
-			finds(back, "web.front")
+			finds(t, front, "db")
+			finds(t, back, "client")
+			finds(t, back, "web.front")
 			out, err := c.inside(ctx, front, "names", frontTasks[0])
 			if err != nil || !strings.HasPrefix(out, "web.") || !strings.HasSuffix(strings.TrimSpace(out), ".front.") {
 				t.Errorf("%s is called %q, %v", frontTasks[0], out, err)
@@ -141,16 +140,23 @@ func TestNames(t *testing.T) {
 	})
 	t.Run("the world", func(t *testing.T) {
 		server := c.nameServer(t, "203.0.113.7")
-		c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "out", "--network", "front", "--dns", server, c.witness+":1")
+		c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "out", "--network", "front", "--hostname", "herald", "--dns", server, c.witness+":1")
 		c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "in", "--network", "back", "--dns", server, c.witness+":1")
-		finds(c.running(t, "out", 1)[0], "example.org", "203.0.113.7")
-		in := c.running(t, "in", 1)[0]
-		finds(in, "db", dbTasks...)
-		finds(in, "example.org") // nothing leaves an internal network, not even a question
-		if out, err := c.inside(ctx, in, "get", "http://"+c.addr("vm2", 2377)); err == nil || strings.Contains(err.Error(), "malformed") {
-			t.Errorf("a container on an internal network reaches the world: %s", out)
+		out := c.running(t, "out", 1)[0]
+		finds(t, out, "example.org", "203.0.113.7")
+		for _, r := range clients {
+			finds(t, r, "herald", taskAddr(t, c, out, "front"))
 		}
-		finds(in, "out") // on another network
+		in := c.running(t, "in", 1)[0]
+		finds(t, in, "db", dbTasks...)
+		finds(t, in, "example.org") // nothing leaves an internal network, not even a question
+		if said, err := c.inside(ctx, in, "get", "http://"+c.Registry()+"/v2/"); err == nil {
+			t.Errorf("a container on an internal network reaches the world: %s", said)
+		}
+		if said, err := c.inside(ctx, out, "get", "http://"+c.Registry()+"/v2/"); err != nil {
+			t.Errorf("a container on another network does not reach the world: %s %v", said, err)
+		}
+		finds(t, in, "out") // on another network
 	})
 	t.Run("the daemon restarts", func(t *testing.T) {
 		from := byHost(clients, "vm2")
@@ -167,8 +173,8 @@ func TestNames(t *testing.T) {
 		if err := c.StartDaemon(ctx, "vm2"); err != nil {
 			t.Fatal(err)
 		}
-		finds(from, "web", frontVIP)
-		finds(from, "tasks.web", frontTasks...)
+		finds(t, from, "web", frontVIP)
+		finds(t, from, "tasks.web", frontTasks...)
 	})
 }
 
