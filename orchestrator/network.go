@@ -215,10 +215,12 @@ func (x *pass) allocateNetworks() {
 		x.networkChanges = append(x.networkChanges, cluster.UpdateOf(obj))
 		x.decide(Decision{Kind: Allocation, Reason: fmt.Sprintf("network %s: subnet %s, VXLAN id %d", obj.Spec.Name, subnetsOf(obj), obj.VNI)})
 		// The rest of this pass works with the network as it will be.
+		cut, cutVNI := x.lastCut, x.lastCutVNI
 		x.networks[obj.ID] = newNetwork(obj)
 		x.reserve(obj, true)
 		x.undo = append(x.undo, func() {
 			x.reserve(obj, false)
+			x.lastCut, x.lastCutVNI = cut, cutVNI
 			x.networks[obj.ID] = n
 		})
 	}
@@ -332,19 +334,17 @@ func (p *Planner) freeSubnet() (found netip.Prefix, ok bool) {
 			var b [4]byte
 			binary.BigEndian.PutUint32(b[:], uint32(at))
 			s := netip.PrefixFrom(netip.AddrFrom4(b), p.subnetBits)
-			if s == p.lastCut {
-				behind = true
-			}
-			if ok && !behind {
+			if ok && !behind && s != p.lastCut {
 				continue
 			}
-			if _, taken := p.subnets[s]; taken || slices.ContainsFunc(odd, s.Overlaps) {
-				continue
-			}
-			if behind {
+			_, taken := p.subnets[s]
+			switch free := !taken && !slices.ContainsFunc(odd, s.Overlaps); {
+			case free && behind:
 				return s, true
+			case free && !ok:
+				found, ok = s, true
 			}
-			found, ok = s, true
+			behind = behind || s == p.lastCut
 		}
 	}
 	return found, ok
