@@ -16,6 +16,7 @@ import (
 	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/ingress"
 	"github.com/miniswarm/miniswarm/ingress/names"
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
@@ -180,8 +181,8 @@ func (k *meshKeeper) run(ctx context.Context) error {
 			continue
 		}
 		tries++
-		// What goes on for a moment only, such as a network that waits for its last container to stop, is nobody's business.
-		if tries >= quietTries && err.Error() != said && ctx.Err() == nil {
+		// What goes on for a moment only is nobody's business, and a network may wait long for its last container to stop.
+		if tries >= quietTries && !ingress.Waiting(err) && err.Error() != said && ctx.Err() == nil {
 			said = err.Error()
 			k.log.Warn("the data plane is not as it should be; tried again", "err", err)
 		}
@@ -234,7 +235,11 @@ func (k *meshKeeper) apply(ctx context.Context) error {
 		}
 		err = errors.Join(inErr, err)
 	}
-	k.answer(seq, err)
+	if ingress.Waiting(err) {
+		k.answer(seq, nil) // no route depends on it, and replicas elsewhere are not to wait
+	} else {
+		k.answer(seq, err)
+	}
 	return err
 }
 

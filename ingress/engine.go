@@ -24,7 +24,7 @@ type Networks interface {
 	// when it returns.
 	Ensure(ctx context.Context, n BridgeNetwork) error
 	// Remove removes the network. One that is not there is no error; one that
-	// still has containers is.
+	// still has containers is, a *HasContainersError.
 	Remove(ctx context.Context, n BridgeNetwork) error
 }
 
@@ -39,6 +39,29 @@ type BridgeNetwork struct {
 	Gateway  netip.Addr
 	MTU      int
 	Internal bool
+}
+
+// HasContainersError says that a network waits for its last containers to stop.
+type HasContainersError struct{ Err error }
+
+func (e *HasContainersError) Error() string { return e.Err.Error() }
+
+// Unwrap is what the engine said.
+func (e *HasContainersError) Unwrap() error { return e.Err }
+
+// Waiting says whether all that err is about are networks that wait for their last
+// containers to stop. Everything else is then as it should be.
+func Waiting(err error) bool {
+	switch e := err.(type) {
+	case *HasContainersError:
+		return true
+	case interface{ Unwrap() error }:
+		return Waiting(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		all := e.Unwrap()
+		return len(all) > 0 && !slices.ContainsFunc(all, func(err error) bool { return !Waiting(err) })
+	}
+	return false
 }
 
 // gatewayModeSince is the first version of the engine (28) that drops packets

@@ -170,9 +170,15 @@ func (ns *Networks) Make(ctx context.Context, b ingress.BridgeNetwork) (name str
 		return "", fmt.Errorf("look for network %s: %w", b.Name, err)
 	}
 	for _, have := range list {
+		was := bridgeOf(have)
 		switch {
-		case have.Labels[LabelNetworkID] != b.ID:
-		case b.Bridge != "" && bridgeOf(have) == b, b.Bridge == "" && have.Options[optionBridgeName] == "":
+		case was.ID != b.ID && b.Subnet.IsValid() && was.Subnet.Overlaps(b.Subnet):
+			// The cluster has given its addresses to another network, so this one is on its way out.
+			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
+				return "", fmt.Errorf("network %s, which had addresses of network %s before, is not removed yet: %w", have.Name, b.Name, err)
+			}
+		case was.ID != b.ID:
+		case b.Bridge != "" && was == b, b.Bridge == "" && have.Options[optionBridgeName] == "":
 			return have.Name, nil
 		default:
 			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
@@ -226,7 +232,9 @@ func (ns *Networks) Keep(ctx context.Context, keep func(networkID string) bool) 
 		if keep(n.Labels[LabelNetworkID]) {
 			continue
 		}
-		if err := ns.engine.RemoveNetwork(ctx, n.ID); err != nil {
+		if err := ns.engine.RemoveNetwork(ctx, n.ID); cerrdefs.IsPermissionDenied(err) {
+			errs = append(errs, &ingress.HasContainersError{Err: fmt.Errorf("remove network %s: %w", n.Name, err)})
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("remove network %s: %w", n.Name, err))
 		}
 	}
