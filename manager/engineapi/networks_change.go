@@ -130,6 +130,9 @@ func validateNetwork(snap *cluster.Snapshot, spec swarm.NetworkSpec) error {
 		return rpcErrorf(unimplemented, "network %s: encrypted overlay networks are not supported; "+
 			"leave the option out to create a network without encryption", spec.Name)
 	}
+	if spec.IPv6Enabled {
+		return rpcErrorf(unimplemented, "network %s: IPv6 is not supported on overlay networks; leave --ipv6 out", spec.Name)
+	}
 	if spec.Ingress {
 		for n := range snap.Networks() {
 			if n.Spec.Ingress {
@@ -147,11 +150,13 @@ func validateIPAM(snap *cluster.Snapshot, ipam *swarm.IPAMOptions) error {
 	if ipam.Driver.Name != "default" {
 		return rpcErrorf(invalidArgument, "error during lookup of plugin %s", ipam.Driver.Name)
 	}
-	var earlier []netip.Prefix
 	for _, cfg := range ipam.Configs {
 		subnet, err := netip.ParsePrefix(cfg.Subnet)
-		if err != nil {
+		switch {
+		case err != nil:
 			return rpcErrorf(invalidArgument, "ipam configuration: invalid subnet %s", cfg.Subnet)
+		case !subnet.Addr().Is4():
+			return rpcErrorf(unimplemented, "ipam configuration: subnet %s: only IPv4 is supported on overlay networks", cfg.Subnet)
 		}
 		if cfg.Range != "" {
 			within, err := netip.ParsePrefix(cfg.Range)
@@ -172,13 +177,13 @@ func validateIPAM(snap *cluster.Snapshot, ipam *swarm.IPAMOptions) error {
 			}
 		}
 		// Swarm finds out only when it allocates, and then the network's tasks wait for ever without a word.
-		if slices.ContainsFunc(earlier, subnet.Overlaps) {
-			return rpcErrorf(invalidArgument, "ipam configuration: subnet %s overlaps with another subnet of the network", cfg.Subnet)
-		}
-		earlier = append(earlier, subnet)
 		if other := overlapping(snap, subnet); other != "" {
 			return rpcErrorf(invalidArgument, "ipam configuration: subnet %s overlaps with network %s", cfg.Subnet, other)
 		}
+	}
+	if len(ipam.Configs) > 1 {
+		// A network is one bridge on each node, and an engine's bridge has one subnet.
+		return rpcErrorf(unimplemented, "ipam configuration: a network of several subnets is not supported; use one that is large enough")
 	}
 	return nil
 }

@@ -115,6 +115,7 @@ func TestNetworksThatAreRefused(t *testing.T) {
 	w := newWorld(t)
 	w.control.put(t, aCluster()...)
 	w.engine.add(networkNamed("mine", nil))
+	yes := true
 	ipam := func(subnet, ipRange, gateway string) *network.IPAM {
 		return &network.IPAM{Config: []network.IPAMConfig{{Subnet: subnet, IPRange: ipRange, Gateway: gateway}}}
 	}
@@ -145,6 +146,12 @@ func TestNetworksThatAreRefused(t *testing.T) {
 		{"bad gateway", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{IPAM: ipam("10.9.0.0/24", "", "x")}}, 400, invalid + "ipam configuration: invalid gateway x"},
 		{"gateway elsewhere", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{IPAM: ipam("10.9.0.0/24", "", "10.8.0.1")}}, 400, invalid + "ipam configuration: subnet 10.9.0.0/24 does not contain gateway 10.8.0.1"},
 		{"taken subnet", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{IPAM: ipam("10.0.0.128/25", "", "")}}, 400, invalid + "ipam configuration: subnet 10.0.0.128/25 overlaps with network ingress"},
+		{"two subnets", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: "10.9.0.0/24"}, {Subnet: "10.8.0.0/24"}}}}}, 501,
+			"rpc error: code = Unimplemented desc = ipam configuration: a network of several subnets is not supported; use one that is large enough"},
+		{"IPv6 subnet", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{IPAM: ipam("fd00::/64", "", "")}}, 501,
+			"rpc error: code = Unimplemented desc = ipam configuration: subnet fd00::/64: only IPv4 is supported on overlay networks"},
+		{"IPv6", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{EnableIPv6: &yes}}, 501,
+			"rpc error: code = Unimplemented desc = network n: IPv6 is not supported on overlay networks; leave --ipv6 out"},
 		{"IPAM driver", network.CreateRequest{Name: "n", CreateOptions: network.CreateOptions{IPAM: &network.IPAM{Driver: "magic"}}}, 400, invalid + "error during lookup of plugin magic"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
