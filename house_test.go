@@ -57,6 +57,7 @@ var doors = map[string][]string{
 	"github.com/docker/docker/client":       {"agent/docker", "cmd/miniswarm", "manager/engineapi", "lab"},
 	"github.com/vishvananda/netlink":        {"ingress", "lab"},
 	"github.com/google/nftables":            {"ingress"},
+	"github.com/miekg/dns":                  {"ingress", "lab"},
 	"go.etcd.io/raft/v3":                    {"raftstore"},
 	"go.etcd.io/etcd/server/v3/storage/wal": {"raftstore"},
 	"go.etcd.io/bbolt":                      {"agent"},

@@ -15,6 +15,8 @@
 //  5. what nothing leads to any more is removed, and connections to backends that
 //     are gone are forgotten, so that their clients are reset and connect again.
 //
+// Names are looked up beside it, by package names.
+//
 // # Who may call what
 //
 // A Mesh has no goroutine of its own. Its methods may be called from any
