@@ -81,7 +81,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 			}
 		case l := <-listing:
 			listing = nil
-			if _, err := m.verify(ctx, l.bridges, l.err); err != nil && ctx.Err() == nil {
+			if _, err := m.verify(ctx, l.bridges, l.err); err != nil && !Waiting(err) && ctx.Err() == nil {
 				m.log.Error("data plane is not as it should be", "err", err)
 			}
 		case <-probing.C:
