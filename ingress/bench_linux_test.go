@@ -134,6 +134,44 @@ func BenchmarkPaths(b *testing.B) {
 	}
 }
 
+// What a virtual address costs a container against the replica's own address, which it
+// would reach by layer 2 alone:
+//
+//	go test -run xxx -bench VirtualAddress -benchtime 5x ./ingress
+func BenchmarkVirtualAddress(b *testing.B) {
+	if _, err := exec.LookPath("wrk"); err != nil {
+		b.Skip("wrk is not installed (apt-get install wrk)")
+	}
+	c := newCluster(b, options{hosts: 2, bridgeFilter: true})
+	c.apply()
+	client, near, far := c.container(1, backID), c.container(1, backID), c.container(2, backID)
+	paths := []struct{ name, to string }{}
+	for i, ct := range []*container{near, far} {
+		ct.serveHTTP(8080)
+		task := ct.task
+		task.Addr = ct.back
+		vip := netip.AddrFrom4([4]byte{10, 0, 1, byte(50 + i)})
+		c.virtuals = append(c.virtuals, plan.Virtual{ServiceID: ct.name, Name: ct.name, NetworkID: backID, Addr: vip, Backends: []plan.Backend{task}})
+		name := []string{"near", "far"}[i]
+		paths = append(paths, struct{ name, to string }{name + "/direct", at(ct.back, 8080)}, struct{ name, to string }{name + "/virtual", at(vip, 8080)})
+	}
+	c.apply()
+	for mode, args := range map[string][]string{"keep-alive": {"-t2", "-c64"}, "connect": {"-t2", "-c64", "-H", "Connection: close"}} {
+		b.Run(mode, func(b *testing.B) {
+			rates := map[string][]float64{}
+			for b.Loop() {
+				for _, p := range paths {
+					rate, _ := wrk(b, client.space, p.to+"/", args...)
+					rates[p.name] = append(rates[p.name], rate)
+				}
+			}
+			for _, p := range paths {
+				b.ReportMetric(median(rates[p.name]), p.name+":req/s")
+			}
+		})
+	}
+}
+
 func median(v []float64) float64 {
 	slices.Sort(v)
 	return v[len(v)/2]
