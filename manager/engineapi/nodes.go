@@ -104,6 +104,9 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 		if n.Version.Index != version {
 			return nil, rpcErrorf(unknownCode, "update out of sequence")
 		}
+		if spec.Role == swarm.NodeRoleWorker && n.Role == swarm.NodeRoleManager && managers(snap) == 1 {
+			return nil, rpcErrorf(failedPrecondition, "attempting to demote the last manager of the swarm")
+		}
 		if spec.Role != n.Role {
 			return nil, rpcErrorf(unimplemented, "node %s is a %s and cannot become a %s while it is part of the swarm; "+
 				"let it leave and join again with the other token", n.ID, n.Role, spec.Role)
@@ -117,6 +120,16 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 	}
 	w.WriteHeader(http.StatusOK)
 	return nil
+}
+
+// managers counts the nodes that are managers.
+func managers(snap *cluster.Snapshot) (n int) {
+	for node := range snap.Nodes() {
+		if node.Role == swarm.NodeRoleManager {
+			n++
+		}
+	}
+	return n
 }
 
 // removedFor is how long a removed node's certificate is refused, at the least: longer than certificates live by default.

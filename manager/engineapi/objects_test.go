@@ -54,6 +54,7 @@ func TestNodes(t *testing.T) {
 	w.refused("POST", "/nodes/node2/update?version=9999", spec, 500, "rpc error: code = Unknown desc = update out of sequence")
 	w.refused("POST", "/nodes/node2/update?version=1", swarm.NodeSpec{Role: "worker", Availability: "asleep"}, 400, `invalid Availability: "asleep"`)
 	w.refused("POST", "/nodes/node2/update?version=1", swarm.NodeSpec{Role: "king", Availability: "active"}, 400, `invalid Role: "king"`)
+	w.refused("POST", "/nodes/node1/update?version=1", swarm.NodeSpec{Role: "worker", Availability: "active"}, 400, "rpc error: code = FailedPrecondition desc = attempting to demote the last manager of the swarm")
 	if a := w.do("POST", fmt.Sprintf("/nodes/node2/update?version=%d", version("node2")), spec); a.status != 200 {
 		t.Errorf("update: %d %s", a.status, a.body)
 	}

@@ -68,6 +68,9 @@ func presentService(svc *cluster.Service) swarm.Service {
 	if out.Spec.Labels == nil {
 		out.Spec.Labels = map[string]string{}
 	}
+	if len(out.Endpoint.Ports)+len(out.Endpoint.VirtualIPs) == 0 {
+		out.Endpoint.Spec = swarm.EndpointSpec{} // Swarm tells it with what was allocated for it, or not at all
+	}
 	return out
 }
 

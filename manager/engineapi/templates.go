@@ -39,7 +39,13 @@ func validateTemplates(spec swarm.ServiceSpec) error {
 		return rpcErrorf(invalidArgument, "expanding hostname failed: %v", err)
 	}
 	for _, m := range c.Mounts {
-		texts := []string{m.Source, m.Target}
+		if err := scope.expand(m.Source); err != nil {
+			return rpcErrorf(invalidArgument, "expanding mounts failed: expanding mount source %q: %v", m.Source, err)
+		}
+		if err := scope.expand(m.Target); err != nil {
+			return rpcErrorf(invalidArgument, "expanding mounts failed: expanding mount target %q: %v", m.Target, err)
+		}
+		var texts []string
 		if v := m.VolumeOptions; v != nil {
 			texts = appendValues(texts, v.Labels)
 			if v.DriverConfig != nil {
@@ -48,7 +54,7 @@ func validateTemplates(spec swarm.ServiceSpec) error {
 		}
 		for _, text := range texts {
 			if err := scope.expand(text); err != nil {
-				return rpcErrorf(invalidArgument, "expanding mounts failed: expanding mount %q: %v", m.Target, err)
+				return rpcErrorf(invalidArgument, "expanding mounts failed: expanding the volume options of mount %q: %v", m.Target, err)
 			}
 		}
 	}
