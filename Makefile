@@ -3,7 +3,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := build
-.PHONY: build test test-short demo lint vuln bench clean help
+.PHONY: build test test-short oracle demo lint vuln bench clean help
 
 build: ## the one static binary, bin/miniswarm
 	$(BUILD) -o bin/miniswarm ./cmd/miniswarm
@@ -12,10 +12,16 @@ test: ## everything, on real hosts, with the race detector (root; installs what 
 	scripts/setup.sh test
 	go vet ./...
 	CGO_ENABLED=1 MINISWARM_LAB=1 go test -race -timeout 60m ./...
+	cd scheduler/swarmkit && go vet . && go test -parallel 100 .
 
 test-short: ## what needs neither root nor engines
 	go vet ./...
 	go test -short ./...
+
+oracle: ## all scripts of lab/oracle against a real Docker Swarm, and the scheduler against swarmkit's (root; installs what is missing)
+	scripts/setup.sh test
+	MINISWARM_LAB=1 go test -timeout 60m -parallel 6 -v ./lab/oracle -run TestScripts -all
+	cd scheduler/swarmkit && go test -parallel 100 -seeds 10000 .
 
 demo: ## the whole story on three hosts, under three minutes (root; installs what is missing)
 	scripts/setup.sh demo
