@@ -12,7 +12,6 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
-	"github.com/docker/docker/api/types/container"
 
 	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/cluster"
@@ -116,11 +115,15 @@ func (v *window) mayExec(r *http.Request) error {
 		return &windowError{http.StatusBadRequest, "read the description of the command: " + err.Error()}
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	var o container.ExecOptions
-	if err := json.Unmarshal(body, &o); err == nil && o.Privileged && !v.allowed().Privileged {
+	// Read as engines read it: old ones look at nothing after the first value, and each leaves out what it does not know.
+	var o struct{ Privileged bool }
+	if err := json.NewDecoder(bytes.NewReader(body)).Decode(&o); err != nil {
+		return &windowError{http.StatusBadRequest, "read the description of the command: " + err.Error()}
+	}
+	if o.Privileged && !v.allowed().Privileged {
 		return &windowError{http.StatusForbidden, "this node does not allow privileged commands; 'miniswarm node update --allow privileged NODE' does"}
 	}
-	return nil // what cannot be read the engine refuses in its own words
+	return nil
 }
 
 // containerOf gives the container of a task of this node.

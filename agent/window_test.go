@@ -193,6 +193,8 @@ func TestTheWindowShowsOneContainer(t *testing.T) {
 		{"GET", "/tasks/t1/exec/" + foreign.ID + "/json", "", 404, "No such exec instance"},
 		{"GET", "/tasks/t1/exec/nothing/json", "", 404, "No such exec instance"},
 		{"POST", "/tasks/t1/containers/x/exec", `{"Cmd":["echo"],"Privileged":true}`, 403, "does not allow privileged commands"},
+		{"POST", "/tasks/t1/containers/x/exec", `{"Cmd":["echo"],"Privileged":true} {}`, 403, "does not allow privileged commands"},
+		{"POST", "/tasks/t1/containers/x/exec", `{"Cmd":["echo"],"ConsoleSize":"new","Privileged":true}`, 403, "does not allow privileged commands"},
 		{"POST", "/tasks/t1/containers/x/exec", `{`, 400, ""},
 	} {
 		status, text := call(tt.method, tt.path, tt.body)
