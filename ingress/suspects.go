@@ -47,10 +47,7 @@ func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error
 			suspect = append(suspect, p.Underlay)
 		}
 	}
-	if !slices.Equal(suspect, s.suspect) {
-		s.suspect, s.rounds = suspect, 0
-	}
-	s.rounds++
+	patience := s.patience(suspect)
 	question := suspect
 	if s.due(all, now) {
 		question = all
@@ -71,10 +68,19 @@ func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error
 			dead[a] = true
 		}
 	}
-	if s.rounds > watchfulRounds {
-		return patient, s.m.bury(ctx, dead)
+	return patience, s.m.bury(ctx, dead)
+}
+
+// patience is the pause until the next look. Only suspicion that lasts makes patient: who becomes suspect after a quiet
+// time is found out at once.
+func (s *suspects) patience(suspect []netip.Addr) time.Duration {
+	if len(suspect) == 0 || !slices.Equal(suspect, s.suspect) {
+		s.suspect, s.rounds = suspect, 0
 	}
-	return watchful, s.m.bury(ctx, dead)
+	if s.rounds++; s.rounds > watchfulRounds {
+		return patient
+	}
+	return watchful
 }
 
 // due says whether it is time to ask all peers. Where some never answer, as behind a firewall, the questions become

@@ -36,3 +36,21 @@ func TestPeersThatNeverAnswerAreAskedLessAndLess(t *testing.T) {
 		t.Errorf("asked %d times in a minute, want 6 where all answer", n)
 	}
 }
+
+func TestOnlySuspicionThatLastsMakesPatient(t *testing.T) {
+	s := &suspects{}
+	peer := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	for range 10 * watchfulRounds {
+		if pause := s.patience(nil); pause != watchful {
+			t.Fatalf("nobody is suspect, and the next look is %v away, want %v", pause, watchful)
+		}
+	}
+	for i := range watchfulRounds {
+		if pause := s.patience(peer); pause != watchful {
+			t.Fatalf("look %d at a suspect: pause of %v, want %v", i, pause, watchful)
+		}
+	}
+	if pause := s.patience(peer); pause != patient {
+		t.Errorf("after %d looks: pause of %v, want %v", watchfulRounds, pause, patient)
+	}
+}
