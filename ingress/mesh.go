@@ -63,6 +63,7 @@ type Mesh struct {
 	applied  bool                   // whether there was an Apply in this process
 	direct   map[string]plan.Direct // neighbours, by node id
 	dead     map[netip.Addr]bool    // suspect peers whose machines do not answer
+	stale    bool                   // whether connections may be left that were to be forgotten
 }
 
 // dataPlane holds the rules that translate connections. Apply changes what
@@ -313,10 +314,10 @@ func (m *Mesh) reserve(published []plan.PublishedPort, errs *[]error) []plan.Pub
 }
 
 // forget drops connections whose backend is gone, and UDP flows from before their
-// port was served.
+// port was served. What fails is done the next time.
 func (m *Mesh) forget(ctx context.Context, want plan.State) error {
 	var errs []error
-	if !m.applied || lacks(want.Backends, m.want.Backends) {
+	if !m.applied || m.stale || lacks(want.Backends, m.want.Backends) {
 		n, err := m.tracked.Retain(ctx, want.Backends)
 		if err != nil {
 			errs = append(errs, err)
@@ -327,7 +328,7 @@ func (m *Mesh) forget(ctx context.Context, want plan.State) error {
 	}
 	served := map[plan.PortKey]bool{}
 	for _, p := range m.want.Table.Ports {
-		served[p.PortKey] = len(p.Backends) > 0
+		served[p.PortKey] = len(p.Backends) > 0 && !m.stale
 	}
 	var fresh []uint16
 	for _, p := range want.Table.Ports {
@@ -340,6 +341,7 @@ func (m *Mesh) forget(ctx context.Context, want plan.State) error {
 			errs = append(errs, err)
 		}
 	}
+	m.stale = len(errs) > 0
 	return errors.Join(errs...)
 }
 
@@ -371,7 +373,7 @@ func (m *Mesh) Remove(ctx context.Context) error {
 		delete(m.reserved, k)
 	}
 	m.input, m.want, m.have, m.known, m.applied, m.bridges, m.direct = plan.Input{}, plan.State{}, plan.State{}, false, false, nil, nil
-	m.hangs, m.dead = nil, nil
+	m.hangs, m.dead, m.stale = nil, nil, false
 	return errors.Join(errs...)
 }
 

@@ -231,6 +231,41 @@ func TestDrainingKeepsConnectionsAndTakesNoNew(t *testing.T) {
 	}
 }
 
+func TestConnectionsThatCouldNotBeForgottenAreTheNextTime(t *testing.T) {
+	c := newCluster(t, options{hosts: 1, bridgeFilter: true})
+	client := c.plug("client", addr("192.0.2.100"))
+	all := c.replicas(ingressID, 1)
+	conn, err := client.dial("tcp", c.hosts[0].at(80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, _, err := ask(conn); err != nil {
+		t.Fatal(err)
+	}
+	m := c.hosts[0].mesh
+	c.hosts[0].must(func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		without := m.want
+		without.Backends = nil
+		if err := m.forget(ctx, without); err == nil {
+			return errors.New("connections were forgotten in no time")
+		}
+		m.want = without // as after an Apply of which all else has worked
+		return nil
+	})
+	if server, _, err := ask(conn); err != nil || server != all[0].name {
+		t.Fatalf("before: %q, %v", server, err)
+	}
+	c.publish()
+	if _, _, err := ask(conn); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("connection to a replica that is gone: %v, want a reset", err)
+	}
+}
+
 func TestDeadPeerIsLeftOutAndItsConnectionsAreReset(t *testing.T) {
 	c := newCluster(t, options{hosts: 3, bridgeFilter: true})
 	client := c.plug("client", addr("192.0.2.100"))
