@@ -159,16 +159,16 @@ func TestTranslateNetworks(t *testing.T) {
 func TestTranslateRefuses(t *testing.T) {
 	bind := func(m mount.Mount) swarm.ContainerSpec { return swarm.ContainerSpec{Mounts: []mount.Mount{m}} }
 	for want, spec := range map[string]swarm.ContainerSpec{
-		"invalid bind mount source, must be an absolute path: data":                bind(mount.Mount{Type: "bind", Source: "data", Target: "/d"}),
-		"invalid volume mount source, must not be an absolute path: /data":         bind(mount.Mount{Type: "volume", Source: "/data", Target: "/d"}),
-		"invalid tmpfs source, source must be empty":                               bind(mount.Mount{Type: "tmpfs", Source: "x", Target: "/d"}),
-		"invalid mount target, must be an absolute path: d":                        bind(mount.Mount{Type: "bind", Source: "/data", Target: "d"}),
-		"invalid npipe source, source must not be empty":                           bind(mount.Mount{Type: "npipe", Target: "/d"}),
-		"invalid mount type: odd":                                                  bind(mount.Mount{Type: "odd", Target: "/d"}),
-		"invalid bind mount source, must be an absolute path: vm1":                 bind(mount.Mount{Type: "bind", Source: "{{.Node.Hostname}}", Target: "/d"}),
-		`expanding env failed: expanding env "A={{.Nope}}": template: expansion:1`: {Env: []string{"A={{.Nope}}"}},
-		"expanding hostname failed":                                                {Hostname: "{{"},
-		`expanding mounts failed: expanding mount "/d": template: expansion:1`:     bind(mount.Mount{Type: "bind", Source: "{{.Service.Labels.nope}}", Target: "/d"}),
+		"invalid bind mount source, must be an absolute path: data":                                         bind(mount.Mount{Type: "bind", Source: "data", Target: "/d"}),
+		"invalid volume mount source, must not be an absolute path: /data":                                  bind(mount.Mount{Type: "volume", Source: "/data", Target: "/d"}),
+		"invalid tmpfs source, source must be empty":                                                        bind(mount.Mount{Type: "tmpfs", Source: "x", Target: "/d"}),
+		"invalid mount target, must be an absolute path: d":                                                 bind(mount.Mount{Type: "bind", Source: "/data", Target: "d"}),
+		"invalid npipe source, source must not be empty":                                                    bind(mount.Mount{Type: "npipe", Target: "/d"}),
+		"invalid mount type: odd":                                                                           bind(mount.Mount{Type: "odd", Target: "/d"}),
+		"invalid bind mount source, must be an absolute path: vm1":                                          bind(mount.Mount{Type: "bind", Source: "{{.Node.Hostname}}", Target: "/d"}),
+		`expanding env failed: expanding env "A={{.Nope}}": template: expansion:1`:                          {Env: []string{"A={{.Nope}}"}},
+		"expanding hostname failed":                                                                         {Hostname: "{{"},
+		`expanding mounts failed: expanding mount source "{{.Service.Labels.nope}}": template: expansion:1`: bind(mount.Mount{Type: "bind", Source: "{{.Service.Labels.nope}}", Target: "/d"}),
 	} {
 		_, err := Translate(webTask(spec), vm1, nil)
 		if err == nil || !strings.HasPrefix(err.Error(), want) {

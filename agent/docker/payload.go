@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,12 +10,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"text/template"
 
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/template"
 )
 
 // Payloads gives the secrets and configs that the managers have sent to this node. It waits for one that may still come;
@@ -113,7 +112,7 @@ func payloadMounts(spec *swarm.ContainerSpec, dir string) []mount.Mount {
 type renderer struct {
 	task  *cluster.Task
 	from  Payloads
-	scope scope
+	scope template.Context
 	env   []string // expanded
 	// revealed says that the template that is being expanded has read a secret.
 	revealed bool
@@ -182,7 +181,7 @@ func (r *renderer) fetch(ctx context.Context, k cluster.Kind, id string) ([]byte
 // expand expands the template of a secret or config, which has three functions more than those of a spec
 // (swarm-semantics.md, 6.10).
 func (r *renderer) expand(ctx context.Context, data []byte) ([]byte, error) {
-	tmpl, err := parse(string(data), template.FuncMap{
+	out, err := r.scope.Text(string(data), map[string]any{
 		"env": r.variable,
 		"secret": func(target string) (string, error) {
 			r.revealed = true
@@ -190,14 +189,7 @@ func (r *renderer) expand(ctx context.Context, data []byte) ([]byte, error) {
 		},
 		"config": func(target string) (string, error) { return r.named(ctx, cluster.KindConfig, target) },
 	})
-	if err != nil {
-		return nil, err
-	}
-	var b bytes.Buffer
-	if err := tmpl.Execute(&b, &r.scope); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
+	return []byte(out), err
 }
 
 // variable gives the value of an environment variable of the task; "" if it is not set.

@@ -85,7 +85,7 @@ func TestTemplatedPayloads(t *testing.T) {
 		{"the context", "golang!{{.Service.Name}} {{.Task.Slot}} {{.Node.Hostname}} {{index .Service.Labels \"tier\"}}", "web 3 vm1 front", ""},
 		{"functions", `golang!{{secret "pw"}} {{config "/etc/other"}} {{env "MODE"}} [{{env "NONE"}}] {{join "," "a" "b"}}`, "hunter2 {{.Task.ID}} prod-3 [] a,b", ""},
 		{"another language", "jinja!{{x}}", "", "failed to expand templated config c: unrecognized template type"},
-		{"a mistake", "golang!\n{{.Nope}}", "", `failed to expand templated config c: template: expansion:2:2: executing "expansion" at <.Nope>: can't evaluate field Nope in type *docker.scope`},
+		{"a mistake", "golang!\n{{.Nope}}", "", `failed to expand templated config c: template: expansion:2:2: executing "expansion" at <.Nope>: can't evaluate field Nope in type *template.Context`},
 		{"a missing label", `golang!{{.Service.Labels.nope}}`, "", `failed to expand templated config c: template: expansion:1:10: executing "expansion" at <.Service.Labels.nope>: map has no entry for key "nope"`},
 		{"no such target", `golang!{{config "none"}}`, "", `failed to expand templated config c: template: expansion:1:2: executing "expansion" at <config "none">: error calling config: config target none not found`},
 		{"errors do not tell secrets", "golang!{{config (secret \"pw\")}}", "", "failed to expand templated config c: its template cannot be expanded: mistake in line 1"},
