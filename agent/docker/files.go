@@ -26,12 +26,11 @@ type Files struct {
 	dir   string
 	mount func(dir string) error
 
-	mu    sync.Mutex
-	ready bool // guarded by mu; dir is there and mounted
+	mu sync.Mutex // held while dir is made or removed
 }
 
 // NewFiles gives the files in dir. Nothing happens before there is a file to be made; then dir is created and mount, which
-// may be nil, puts a file system in memory there.
+// may be nil, puts a file system in memory there. It is called before every task's files and leaves alone what is there.
 func NewFiles(dir string, mount func(dir string) error) *Files { return &Files{dir: dir, mount: mount} }
 
 // Dir is the directory.
@@ -85,13 +84,11 @@ func writeAll(dir string, files []File) error {
 	return nil
 }
 
-// open makes the directory when it is first needed.
+// open makes the directory. It looks each time: somebody may have unmounted what was there, and secrets must not end up on
+// a disk below it.
 func (f *Files) open() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ready {
-		return nil
-	}
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("create the directory for secrets: %w", err)
 	}
@@ -100,7 +97,6 @@ func (f *Files) open() error {
 			return fmt.Errorf("keep secrets in memory only: %w", err)
 		}
 	}
-	f.ready = true
 	return nil
 }
 
@@ -138,7 +134,6 @@ func (f *Files) Remove(taskIDs ...string) error {
 func (f *Files) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ready = false
 	ids, err := f.Tasks()
 	if err == nil {
 		err = f.Remove(ids...)
