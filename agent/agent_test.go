@@ -84,6 +84,20 @@ func TestFailures(t *testing.T) {
 	})
 }
 
+// A task that has failed is replaced by another, so its container must not run on, whatever has failed.
+func TestNothingRunsOfATaskThatFailed(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.complete(w.task("t1", running))
+		m.wantTasks("t1 running started")
+		w.engine.Conceal("web.1.t1", errors.New("its configuration is damaged"))
+		time.Sleep(time.Minute) // until it is looked at again
+		m.wantTasks("t1 failed started (its configuration is damaged)")
+		w.wantEngine("container web.1.t1 web:1 exited (0)")
+	})
+}
+
 func TestShutdownInterruptsPullAndHealthWait(t *testing.T) {
 	withWorld(t, func(w *world) {
 		w.engine.SetRegistry("web:1", fake.Registry{Takes: time.Hour}, fake.Program{})

@@ -173,9 +173,20 @@ func (r *runner) take(ctx context.Context, s step) bool {
 		r.note(err)
 		return false
 	default:
-		r.fail(err)
+		if r.halted(ctx, s, err) {
+			r.fail(err)
+		}
 	}
 	return true
+}
+
+// halted makes sure that nothing runs of a task whose step has failed, because another task takes its place: an engine
+// that refuses to describe a container has not stopped it. False: ctx ended first.
+func (r *runner) halted(ctx context.Context, s step, err error) bool {
+	if _, ended := errors.AsType[*docker.ExitError](err); ended || s != stepStart && s != stepWait {
+		return true
+	}
+	return r.insist(ctx, "stop", r.ctl.Shutdown)
 }
 
 // perform does the work of a step. All but stopping are interrupted by a new goal.

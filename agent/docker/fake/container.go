@@ -34,6 +34,8 @@ type instance struct {
 	detailed bytes.Buffer
 	starts   int
 	files    map[string]string // what the files bound into it held when it was started, by their place
+	// concealed is why it is not described.
+	concealed error
 }
 
 // Create implements docker.Engine.
@@ -174,6 +176,9 @@ func (e *Engine) Inspect(ctx context.Context, id string) (container.InspectRespo
 	}
 	defer e.mu.Unlock()
 	c, err := e.findLocked(id)
+	if err == nil {
+		err = c.concealed
+	}
 	if err != nil {
 		return container.InspectResponse{}, err
 	}
@@ -305,6 +310,15 @@ func (e *Engine) Exit(id string, code int) {
 	defer e.mu.Unlock()
 	if c, err := e.findLocked(id); err == nil && c.state.Running {
 		e.endLocked(c, code, true)
+	}
+}
+
+// Conceal has the engine answer with err when it is asked to describe a container, as one does that is in trouble.
+func (e *Engine) Conceal(id string, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c, findErr := e.findLocked(id); findErr == nil {
+		c.concealed = err
 	}
 }
 
