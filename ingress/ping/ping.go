@@ -19,11 +19,13 @@ const (
 	// rounds of requests are sent, pause apart; the last answers may take pause too. One lost packet decides nothing.
 	rounds = 3
 	pause  = 100 * time.Millisecond
+	// late is for reading what has arrived while this process had to wait for a processor.
+	late = 10 * time.Millisecond
 	// protocolICMP is the IP protocol number that the parser wants to know.
 	protocolICMP = 1
 )
 
-// Answering asks all addrs at once and gives those that answered, after 300 ms at most, or as soon as all have. It needs
+// Answering asks all addrs at once and gives those that answered, after a third of a second at most, or as soon as all have. It needs
 // the right to open raw sockets. IPv6 addresses are not asked and count as answering.
 func Answering(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]bool, error) {
 	// Only those asked count: a late answer to an earlier question must not end the wait for the others.
@@ -54,7 +56,7 @@ func Answering(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]bool, er
 			// An address that cannot be sent to does not answer; that is all there is to say.
 			_, _ = conn.WriteTo(raw, &net.IPAddr{IP: a.AsSlice()})
 		}
-		if err := collect(ctx, conn, id, waiting, alive); err != nil {
+		if err := collect(ctx, conn, id, time.Now().Add(pause), waiting, alive); err != nil {
 			return nil, err
 		}
 		if len(waiting) == 0 {
@@ -64,21 +66,30 @@ func Answering(ctx context.Context, addrs []netip.Addr) (map[netip.Addr]bool, er
 	return alive, nil
 }
 
-// collect moves those that answer from waiting to alive, for the length of a pause or until nobody is waited for.
-func collect(ctx context.Context, conn *icmp.PacketConn, id int, waiting, alive map[netip.Addr]bool) error {
-	if err := conn.SetReadDeadline(time.Now().Add(pause)); err != nil {
+// collect moves those that answer from waiting to alive, until the given time or until nobody is waited for. What has
+// arrived by then counts, however late it is read: on a busy machine that may be later than the time given, and a living
+// machine would be taken for dead because this one is slow.
+func collect(ctx context.Context, conn *icmp.PacketConn, id int, until time.Time, waiting, alive map[netip.Addr]bool) error {
+	if err := conn.SetReadDeadline(until); err != nil {
 		return fmt.Errorf("wait for answers: %w", err)
 	}
+	over := false
 	buf := make([]byte, 1500)
 	for len(waiting) > 0 {
 		n, from, err := conn.ReadFrom(buf)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if over {
 				return nil
 			}
+			over = true
+			if err = conn.SetReadDeadline(time.Now().Add(late)); err == nil {
+				continue
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("wait for answers: %w", err)
 		}
 		m, err := icmp.ParseMessage(protocolICMP, buf[:n])

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -59,5 +60,36 @@ func TestAnswersOfOthers(t *testing.T) {
 		if !got[there] || got[here] {
 			t.Fatalf("answering are %v, want %s alone", got, there)
 		}
+	}
+}
+
+// On a busy machine answers are read long after they have come.
+func TestAnswersReadLateCount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("raw sockets need root")
+	}
+	conn, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const id = 4711
+	waiting, alive := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	for a := netip.MustParseAddr("127.0.0.2"); len(waiting) < 20; a = a.Next() {
+		waiting[a] = true
+		m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id}}
+		raw, err := m.Marshal(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.WriteTo(raw, &net.IPAddr{IP: a.AsSlice()}); err != nil { // over loopback the answer is there at once
+			t.Fatal(err)
+		}
+	}
+	if err := collect(t.Context(), conn, id, time.Now().Add(-time.Second), waiting, alive); err != nil {
+		t.Fatal(err)
+	}
+	if len(alive) != 20 {
+		t.Errorf("%d of 20 machines count as answering", len(alive))
 	}
 }
