@@ -34,8 +34,10 @@ type stream struct {
 func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
 
 // CloseWrite says that no more will be written; reading goes on.
-func (s *stream) CloseWrite() error {
-	if half, ok := s.Conn.(interface{ CloseWrite() error }); ok {
+func (s *stream) CloseWrite() error { return closeWrite(s.Conn) }
+
+func closeWrite(conn net.Conn) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported

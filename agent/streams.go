@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -105,9 +104,4 @@ func (c *lastConn) Close() error {
 }
 
 // CloseWrite says that no more will be written; reading goes on.
-func (c *lastConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
+func (c *lastConn) CloseWrite() error { return closeWrite(c.Conn) }
