@@ -300,7 +300,7 @@ func (a *Agent) redescribe() {
 
 // Leave stops and removes all containers of this node, then their files and its networks, and forgets everything. Run must have ended.
 // It needs the engine and waits for it as long as ctx allows; what could not be removed is in the error, and it may be
-// called again.
+// called again. Secrets do not stay, whatever happens: containers that run on keep what they have open.
 func (a *Agent) Leave(ctx context.Context) error {
 	var err error
 	for {
@@ -308,6 +308,9 @@ func (a *Agent) Leave(ctx context.Context) error {
 		if !errors.Is(err, docker.ErrUnavailable) || !pauseFor(ctx, maxRetry) {
 			break
 		}
+	}
+	if a.cfg.Files != nil {
+		err = errors.Join(err, a.cfg.Files.Close())
 	}
 	if rmErr := os.Remove(filepath.Join(a.cfg.StateDir, databaseName)); rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
 		err = errors.Join(err, fmt.Errorf("forget the tasks of this node: %w", rmErr))
@@ -322,11 +325,6 @@ func (a *Agent) clear(ctx context.Context) error {
 	}
 	if err := dispose(ctx, a.cfg.Engine, list, a.log); err != nil {
 		return err
-	}
-	if a.cfg.Files != nil {
-		if err := a.cfg.Files.Close(); err != nil {
-			return err
-		}
 	}
 	return a.networks.Keep(ctx, func(string) bool { return false })
 }

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"net"
 	"os"
@@ -144,6 +146,29 @@ func TestARestartedAgentKeepsFilesAndWaitsForSecrets(t *testing.T) {
 		if ids := files(); len(ids) != 0 {
 			t.Errorf("files are left for %v", ids)
 		}
+		w.start()
+	})
+}
+
+// A node that leaves while its engine is away cannot remove containers, but secrets go.
+func TestNoSecretStaysOnANodeThatLeaves(t *testing.T) {
+	withFiles(t, func(w *world, files func() []string) {
+		w.manager("a").assign(protocol.Assignments{Complete: true, Tasks: []*cluster.Task{secretTask(w, "t1")},
+			Secrets: []*cluster.Secret{secret("s1", plain)}, Configs: []*cluster.Config{config("c1", "conf")}})
+		_ = w.stop()
+		if len(files()) != 1 {
+			t.Fatalf("files of %v", files())
+		}
+		w.engine.Vanish()
+		ctx, cancel := context.WithTimeout(w.life, time.Minute)
+		defer cancel()
+		if err := w.agent.Leave(ctx); !errors.Is(err, docker.ErrUnavailable) {
+			t.Errorf("left without an engine: %v", err)
+		}
+		if ids := files(); len(ids) != 0 {
+			t.Errorf("files are left for %v", ids)
+		}
+		w.engine.Return()
 		w.start()
 	})
 }
