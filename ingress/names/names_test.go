@@ -277,6 +277,32 @@ func TestSetAgain(t *testing.T) {
 	}
 }
 
+// Routes wait for the table of names, so that must not wait for a name server that says nothing.
+func TestSetWaitsForNobody(t *testing.T) {
+	w := newWorld(t)
+	silent, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.70.1:%d", w.port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := w.question("udp", "127.0.60.1", "127.0.50.1", "example.org", dns.TypeA)
+		answered <- err
+	}()
+	if _, _, err := silent.ReadFrom(make([]byte, 512)); err != nil { // it has been asked
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := w.server.Set(Table{}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > oneAnswer/2 {
+		t.Errorf("it took %v", took)
+	}
+	<-answered // by then, or not at all
+}
+
 // Who is no container of this node's services, but on one of its networks, knows that network.
 func TestStrangers(t *testing.T) {
 	x := newIndex(example())

@@ -62,7 +62,7 @@ func (u *upstreams) ask(ctx context.Context, q *dns.Msg, servers []netip.Addr, o
 		if asked++; asked > maxUpstreams || ctx.Err() != nil {
 			break
 		}
-		reply, _, err := client.ExchangeContext(ctx, q, netip.AddrPortFrom(server, u.port).String())
+		reply, err := exchange(ctx, &client, q, netip.AddrPortFrom(server, u.port))
 		if err != nil {
 			u.log.Debug("a name server does not answer", "server", server, "name", q.Question[0].Name, "err", err)
 			continue
@@ -74,6 +74,19 @@ func (u *upstreams) ask(ctx context.Context, q *dns.Msg, servers []netip.Addr, o
 		return reply
 	}
 	return failed
+}
+
+// exchange asks one server. The client itself heeds only the deadline of ctx.
+func exchange(ctx context.Context, client *dns.Client, q *dns.Msg, server netip.AddrPort) (*dns.Msg, error) {
+	conn, err := client.DialContext(ctx, server.String())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	reply, _, err := client.ExchangeWithConnContext(ctx, q, conn)
+	return reply, err
 }
 
 // nodes are the node's own name servers, as its file says now.
