@@ -223,7 +223,7 @@ func (c *Controller) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listens := have.State.Running // it was started before
+	listens := false
 	if have.State.Status == container.StateCreated {
 		// They are there, unless the machine was switched off in between.
 		if err := c.makeFiles(ctx); err != nil {

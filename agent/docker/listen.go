@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// listenLimit is how long a container that is to answer published ports may take until it listens on them. After that
-	// it counts as running all the same: perhaps it never will listen, and Swarm would not have waited at all.
+	// listenLimit is how long after its start a container that is to answer published ports may take until it listens on
+	// them. After that it counts as running all the same: perhaps it never will listen, and Swarm would not have waited at all.
 	listenLimit = 3 * time.Second
 	// firstListenPause and lastListenPause are between two looks, ever longer.
 	firstListenPause = 5 * time.Millisecond
@@ -67,7 +67,15 @@ func (c *Controller) awaitListeners(ctx context.Context, sub *Subscription, have
 	if c.rt.Listening == nil || len(ports) == 0 || have.State.Pid == 0 {
 		return nil
 	}
-	limit := time.NewTimer(listenLimit)
+	left := listenLimit
+	if at, err := time.Parse(time.RFC3339Nano, have.State.StartedAt); err == nil {
+		// It may have been started by a daemon that ended since.
+		left = min(left, listenLimit-time.Since(at))
+	}
+	if left <= 0 {
+		return nil
+	}
+	limit := time.NewTimer(left)
 	defer limit.Stop()
 	for pause := firstListenPause; ; pause = min(2*pause, lastListenPause) {
 		ready, err := c.rt.Listening(have.State.Pid, ports)

@@ -1,6 +1,7 @@
 package docker_test
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -66,6 +67,30 @@ func TestStartWaitsForListeners(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A daemon that ends meanwhile does not end the wait: the next one takes it up.
+func TestWaitingForListenersIsTakenUp(t *testing.T) {
+	withBench(t, func(b *bench) {
+		b.e.SetImage("web:1", fake.Program{})
+		b.rt.Listening = func(int, []uint16) (bool, error) { return false, nil }
+		task := b.task("web:1")
+		task.Endpoint = &swarm.Endpoint{Ports: []swarm.PortConfig{{TargetPort: 8000, PublishedPort: 80, PublishMode: swarm.PortConfigPublishModeIngress}}}
+		c := b.controller(task)
+		b.must(c.Prepare(b.Context()))
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(b.Context(), time.Second)
+		defer cancel()
+		if err := c.Start(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			b.Errorf("started after %s: %v", time.Since(began), err)
+		}
+		for range 2 { // once more when it has been long enough
+			b.must(b.controller(task).Start(b.Context()))
+			if d := time.Since(began); d != 3*time.Second {
+				b.Errorf("started after %s, want 3s", d)
+			}
+		}
+	})
 }
 
 func TestListening(t *testing.T) {

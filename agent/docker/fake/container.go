@@ -94,7 +94,7 @@ func (e *Engine) Start(ctx context.Context, id string) error {
 	c.starts++
 	c.stopped = make(chan struct{})
 	e.next++
-	c.state = container.State{Status: container.StateRunning, Running: true, Pid: e.next}
+	c.state = container.State{Status: container.StateRunning, Running: true, Pid: e.next, StartedAt: time.Now().UTC().Format(time.RFC3339Nano)}
 	e.emitLocked(c, events.ActionStart)
 	if c.program.Exits > 0 {
 		e.laterLocked(c, c.program.Exits, func() { e.endLocked(c, c.program.ExitCode, true) })
