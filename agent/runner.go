@@ -165,7 +165,7 @@ func (r *runner) take(ctx context.Context, s step) bool {
 		r.advance(state, message)
 	case errors.Is(err, errNewGoal):
 	case ctx.Err() != nil:
-	case errors.Is(err, docker.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, docker.ErrUnavailable), errors.Is(err, docker.ErrOccupied), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		r.note(err)
 		return false
 	case s == stepStop:

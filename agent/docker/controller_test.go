@@ -322,6 +322,28 @@ func TestNetworksOfATask(t *testing.T) {
 	})
 }
 
+// A network may get the addresses of one that is removed, whose containers take their time to stop.
+func TestANetworkWaitsForItsPredecessor(t *testing.T) {
+	withBench(t, func(b *bench) {
+		b.e.SetImage("web:1", fake.Program{})
+		b.rt.Attachment = func(context.Context, string) (netip.Prefix, error) { return netip.MustParsePrefix("10.0.1.9/24"), nil }
+		on := func(id, network string) *docker.Controller {
+			task := b.task("web:1")
+			n := swarm.Network{ID: network}
+			task.ID, n.Spec.Name = id, network
+			task.NetworksAttachments = []swarm.NetworkAttachment{{Network: n, Addresses: []string{"10.0.1.44/24"}}}
+			return b.controller(task)
+		}
+		before, after := on("task1", "net1"), on("task2", "net2")
+		b.up(before)
+		if err := after.Prepare(b.Context()); !errors.Is(err, docker.ErrOccupied) {
+			b.Errorf("got %v", err)
+		}
+		b.must(before.Remove(b.Context()))
+		b.up(after)
+	})
+}
+
 func TestNetworkNamesAndFormerLives(t *testing.T) {
 	withBench(t, func(b *bench) {
 		ctx := b.Context()

@@ -19,9 +19,9 @@
 // # Errors
 //
 // An engine that does not answer is no failure of the task: such errors match [ErrUnavailable], and the caller repeats
-// the step until the engine is back. Objects that do not exist match errdefs.ErrNotFound, names in use
-// errdefs.ErrConflict (github.com/containerd/errdefs). Everything else is the engine's refusal, in its own words, and ends
-// the task.
+// the step until the engine is back. So it does with those that match [ErrOccupied], until a network that is in the way is
+// gone. Objects that do not exist match errdefs.ErrNotFound, names in use errdefs.ErrConflict
+// (github.com/containerd/errdefs). Everything else is the engine's refusal, in its own words, and ends the task.
 //
 // # Noticing what happens
 //

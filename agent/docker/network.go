@@ -175,14 +175,14 @@ func (ns *Networks) Make(ctx context.Context, b ingress.BridgeNetwork) (name str
 		case was.ID != b.ID && b.Subnet.IsValid() && was.Subnet.Overlaps(b.Subnet):
 			// The cluster has given its addresses to another network, so this one is on its way out.
 			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
-				return "", fmt.Errorf("network %s, which had addresses of network %s before, is not removed yet: %w", have.Name, b.Name, err)
+				return "", fmt.Errorf("network %s, which had addresses of network %s before, is not removed yet: %w", have.Name, b.Name, occupied(err))
 			}
 		case was.ID != b.ID:
 		case b.Bridge != "" && was == b, b.Bridge == "" && have.Options[optionBridgeName] == "":
 			return have.Name, nil
 		default:
 			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
-				return "", fmt.Errorf("replace network %s, which has other addresses than the swarm gave this node: %w", have.Name, err)
+				return "", fmt.Errorf("replace network %s, which has other addresses than the swarm gave this node: %w", have.Name, occupied(err))
 			}
 		}
 	}
@@ -204,6 +204,18 @@ func (ns *Networks) Make(ctx context.Context, b ingress.BridgeNetwork) (name str
 		return "", fmt.Errorf("create network %s: %w", name, err)
 	}
 	return name, nil
+}
+
+// ErrOccupied is matched by errors that say that a network is in the way and waits for its last containers to stop. Repeat
+// the step.
+var ErrOccupied = errors.New("containers are still on it")
+
+// occupied tells this of the engine's refusals to remove a network.
+func occupied(err error) error {
+	if cerrdefs.IsPermissionDenied(err) {
+		return fmt.Errorf("%w: %w", ErrOccupied, err)
+	}
+	return err
 }
 
 func distinctName(b ingress.BridgeNetwork) string { return b.Name + "-" + b.ID[:min(len(b.ID), 10)] }
