@@ -65,19 +65,23 @@ func (x *pass) attachNodes() {
 	nodes := slices.SortedFunc(maps.Keys(x.attached), func(a, b *node) int { return cmp.Compare(a.id, b.id) })
 	needed := x.neededAttachments()
 	for _, n := range nodes {
-		have := x.attached[n]
+		have, hoped := x.attached[n], false
 		maps.DeleteFunc(have, func(id, _ string) bool {
-			net := x.networks[id]
-			return net == nil || id != x.ingress && n.uses[id] == 0 && !needed[use{n.id, id}]
+			used := id == x.ingress || n.uses[id] > 0
+			planned := !used && needed[use{n.id, id}]
+			hoped = hoped || planned
+			return x.networks[id] == nil || !used && !planned
 		})
 		if have[x.ingress] != "" {
 			delete(x.hungry, n)
 		}
-		if maps.Equal(have, n.obj.Attachments) {
-			continue
+		changed := !maps.Equal(have, n.obj.Attachments)
+		if changed {
+			x.nodeChanges = append(x.nodeChanges, cluster.PatchNode(n.id, cluster.NodePatch{Attachments: have}))
 		}
-		x.nodeChanges = append(x.nodeChanges, cluster.PatchNode(n.id, cluster.NodePatch{Attachments: have}))
-		x.changedNodes[n.id] |= nodeAttachments // until the store has it
+		if changed || hoped {
+			x.changedNodes[n.id] |= nodeAttachments // until the store has it, and what it is there for
+		}
 	}
 }
 

@@ -82,13 +82,14 @@ func (p *Planner) node(id string) *node {
 	return n
 }
 
-// dropNode forgets a node of which nothing is left in the store.
+// dropNode forgets a node of which nothing is left in the store. An update or a job may have waited for its slot alone.
 func (p *Planner) dropNode(n *node) {
 	for _, s := range p.services {
 		if s.mode.perNode() {
 			s.forgetSlot(n.num)
 			delete(s.dirty, n.num)
 			p.timers.set(timerKey{s.id, n.num}, noTime)
+			p.dirty[s] = struct{}{}
 		}
 	}
 	delete(p.nodes, n.id)

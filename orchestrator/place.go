@@ -94,6 +94,7 @@ func (x *pass) placeGroup(s *service, tasks []*cluster.Task) {
 	nets := x.networksOf(s, tasks[0])
 	short := "" // why a task with a node could not be given addresses
 	var placed, waiting []string
+	var lost []scheduler.Placement // nodes that could not be made use of
 	for i, t := range tasks {
 		if i >= len(res.Placements) {
 			x.hold(s, t, swarm.TaskStatePending, messagePending, res.Explanation)
@@ -101,7 +102,7 @@ func (x *pass) placeGroup(s *service, tasks []*cluster.Task) {
 			continue
 		}
 		if err := x.assign(t, res.Placements[i], nets, messageAssigned); err != "" {
-			short = err
+			short, lost = err, append(lost, res.Placements[i])
 			x.hold(s, t, swarm.TaskStateNew, "created", err)
 			continue
 		}
@@ -110,6 +111,7 @@ func (x *pass) placeGroup(s *service, tasks []*cluster.Task) {
 		}
 		placed = append(placed, t.ID)
 	}
+	x.accounts.Unbook(lost)
 	if len(placed) > 0 && len(waiting) > 0 {
 		x.retried = true // the words are about the nodes that were left; next time they are about all
 	}
@@ -141,6 +143,7 @@ func (x *pass) confirmGroup(s *service, tasks []*cluster.Task) {
 			continue
 		}
 		if err := x.assign(t, pl, nets, messagePreassigned); err != "" {
+			x.accounts.Unbook([]scheduler.Placement{pl})
 			x.hold(s, t, swarm.TaskStateNew, "created", err)
 			continue
 		}

@@ -531,11 +531,17 @@ func (c *chaos) scaleUpLeavesTasksAlone() {
 // TestIncrementalIsFromScratch holds each plan of a planner that has observed everything against that of one which
 // knows the snapshot alone, and against its own when nothing was committed.
 func TestIncrementalIsFromScratch(t *testing.T) {
-	seeds := 30
+	n := 30
 	if testing.Short() {
-		seeds = 8
+		n = 8
 	}
-	for seed := range seeds {
+	// What took hundreds of seeds to find: updates that only the last slot of a node that went had held up (158, 406, 504),
+	// attachments for tasks that never came (333, 341), places held for tasks without addresses (492).
+	seeds := []int{158, 333, 341, 406, 492, 504}
+	for seed := range n {
+		seeds = append(seeds, seed)
+	}
+	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			c := newChaos(t, uint64(1000+seed))
 			c.cut = seed%2 == 1

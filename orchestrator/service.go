@@ -37,8 +37,10 @@ type service struct {
 	// busy has the slots that occupy a worker of the update: with the time when their new task ended its start, zero
 	// while it is starting.
 	busy map[int]time.Time
-	// settled is the latest time at which a new task of this update ended its start.
-	settled time.Time
+	// startEnds has when the latest new task of this update in each slot ended its start, settled the latest of these times
+	// if that is known.
+	startEnds map[int]time.Time
+	settled   time.Time
 	// touched has the slots in which this update has created a task, failures those in which such tasks failed early.
 	touched  bits
 	failures map[int]failures
@@ -101,7 +103,7 @@ type specVersion struct {
 
 func newService(id string) *service {
 	return &service{id: id, versions: make(map[uint64]specVersion), dirty: make(map[int]struct{}),
-		pending: make(map[string]struct{}), busy: make(map[int]time.Time), failures: make(map[int]failures), ran: make(map[string]time.Time)}
+		pending: make(map[string]struct{}), busy: make(map[int]time.Time), startEnds: make(map[int]time.Time), failures: make(map[int]failures), ran: make(map[string]time.Time)}
 }
 
 // byAge orders services from the oldest to the youngest, who came first has the port; before them those that are gone,
@@ -130,6 +132,12 @@ func (s *service) forgetSlot(num int) {
 	s.touched.put(num, false)
 	delete(s.busy, num)
 	delete(s.failures, num)
+	if at, ok := s.startEnds[num]; ok {
+		delete(s.startEnds, num)
+		if at.Equal(s.settled) {
+			s.settled = noTime
+		}
+	}
 }
 
 // forgetSlots clears everything known about all slots.
@@ -149,7 +157,20 @@ func (s *service) forgetUpdate() {
 	s.touched.clear()
 	clear(s.busy)
 	clear(s.failures)
+	clear(s.startEnds)
 	s.settled = noTime
+}
+
+// settledAt is the latest time at which a new task of the update ended its start, zero if none has.
+func (s *service) settledAt() time.Time {
+	if s.settled.IsZero() {
+		for _, at := range s.startEnds {
+			if at.After(s.settled) {
+				s.settled = at
+			}
+		}
+	}
+	return s.settled
 }
 
 // replicas is the wanted number of tasks of a replicated service.

@@ -112,7 +112,10 @@ func (x *pass) noteUpdate(sl *slot) (busy bool) {
 			continue
 		}
 		end := endedAt(t)
-		if end.After(s.settled) {
+		if end.After(s.startEnds[sl.num]) {
+			s.startEnds[sl.num] = end
+		}
+		if !s.settled.IsZero() && end.After(s.settled) {
 			s.settled = end
 		}
 		if end.After(s.busy[sl.num]) {
@@ -161,7 +164,8 @@ func (x *pass) advanceUpdate(s *service) {
 		if config.Delay >= monitor {
 			monitor = config.Delay + time.Second
 		}
-		if end := s.settled.Add(config.Delay + monitor); !s.settled.IsZero() && x.now.Before(end) {
+		settled := s.settledAt()
+		if end := settled.Add(config.Delay + monitor); !settled.IsZero() && x.now.Before(end) {
 			x.timers.set(timerKey{s.id, wholeService}, end)
 			return
 		}

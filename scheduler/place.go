@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"slices"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -239,6 +240,45 @@ func (a *Accounts) enter(nd *node, d *demand, s *service, n int32) {
 	}
 	nd.tasks += n
 	a.addActiveOf(s, nd, n)
+}
+
+// Unbook takes back placements of the latest Place or Check, for which something is wanting that the accounts know
+// nothing of: what those tasks would have taken is free for others in the same pass.
+func (a *Accounts) Unbook(given []Placement) {
+	if len(given) == 0 {
+		return
+	}
+	j := &a.journal
+	last := len(j.groups) - 1
+	of, before := j.groups[last].of, bookedGroup{}
+	if last > 0 {
+		before = j.groups[last-1]
+	}
+	back, claims := make(map[int32]int32), make(map[*swarm.GenericResource]bool)
+	for _, pl := range given {
+		nd := a.byID[pl.NodeID]
+		back[nd.slot]++
+		if len(pl.GenericResources) > 0 {
+			nd.claim(pl.GenericResources, -1)
+			claims[&pl.GenericResources[0]] = true
+		}
+	}
+	s := a.open(of.serviceID)
+	for i := before.nodes; i < len(j.nodes); i++ {
+		b := &j.nodes[i]
+		if n := min(back[b.slot], b.count); n > 0 {
+			a.enter(a.slots[b.slot], of, s, -n)
+			b.count -= n
+			back[b.slot] -= n
+		}
+	}
+	a.close(of.serviceID, s)
+	nodes := slices.DeleteFunc(j.nodes[before.nodes:], func(b slotCount) bool { return b.count == 0 })
+	j.nodes = j.nodes[:before.nodes+len(nodes)]
+	booked := slices.DeleteFunc(j.claims[before.claims:], func(b bookedClaims) bool { return len(b.claims) > 0 && claims[&b.claims[0]] })
+	j.claims = j.claims[:before.claims+len(booked)]
+	j.groups = j.groups[:last]
+	j.end(of)
 }
 
 // Rollback takes back everything that Place and Check have booked since the last Rollback. A pass that computes

@@ -269,7 +269,7 @@ func (s *scenario) step(t *testing.T) {
 
 func (s *scenario) id() string { s.ids++; return fmt.Sprintf("t%05d", s.ids) }
 
-// pass decides for some groups, rolls back, and commits some of the decisions.
+// pass decides for some groups, takes some of it back, rolls back, and commits some of the decisions.
 func (s *scenario) pass(t *testing.T) {
 	before := s.a.dump()
 	var commit []*cluster.Task
@@ -300,6 +300,11 @@ func (s *scenario) pass(t *testing.T) {
 		}
 		if res.Explanation != why {
 			t.Fatalf("placing %d of %s: %q, want %q", n, tmpl.ServiceID, res.Explanation, why)
+		}
+		if k := s.r.IntN(2*len(res.Placements) + 1); k < len(res.Placements) { // the others find no address
+			s.a.Unbook(res.Placements[k:])
+			s.w.booked = s.w.booked[:len(s.w.booked)-len(res.Placements)+k]
+			res.Placements = res.Placements[:k]
 		}
 		for _, p := range res.Placements {
 			c := *tmpl
