@@ -93,6 +93,5 @@ func (x *pass) endOnNode(sl *slot, why string) {
 
 // meetsConstraints says whether the service as it is now may have tasks on the node.
 func (x *pass) meetsConstraints(s *cluster.Service, n *node) bool {
-	p := s.Spec.TaskTemplate.Placement
-	return p == nil || x.accounts.MeetsConstraints(p.Constraints, n.obj)
+	return x.accounts.MeetsConstraints(constraints(s), n.obj)
 }

@@ -43,6 +43,7 @@ const (
 	nodeAvailability nodeEvent = 1 << iota // its state or availability, or that it exists
 	nodeNature                             // what constraints and resources are judged by
 	nodeAttachments                        // the networks it takes part in, or should
+	nodeRules                              // the constraints of a service that has tasks on it
 )
 
 // changeOf compares two versions of a node.
@@ -142,6 +143,9 @@ func (x *pass) lookAtNodes() {
 			x.changedNodes[n.id] |= nodeAttachments
 		}
 	}
+	for s := range x.dirty {
+		x.lookAtRules(s)
+	}
 	if len(x.changedNodes) == 0 {
 		return
 	}
@@ -167,18 +171,33 @@ func (x *pass) lookAtNodes() {
 			continue
 		}
 		x.attach(n)
-		if ev&(nodeAvailability|nodeNature) == 0 {
+		if ev&^nodeAttachments == 0 {
 			continue
 		}
-		for _, s := range globals {
-			s.dirty[n.num] = struct{}{}
-			x.dirty[s] = struct{}{}
-		}
-		if !x.fresh {
-			x.lookAtTasksOn(n)
+		if ev&(nodeAvailability|nodeNature) != 0 {
+			for _, s := range globals {
+				s.dirty[n.num] = struct{}{}
+				x.dirty[s] = struct{}{}
+			}
+			if !x.fresh {
+				x.lookAtTasksOn(n)
+			}
 		}
 		if !n.lost() && n.obj.Spec.Availability == swarm.NodeAvailabilityActive {
 			x.enforce(n)
+		}
+	}
+}
+
+// lookAtRules marks the nodes of a service whose constraints have changed: a task may have stayed where it was for them alone.
+func (x *pass) lookAtRules(s *service) {
+	if !s.reruled {
+		return
+	}
+	s.reruled = false
+	for t := range x.snap.TasksOfService(s.id) {
+		if t.NodeID != "" && t.Live() {
+			x.changedNodes[t.NodeID] |= nodeRules
 		}
 	}
 }

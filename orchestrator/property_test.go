@@ -232,7 +232,7 @@ func (c *chaos) compareWithScratch(snap *cluster.Snapshot, plan Plan) {
 		c.t.Fatalf("incremental plan:\n%s\nfrom scratch:\n%s\ntasks:\n%s", got, want, c.table())
 	}
 	again := c.planner.Next(snap, c.now, c.ids)
-	if got, want := planText(plan, false), planText(again, false); got != want {
+	if got, want := planText(plan, c.loose), planText(again, c.loose); got != want {
 		c.t.Fatalf("first plan:\n%s\nthe same again:\n%s", got, want)
 	}
 }
@@ -254,6 +254,10 @@ func planText(p Plan, loose bool) string {
 	}
 	for _, c := range p.Changes {
 		if loose && c.Node != nil {
+			continue
+		}
+		// Why a task waits is said as of when there was last room for somebody; what has filled the cluster since is not.
+		if t := c.Task; loose && t != nil && t.DesiredState == "" && t.Status != nil && t.Status.State == swarm.TaskStatePending {
 			continue
 		}
 		fmt.Fprintf(&out, "%s %s", c.Action, c.Kind)
@@ -536,8 +540,9 @@ func TestIncrementalIsFromScratch(t *testing.T) {
 		n = 8
 	}
 	// What took hundreds of seeds to find: updates that only the last slot of a node that went had held up (158, 406, 504),
-	// attachments for tasks that never came (333, 341), places held for tasks without addresses (492).
-	seeds := []int{158, 333, 341, 406, 492, 504}
+	// attachments for tasks that never came (333, 341), places held for tasks without addresses (492), constraints
+	// that let a task stay and are gone (958).
+	seeds := []int{158, 333, 341, 406, 492, 504, 958}
 	for seed := range n {
 		seeds = append(seeds, seed)
 	}

@@ -52,6 +52,8 @@ type service struct {
 	// dirty has the slots to look at again, unless all have to be.
 	dirty map[int]struct{}
 	all   bool
+	// reruled is set when the constraints have changed.
+	reruled bool
 	// pending has the wanted tasks that have no place yet.
 	pending map[string]struct{}
 	// reallocate is set when the endpoint has to be looked at again; unallocated says why ports or virtual IPs could
@@ -289,6 +291,7 @@ func (s *service) setObject(obj *cluster.Service) (rejudge bool) {
 	for _, v := range s.verdicts {
 		rejudge = rejudge || v != verdict{}
 	}
+	s.reruled = s.reruled || !slices.Equal(constraints(was), constraints(obj))
 	s.verdicts = make(map[uint64]verdict)
 	for index, v := range s.versions {
 		now := compare(v.sample, obj)
@@ -297,6 +300,13 @@ func (s *service) setObject(obj *cluster.Service) (rejudge bool) {
 	}
 	// Which nodes belong to a global service depends on its constraints.
 	return rejudge || s.mode.perNode()
+}
+
+func constraints(s *cluster.Service) []string {
+	if p := s.Spec.TaskTemplate.Placement; p != nil {
+		return p.Constraints
+	}
+	return nil
 }
 
 // addTask counts a stored task in (1) or out (-1).
