@@ -55,7 +55,7 @@ func newSolo(t *testing.T) *solo {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.m, err = New(Config{NodeID: soloNode, Addr: s.addr, Store: s.store, Credentials: s.creds, Logger: logger, Bootstrap: s.bootstrap})
+	s.m, err = New(Config{NodeID: soloNode, Addr: s.addr, Store: s.store, Credentials: s.creds, Logger: logger, Bootstrap: s.bootstrap, EngineAPI: http.NotFoundHandler()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,6 +341,9 @@ func TestOnlyMembersGetIn(t *testing.T) {
 		{"a worker joins the raft group", asWorker, http.MethodPost, protocol.PathMembers, http.StatusForbidden},
 		{"a worker sends raft messages", asWorker, http.MethodPost, protocol.PathRaft + "/messages", http.StatusForbidden},
 		{"a worker's session without upgrade", asWorker, http.MethodGet, protocol.PathSession, http.StatusUpgradeRequired},
+		{"a stranger opens a stream", anonymous, http.MethodGet, protocol.PathStreams + "/id", http.StatusForbidden},
+		{"a worker's stream without upgrade", asWorker, http.MethodGet, protocol.PathStreams + "/id", http.StatusUpgradeRequired},
+		{"a worker asks the leader of a task", asWorker, http.MethodGet, protocol.PathEngine + "/miniswarm/tasks/t/engine/containers/c/json", http.StatusForbidden},
 		{"a manager at no address joins the raft group", identity.ClientTLS(s.creds, identity.Manager, "", "http/1.1"), http.MethodPost, protocol.PathMembers + "?", http.StatusBadRequest},
 		{"a stranger reads the root certificate", anonymous, http.MethodGet, identity.RootPath, http.StatusOK},
 	} {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/dispatcher"
 	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
@@ -80,34 +81,39 @@ func (m *Manager) redirect(w http.ResponseWriter) {
 	writeError(w, http.StatusMisdirectedRequest, "this manager is not the leader; the leader is at "+addr)
 }
 
-func (m *Manager) serveSession(w http.ResponseWriter, r *http.Request) {
+// upgraded gives the dispatcher that takes over the connection of a node's request, or answers that there is none, or that the
+// request is none for it.
+func (m *Manager) upgraded(w http.ResponseWriter, r *http.Request) (d *dispatcher.Dispatcher, nodeID string, ok bool) {
 	caller, _ := identity.FromContext(r.Context())
-	d := m.Dispatcher()
-	if d == nil {
+	if d = m.Dispatcher(); d == nil {
 		m.redirect(w)
-		return
+		return nil, "", false
 	}
 	if r.Header.Get("Upgrade") != protocol.UpgradeStream {
 		w.Header().Set("Upgrade", protocol.UpgradeStream)
-		writeError(w, http.StatusUpgradeRequired, "a session is opened by an upgrade to "+protocol.UpgradeStream)
+		writeError(w, http.StatusUpgradeRequired, r.URL.Path+" is opened by an upgrade to "+protocol.UpgradeStream)
+		return nil, "", false
+	}
+	return d, caller.NodeID, true
+}
+
+func (m *Manager) serveSession(w http.ResponseWriter, r *http.Request) {
+	d, nodeID, ok := m.upgraded(w, r)
+	if !ok {
 		return
 	}
 	remote, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		remote = r.RemoteAddr
 	}
-	d.ServeSession(w, r, caller.NodeID, remote)
+	d.ServeSession(w, r, nodeID, remote)
 }
 
 // serveStream takes a stream that the leader has asked a node for.
 func (m *Manager) serveStream(w http.ResponseWriter, r *http.Request) {
-	caller, _ := identity.FromContext(r.Context())
-	d := m.Dispatcher()
-	if d == nil {
-		m.redirect(w)
-		return
+	if d, nodeID, ok := m.upgraded(w, r); ok {
+		d.ServeStream(w, r, nodeID, r.PathValue("id"))
 	}
-	d.ServeStream(w, r, caller.NodeID, r.PathValue("id"))
 }
 
 // serveJoin adds the calling manager to the raft group. Asking again with another address moves the member there.

@@ -13,7 +13,7 @@ import (
 // session, whose heartbeats travel on the same connection; past the bound the request ends with an error instead.
 const relayBytes = 64 << 20
 
-// lineOverhead is what a line takes besides its text.
+// lineOverhead is what a line takes besides its text and details.
 const lineOverhead = 128
 
 // errSlowReader ends a log request whose reader does not keep up.
@@ -37,7 +37,7 @@ func (r *logRelay) add(m protocol.LogMessage) {
 	if r.ended {
 		return
 	}
-	if r.bytes += len(m.Data) + lineOverhead; r.bytes > relayBytes {
+	if r.bytes += len(m.Data) + len(m.Details) + lineOverhead; r.bytes > relayBytes {
 		r.ended, r.err = true, errSlowReader
 	} else {
 		r.lines = append(r.lines, m)

@@ -98,6 +98,7 @@ func (d *Dispatcher) ServeStream(w http.ResponseWriter, _ *http.Request, nodeID,
 	conn, buffered, err := upgrade(w)
 	if err != nil {
 		c.outcome <- outcome{err: fmt.Errorf("node %s: %w", nodeID, err)}
+		http.Error(w, "stream: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
