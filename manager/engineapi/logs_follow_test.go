@@ -15,6 +15,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/pkg/stdcopy"
 
+	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 )
 
@@ -157,5 +158,22 @@ func TestFollowSurvivesAWatchThatLags(t *testing.T) {
 	w.control.put(t, aTask("task4", svc, 3, "node1", swarm.TaskStateRunning))
 	if got := next(); got != "four" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestALogThatFollowsForgetsTasksThatAreGone: it may follow for months.
+func TestALogThatFollowsForgetsTasksThatAreGone(t *testing.T) {
+	w := logWorld(t)
+	snap := w.control.snapshot()
+	l := newLogStream(nil, w.control, logQuery{}, logSubject{kind: cluster.KindService}, nil) // of nothing that is there to be read
+	l.reading["task1"], l.reading["long gone"] = true, true
+	l.begin(t.Context(), snap)
+	if len(l.reading) != 0 {
+		t.Errorf("a new beginning keeps %v", l.reading)
+	}
+	l.reading["task1"] = true
+	l.observe(&cluster.Event{Kind: cluster.KindTask, Old: snap.Task("task1")})
+	if len(l.reading) != 0 {
+		t.Errorf("the end of a task keeps %v", l.reading)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -51,7 +52,7 @@ type logStream struct {
 	over   bool                     // guarded by mu; no task will come to those that are read
 	active int                      // guarded by mu; readers that have not ended
 
-	reading map[string]bool // ids of the tasks that have or had a reader; run's own
+	reading map[string]bool // ids of the tasks, of those that exist, that have or had a reader; run's own
 	missing []string        // what could not be read; run's own
 }
 
@@ -167,6 +168,7 @@ func (l *logStream) begin(ctx context.Context, snap *cluster.Snapshot) {
 			tasks = append(tasks, t)
 		}
 	}
+	maps.DeleteFunc(l.reading, func(id string, _ bool) bool { return l.latest[id] == nil })
 	l.mu.Unlock()
 	for _, t := range tasks {
 		l.add(ctx, t)
@@ -189,6 +191,7 @@ func (l *logStream) observe(ev *cluster.Event) {
 	case nil:
 		delete(l.latest, ev.ID())
 		delete(l.nodes, ev.ID())
+		delete(l.reading, ev.ID()) // it does not come back
 	}
 }
 
