@@ -77,11 +77,7 @@ func MayRunAgain(t *cluster.Task, slot []*cluster.Task) bool {
 	case attempts(t) == 0, !hasFailed(t):
 		return true
 	}
-	var since time.Time
-	if policy.Window != nil && *policy.Window > 0 {
-		since = endedAt(t).Add(-*policy.Window)
-	}
-	count := 0
+	since, count := countedFrom(t), 0
 	for _, o := range slot {
 		if o.ID != t.ID && hasFailed(o) && endedAt(o).After(since) && !lostBefore(o, slot) {
 			count++

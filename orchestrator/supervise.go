@@ -49,17 +49,21 @@ func (x *pass) mayRestart(t *cluster.Task, slot []*cluster.Task) bool {
 	if limit == 0 {
 		return true
 	}
-	var since time.Time
-	if policy.Window != nil && *policy.Window > 0 {
-		since = endedAt(t).Add(-*policy.Window)
-	}
-	count := 0
+	since, count := countedFrom(t), 0
 	for _, o := range slot {
 		if restarted(o) && o.SpecVersion == t.SpecVersion && (o.CreatedAt.IsZero() || o.CreatedAt.After(since)) {
 			count++
 		}
 	}
 	return count < limit
+}
+
+// countedFrom is the time from which on attempts count for the task's restart policy, zero for all.
+func countedFrom(t *cluster.Task) time.Time {
+	if p := t.Spec.RestartPolicy; p != nil && p.Window != nil && *p.Window > 0 {
+		return endedAt(t).Add(-*p.Window)
+	}
+	return noTime
 }
 
 // trouble says why a wanted task cannot go on where it is, "" if it can.

@@ -218,10 +218,12 @@ func (l *loop) follow(rd raft.Ready) {
 		l.s.committed.Store(rd.GetCommit())
 	}
 	if rd.SoftState != nil {
-		if r.leader != 0 && r.leader != rd.Lead {
-			r.former, r.formerHeard = "", time.Time{}
-			if m, ok := l.s.view.membership().member(r.leader); ok && !r.leads {
-				r.former, r.formerHeard = m.NodeID, l.leaderHeard
+		if r.leader != rd.Lead {
+			if r.leader != 0 {
+				r.former, r.formerHeard = "", time.Time{}
+				if m, ok := l.s.view.membership().member(r.leader); ok && !r.leads {
+					r.former, r.formerHeard = m.NodeID, l.leaderHeard
+				}
 			}
 			l.leaderHeard = time.Now() // the one that comes, by the message that told of it
 		}

@@ -362,8 +362,8 @@ func (nd *node) holdPort(p hostPort, h portHolder, sign int32) {
 
 // recordFailure notes that the task failed on its node.
 func (a *Accounts) recordFailure(t *cluster.Task) {
-	if t.Slot == 0 && t.JobIteration == nil {
-		return // a global service's task; a job's slots begin at 0
+	if t.Slot == 0 && !t.Numbered {
+		return // a task of a global service or job; a replicated job's slots begin at 0
 	}
 	nd := a.byID[t.NodeID]
 	if nd == nil || nd.obj == nil {
