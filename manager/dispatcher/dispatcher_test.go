@@ -533,6 +533,11 @@ func TestARemovedNodeIsDismissed(t *testing.T) {
 			t.Error("a removed node that comes back was not told so")
 		}
 		a.close()
+		w.d.mu.Lock()
+		defer w.d.mu.Unlock()
+		if at, kept := w.d.heard["n1"]; kept {
+			t.Errorf("that it was heard at %s is kept for ever", at)
+		}
 	})
 }
 

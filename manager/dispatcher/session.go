@@ -166,10 +166,6 @@ func (s *session) greet(ctx context.Context) error {
 		return fmt.Errorf("node %s opened a session without a hello", s.nodeID)
 	}
 	_ = s.conn.SetReadDeadline(time.Time{})
-	// Known from now on, so that the node is not called DOWN while its coming back is being stored.
-	s.d.mu.Lock()
-	s.d.heard[s.nodeID] = s.lastHeard()
-	s.d.mu.Unlock()
 	return s.register(ctx, first.Hello)
 }
 
@@ -182,6 +178,10 @@ func (s *session) register(ctx context.Context, h *protocol.Hello) error {
 	if !known {
 		return s.dismiss()
 	}
+	// Heard from now on, so that the node is not called DOWN while its coming back is being stored.
+	s.d.mu.Lock()
+	s.d.heard[s.nodeID] = s.lastHeard()
+	s.d.mu.Unlock()
 	s.dataPlane = h.DataPlane
 	if _, err := netip.ParseAddr(h.DataAddr); err == nil {
 		s.addr = h.DataAddr
