@@ -50,10 +50,12 @@ func newEngine(host string, logger *slog.Logger) (*engine, error) {
 			p.Out.URL.RawQuery = p.In.URL.RawQuery
 			p.Out.Host = engineHost
 		},
-		Transport:     transport,
-		FlushInterval: -1, // logs, stats and builds must not wait for a buffer to fill
-		ErrorLog:      slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+		Transport:      transport,
+		FlushInterval:  -1, // logs, stats and builds must not wait for a buffer to fill
+		ErrorLog:       slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+		ModifyResponse: func(resp *http.Response) error { lastAnswer(resp.Header, resp.Request); return nil },
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			lastAnswer(w.Header(), r)
 			if r.Context().Err() == nil {
 				writeError(w, e.unreachable(err))
 			}
@@ -89,8 +91,7 @@ func isUnreachable(err error) bool {
 // ServeHTTP passes a request to the engine, streams and hijacked connections included. The engine may answer while the
 // request's body is still on its way (docker load does), which HTTP/1 servers must be told.
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	_ = http.NewResponseController(w).EnableFullDuplex() // not where w is a recorder
-	e.proxy.ServeHTTP(w, r)
+	e.proxy.ServeHTTP(w, duplex(w, r))
 }
 
 // open sends a request to the engine and gives the answer, whatever its status. A version in the path that is too new for

@@ -178,9 +178,13 @@ func (s *Server) forward(c Control, id, addr string, w http.ResponseWriter, r *h
 			if resp.StatusCode == http.StatusMisdirectedRequest {
 				return errMisdirected
 			}
+			lastAnswer(resp.Header, resp.Request)
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = s.forwardError(ctx, r, addr, err) },
+		ErrorHandler: func(w http.ResponseWriter, out *http.Request, err error) {
+			lastAnswer(w.Header(), out)
+			failed = s.forwardError(ctx, r, addr, err)
+		},
 	}
 	proxy.ServeHTTP(w, original(r).WithContext(ctx))
 	return failed

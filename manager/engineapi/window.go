@@ -28,7 +28,6 @@ func (s *Server) taskEngine(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	_ = http.NewResponseController(w).EnableFullDuplex() // not where w is a recorder; a node may answer before it has read all
 	patience, cancel := context.WithTimeout(r.Context(), electionPatience)
 	self, id, addr, err := awaitLeader(patience, c, r)
 	cancel()
@@ -38,7 +37,7 @@ func (s *Server) taskEngine(w http.ResponseWriter, r *http.Request) error {
 	case self:
 		return s.reachTask(c, w, r)
 	}
-	if err = s.forward(c, id, addr, w, r); again(err) {
+	if err = s.forward(c, id, addr, w, duplex(w, r)); again(err) {
 		return errorf(http.StatusServiceUnavailable, "the leader changed while the request was on its way; try again")
 	}
 	return err
@@ -73,15 +72,17 @@ func (s *Server) reachTask(c Control, w http.ResponseWriter, r *http.Request) er
 		// A stream for each request: they are few, and none outlives what it was for.
 		Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.Dial(ctx, t.NodeID) }},
-		FlushInterval: -1, // what a command writes must not wait for a buffer to fill
-		ErrorLog:      slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
+		FlushInterval:  -1, // what a command writes must not wait for a buffer to fill
+		ErrorLog:       slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
+		ModifyResponse: func(resp *http.Response) error { lastAnswer(resp.Header, resp.Request); return nil },
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			lastAnswer(w.Header(), r)
 			if r.Context().Err() == nil {
 				writeError(w, errorf(http.StatusServiceUnavailable, "reach task %s on node %s: %v", t.ID, node, err))
 			}
 		},
 	}
-	proxy.ServeHTTP(w, r)
+	proxy.ServeHTTP(w, duplex(w, r)) // a node may answer before it has read all
 	return nil
 }
 
