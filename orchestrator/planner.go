@@ -53,8 +53,8 @@ type Planner struct {
 	// that had it.
 	lastCut    netip.Prefix
 	lastCutVNI uint32
-	ports   map[port]string
-	ingress string // id of the ingress network, "" if there is none
+	ports      map[port]string
+	ingress    string // id of the ingress network, "" if there is none
 
 	// fresh is set from Reset to the end of the next pass, which looks at everything.
 	fresh bool

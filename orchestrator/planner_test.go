@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -318,5 +319,37 @@ func TestPrefixesAreSafe(t *testing.T) {
 		c.editNode("n1", func(n *cluster.Node) { n.Status.State = swarm.NodeStateReady })
 		c.run(time.Minute)
 		c.converged()
+	}
+}
+
+// TestNumbersThatNoMachineCountsTo are as good as no limit.
+func TestNumbersThatNoMachineCountsTo(t *testing.T) {
+	s := newSim(t)
+	for _, line := range []string{"node add n1", "service web replicas=2 attempts=1 restart-delay=1s"} {
+		if _, err := s.command(strings.Fields(line)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.run(time.Second)
+	s.setService("web", func(svc *cluster.Service) {
+		most := uint64(math.MaxUint64)
+		policy := *svc.Spec.TaskTemplate.RestartPolicy
+		policy.MaxAttempts = &most
+		svc.Spec.TaskTemplate.RestartPolicy = &policy
+		svc.Spec.UpdateConfig = &swarm.UpdateConfig{Parallelism: most}
+	})
+	s.run(time.Minute)
+	s.end("web", "1", swarm.TaskStateFailed, "task: non-zero exit (1)")
+	s.run(time.Minute)
+	svc := s.state.Snapshot().ServiceNamed("web")
+	for n := range 2 {
+		slot := n + 1
+		ok := false
+		for task := range s.state.Snapshot().TasksOfSlot(svc.ID, slot) {
+			ok = ok || task.Running() && task.SpecVersion == svc.SpecVersion
+		}
+		if !ok {
+			t.Errorf("slot %d has not been updated, or not been restarted:\n%s", slot, s.table())
+		}
 	}
 }

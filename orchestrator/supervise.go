@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -14,7 +15,7 @@ const defaultRestartDelay = 5 * time.Second
 // attempts is the limit of restarts that the task's policy sets, 0 for none.
 func attempts(t *cluster.Task) int {
 	if p := t.Spec.RestartPolicy; p != nil && p.MaxAttempts != nil {
-		return int(*p.MaxAttempts)
+		return int(min(*p.MaxAttempts, math.MaxInt32)) // as good as none, and no overflow
 	}
 	return 0
 }

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -179,7 +180,7 @@ func (x *pass) advanceUpdate(s *service) {
 	if !x.stateUpdate(s) {
 		return
 	}
-	workers := int(config.Parallelism)
+	workers := int(min(config.Parallelism, math.MaxInt32))
 	if workers == 0 {
 		workers = s.outdated.len() + working
 	}
