@@ -125,6 +125,7 @@ func (s *Server) explainService(c Control, w http.ResponseWriter, r *http.Reques
 	var b strings.Builder
 	if isJob(svc.Spec.Mode) {
 		writeJob(&b, snap, svc)
+		b.WriteByte('\n')
 	}
 	for t := range snap.TasksOfService(svc.ID) {
 		if !t.Wanted() || cluster.Terminal(t.Status.State) {
@@ -176,6 +177,9 @@ func hypothetical(snap *cluster.Snapshot, svc *cluster.Service) *cluster.Task {
 func compactText(snap *cluster.Snapshot, svc *cluster.Service, e *ServiceExplanation) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "service %s: %s, %s wanted\n", svc.Spec.Name, modeName(svc.Spec.Mode), count(len(e.Tasks)+e.Omitted, "task"))
+	if isJob(svc.Spec.Mode) {
+		writeJob(&b, snap, svc)
+	}
 	for i := range e.Tasks {
 		e.Tasks[i].writeLine(&b, snap)
 	}

@@ -166,5 +166,4 @@ func writeJob(b *strings.Builder, snap *cluster.Snapshot, svc *cluster.Service) 
 		}
 		writeState(b, snap, t)
 	}
-	b.WriteByte('\n')
 }

@@ -160,6 +160,9 @@ func TestJobStatus(t *testing.T) {
 		if e.Next != nil {
 			t.Errorf("%s: a replica more", c.service)
 		}
+		if short := must[ServiceExplanation](w, 200, "GET", "/miniswarm/services/"+c.service+"/explain?compact=1", nil); !strings.Contains(short.Text, c.texts[0]) {
+			t.Errorf("%q is not in:\n%s", c.texts[0], short.Text)
+		}
 	}
 }
 
