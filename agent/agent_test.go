@@ -416,6 +416,9 @@ func TestMesh(t *testing.T) {
 		w.start()
 		w.settle()
 		check("none")
+		time.Sleep(kernelFirst) // and no leader has come
+		w.settle()
+		check(alone + "port 80/tcp -> 8000: 10.0.0.10(draining)")
 		w.revive("a")
 		m = w.manager("a")
 		time.Sleep(10 * time.Second) // past every pause between two attempts to connect

@@ -37,6 +37,10 @@ const (
 	maxMeshRetry = 5 * time.Second
 	// quietTries is how often the data plane is tried before trouble with it is logged.
 	quietTries = 4
+	// kernelFirst is how long after the agent's start the table that a former process left in the kernel is preferred to
+	// the one on disk, which may lack that process's last moments. A leader's table comes sooner, if there is a leader. If
+	// there is none, a node that follows neither would go on sending traffic to machines that it cannot reach.
+	kernelFirst = 5 * time.Second
 )
 
 // meshKeeper merges what the leader says about routing into one table and applies it. Applying has a goroutine of its own and
@@ -160,6 +164,7 @@ func (k *meshKeeper) run(ctx context.Context) error {
 	defer doubts.Wait()
 	doubts.Go(func() { k.verify(ctx) })
 	var again <-chan time.Time
+	alone := time.After(kernelFirst)
 	pause := minMeshRetry
 	var said string
 	tries := 0
@@ -171,6 +176,11 @@ func (k *meshKeeper) run(ctx context.Context) error {
 			continue
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-alone:
+			if !k.waited() {
+				continue
+			}
+			err = k.apply(ctx)
 		case <-k.wake:
 			err = k.apply(ctx)
 		case <-again:
@@ -189,6 +199,15 @@ func (k *meshKeeper) run(ctx context.Context) error {
 		again = time.After(pause)
 		pause = min(2*pause, maxMeshRetry)
 	}
+}
+
+// waited gives up waiting for a leader's table, and says whether there was still none.
+func (k *meshKeeper) waited() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	was := k.old
+	k.old = false
+	return was
 }
 
 // verify reads the data plane back whenever there is doubt, until ctx ends. What cannot be repaired is applied again, which
@@ -221,7 +240,7 @@ func (k *meshKeeper) apply(ctx context.Context) error {
 	k.name()
 	if old && k.mesh != nil {
 		if there, err := k.mesh.Installed(ctx); there || err != nil {
-			return err // a leader's table comes; until then the kernel's serves better than the record
+			return err // a leader's table may come; until then the kernel's serves better than the record
 		}
 	}
 	var err error
