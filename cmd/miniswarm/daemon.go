@@ -108,7 +108,8 @@ func connectOrStart(ctx context.Context, e *env, c *cli.Context) (*client.Client
 
 const unitPath = "/etc/systemd/system/miniswarm.service"
 
-// unit restarts the daemon when it fails; KillMode=process because containers are not its children to end.
+// unit restarts the daemon when it fails; KillMode=process because containers are not its children to end. It may take its
+// time to stop: a container that an engine is slow to create must not be given up halfway (two minutes, at the most).
 const unit = `[Unit]
 Description=miniswarm node
 After=network-online.target docker.service
@@ -118,6 +119,7 @@ Wants=network-online.target
 ExecStart=%s daemon
 Restart=always
 RestartSec=1
+TimeoutStopSec=150
 KillMode=process
 LimitNOFILE=1048576
 
