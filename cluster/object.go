@@ -151,6 +151,14 @@ type Task struct {
 	AppliedAt time.Time
 }
 
+// OptionAddress is the driver option of a network attachment that names the IP address wanted there, for which Docker's
+// API has no field. It counts in tasks that stand for a container which a person attached ([Task.Attachment]).
+const OptionAddress = "miniswarm.address"
+
+// Attachment says whether the task stands for a container that a person put on a network (swarm-semantics.md, 5.6). Such
+// a task has no service; its node makes the network and watches that the container is there, and runs nothing.
+func (t *Task) Attachment() bool { return t.Spec.NetworkAttachmentSpec != nil }
+
 // FullName is the task's name as Docker shows it on nodes: service.slot.id, with the node's id for the slot of a
 // task that has none (global services and jobs).
 func (t *Task) FullName() string {

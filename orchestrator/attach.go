@@ -9,6 +9,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/scheduler"
 )
 
 // attach has a node's part in networks looked at in this pass: it takes part in ingress always, and in every other
@@ -109,4 +110,61 @@ func (x *pass) neededAttachments() map[use]bool {
 		}
 	}
 	return needed
+}
+
+// placeAttachments gives addresses to the tasks that stand for containers which a person attached to a network; they
+// have their node from the start (swarm-semantics.md, 5.6).
+func (x *pass) placeAttachments() {
+	x.retried = x.retried || len(x.attachments) > 0
+	for _, id := range slices.Sorted(maps.Keys(x.attachments)) {
+		t := x.task(id)
+		if forgotten(t) {
+			x.remove(t)
+			continue
+		}
+		n := x.nodes[t.NodeID]
+		if n == nil || n.obj == nil {
+			continue
+		}
+		err := ""
+		var nets []*network
+		for _, a := range t.Spec.Networks {
+			if net := x.networkOf(a.Target); net != nil {
+				nets = append(nets, net)
+			} else {
+				err = "network " + a.Target + " not found"
+			}
+		}
+		if err == "" {
+			err = x.assign(t, scheduler.Placement{NodeID: n.id}, nets, messagePreassigned)
+		}
+		if err != "" {
+			if t.Status.Err != err {
+				x.report(t, t.Status.State, t.Status.Message, err)
+				x.decide(Decision{Kind: Wait, Tasks: []string{id}, Reason: err})
+			}
+			continue
+		}
+		x.decide(Decision{Kind: Place, Tasks: []string{id}, Reason: fmt.Sprintf("attached to a network on node %s", hostname(n))})
+	}
+}
+
+// wishOf is the address that a person named for a container on the i-th network of its attachment, "" for any.
+func wishOf(t *cluster.Task, i int) string {
+	if !t.Attachment() {
+		return ""
+	}
+	return t.Spec.Networks[i].DriverOpts[cluster.OptionAddress]
+}
+
+// bookWish takes the address that the person named for a container on the network; "" if somebody else has it, or it is
+// none of the network's.
+func (x *pass) bookWish(net *network, addr string) string {
+	p, at, ok := net.find(addr)
+	if !ok || at == 0 || at > p.last || p.used.has(int(at)) {
+		return ""
+	}
+	p.used.put(int(at), true)
+	x.booked = append(x.booked, booking{p, at})
+	return p.cidr(at)
 }

@@ -1,7 +1,6 @@
 package orchestrator
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 
@@ -197,8 +196,12 @@ func (x *pass) assign(t *cluster.Task, pl scheduler.Placement, nets []*network, 
 			if !x.attachTo(n, net) {
 				return errNoAddress + " for node " + hostname(n) + " on network " + net.obj.Spec.Name
 			}
-			addr := x.bookAddress(net)
-			if addr == "" {
+			var addr string
+			if wish := wishOf(t, i); wish != "" {
+				if addr = x.bookWish(net, wish); addr == "" {
+					return "address " + wish + " of network " + net.obj.Spec.Name + " is in use, or none of its own"
+				}
+			} else if addr = x.bookAddress(net); addr == "" {
 				return errNoAddress + " on network " + net.obj.Spec.Name
 			}
 			attachments[i].Addresses = []string{addr}
@@ -235,35 +238,4 @@ func (x *pass) hold(s *service, t *cluster.Task, state swarm.TaskState, message,
 	}
 	x.report(t, state, message, err)
 	x.because(Wait, s, t.ID, err)
-}
-
-// placeAttachments gives addresses to the tasks that stand for containers which a person attached to a network; they
-// have their node from the start (swarm-semantics.md, 5.6).
-func (x *pass) placeAttachments() {
-	x.retried = x.retried || len(x.attachments) > 0
-	for _, id := range slices.Sorted(maps.Keys(x.attachments)) {
-		t := x.task(id)
-		if forgotten(t) {
-			x.remove(t)
-			continue
-		}
-		n := x.nodes[t.NodeID]
-		if n == nil || n.obj == nil {
-			continue
-		}
-		var nets []*network
-		for _, a := range t.Spec.Networks {
-			if net := x.networkOf(a.Target); net != nil {
-				nets = append(nets, net)
-			}
-		}
-		if err := x.assign(t, scheduler.Placement{NodeID: n.id}, nets, messagePreassigned); err != "" {
-			if t.Status.Err != err {
-				x.report(t, t.Status.State, t.Status.Message, err)
-				x.decide(Decision{Kind: Wait, Tasks: []string{id}, Reason: err})
-			}
-			continue
-		}
-		x.decide(Decision{Kind: Place, Tasks: []string{id}, Reason: fmt.Sprintf("attached to a network on node %s", hostname(n))})
-	}
 }

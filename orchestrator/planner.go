@@ -244,9 +244,10 @@ func unplaced(t *cluster.Task) bool {
 	return t != nil && t.Wanted() && cluster.Before(t.Status.State, swarm.TaskStateAssigned)
 }
 
-// forgotten says whether a task without a service has come to its end: nothing else would clear it away.
+// forgotten says whether a task without a service has come to its end: nothing else would clear it away. There is nothing
+// to restart and no history to keep: its container has gone, or was taken off the network.
 func forgotten(t *cluster.Task) bool {
-	return t != nil && (t.Status.State == swarm.TaskStateOrphaned || t.DesiredState == swarm.TaskStateRemove && finished(t))
+	return t != nil && (cluster.Terminal(t.Status.State) || t.DesiredState == swarm.TaskStateRemove && finished(t))
 }
 
 func (p *Planner) observeTask(old, new *cluster.Task) {

@@ -122,11 +122,18 @@ func (s *sim) command(f []string) (string, error) {
 		t.ID, t.NodeID = args[0], args[1]
 		t.Spec.Networks = []swarm.NetworkAttachmentConfig{{Target: args[2]}}
 		t.Spec.NetworkAttachmentSpec = &swarm.NetworkAttachmentSpec{ContainerID: args[0]}
+		if len(args) > 3 { // --ip
+			t.Spec.Networks[0].DriverOpts = map[string]string{cluster.OptionAddress: args[3]}
+		}
 		t.DesiredState, t.Status.State = swarm.TaskStateRunning, swarm.TaskStateNew
 		s.names[t.ID] = t.ID
 		s.commit(cluster.CreateOf(t))
 	case "detach":
 		s.commit(cluster.RemoveOf(s.state.Snapshot().Task(args[0])))
+	case "ended": // the container has gone, or was disconnected
+		st := s.state.Snapshot().Task(args[0]).Status
+		st.State, st.Message = swarm.TaskStateComplete, "finished"
+		s.commit(cluster.PatchTask(args[0], cluster.TaskPatch{Status: &st, AppliedAt: s.now}))
 	case "crash", "freeze", "hang", "finish", "heal":
 		for _, m := range []map[string]bool{s.crashing, s.frozen, s.hung, s.finishing} {
 			delete(m, args[0])

@@ -44,6 +44,7 @@ import (
 const (
 	PathSession = "/session"      // upgrade; workers and managers
 	PathStreams = "/streams"      // prefix; upgrade; workers and managers: a stream that the leader has asked for
+	PathAttach  = "/attachments"  // workers and managers: an address for a container that a person puts on a network
 	PathEngine  = "/engine"       // prefix; managers only: the swarm part of the Engine API, forwarded by followers
 	PathRaft    = "/raft"         // prefix; managers only: messages and snapshots of the raft group
 	PathMembers = "/raft/members" // managers only: join and leave the raft group
@@ -266,6 +267,22 @@ type LogEnd struct {
 
 // LogCancel stops a log request.
 type LogCancel struct{ ID string }
+
+// AttachRequest asks the leader for a place on a network for a container of the caller's node that belongs to no service. The
+// caller's id comes from its certificate.
+type AttachRequest struct {
+	// ID is the id that the attachment's task will have. The node chooses it, so that it may ask again after an answer was
+	// lost.
+	ID string
+	// Network is the network's id or name.
+	Network string
+	// ContainerID is the container's id or name, empty while the engine has not made it.
+	ContainerID string `json:",omitempty"`
+	// Names are what others on the network find the container by.
+	Names []string `json:",omitempty"`
+	// Address is an IP address that the container is to have, empty for any.
+	Address string `json:",omitempty"`
+}
 
 // StreamRequest asks an agent to open a stream to the leader under PathStreams, named by the ID. Once it stands the agent
 // is the HTTP server on it: what it answers under /tasks/{id} is the part of its engine's API that concerns the container
