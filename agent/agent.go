@@ -82,16 +82,17 @@ type Config struct {
 
 // Agent is the worker of one node.
 type Agent struct {
-	cfg       Config
-	log       *slog.Logger
-	watcher   *docker.Watcher
-	worker    *worker
-	reporter  *reporter
-	recorder  *recorder
-	describer *describer
-	mesh      *meshKeeper
-	janitor   *janitor
-	networks  *docker.Networks
+	cfg         Config
+	log         *slog.Logger
+	watcher     *docker.Watcher
+	worker      *worker
+	reporter    *reporter
+	recorder    *recorder
+	describer   *describer
+	mesh        *meshKeeper
+	janitor     *janitor
+	networks    *docker.Networks
+	attachments *attachments
 
 	mu       sync.Mutex
 	running  bool                   // guarded by mu
@@ -123,10 +124,12 @@ func New(cfg Config) (*Agent, error) {
 	a.reporter = newReporter()
 	a.recorder = newRecorder(a.log)
 	a.worker = newWorker(a.log, a.reporter, a.recorder)
+	a.attachments = newAttachments(cfg.Engine, a.networks, a.worker.attachment, a.log)
+	a.worker.attachments = a.attachments
 	a.describer = newDescriber(cfg.Engine, cfg.Hostname, cfg.TLSInfo, a.log, a.redescribe)
 	a.mesh = &meshKeeper{nodeID: cfg.NodeID, dataAddr: cfg.DataAddr, mesh: cfg.Mesh, names: cfg.Names, place: a.worker.place, clients: a.worker.clients,
 		recorder: a.recorder, log: a.log, wake: make(chan struct{}, 1), rename: make(chan struct{}, 1), suspect: make(chan struct{}, 1)}
-	a.watcher.Opened = a.mesh.doubt
+	a.watcher.Opened, a.attachments.seen = a.mesh.doubt, a.mesh.askers
 	a.janitor = &janitor{nodeID: cfg.NodeID, engine: cfg.Engine, files: cfg.Files, knows: a.worker.knows, log: a.log, wake: make(chan struct{}, 1)}
 	if cfg.Mesh == nil {
 		a.janitor.networks = a.networks
@@ -182,6 +185,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.describer.run(ctx) })
 	g.Go(func() error { return a.mesh.run(ctx) })
 	g.Go(func() error { return a.janitor.run(ctx) })
+	g.Go(func() error { return a.attachments.run(ctx) })
 	g.Go(func() error { return a.sessions(ctx) })
 	a.worker.resume(stored)
 	a.mesh.poke()
@@ -324,6 +328,9 @@ func (a *Agent) clear(ctx context.Context) error {
 		return fmt.Errorf("list containers of this node: %w", err)
 	}
 	if err := dispose(ctx, a.cfg.Engine, list, a.log); err != nil {
+		return err
+	}
+	if err := a.attachments.clear(ctx, a.cfg.NodeID); err != nil {
 		return err
 	}
 	return a.networks.Keep(ctx, func(string) bool { return false })

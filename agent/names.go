@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -65,12 +66,38 @@ func (w *worker) clients() map[netip.Addr]names.Client {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	all := map[netip.Addr]names.Client{}
+	attached := map[string][]*cluster.Task{} // by container, which may be on several networks
 	for _, r := range w.tasks {
-		if t, st := r.current(); !cluster.Terminal(st.State) {
+		t, st := r.current()
+		if cluster.Terminal(st.State) {
+			continue
+		}
+		if a, ok := r.ctl.(*attachment); ok {
+			_, _, holder := a.part()
+			attached[holder] = append(attached[holder], t)
+		} else {
+			addClient(all, t)
+		}
+	}
+	for holder, tasks := range attached {
+		if holder != "" {
+			tasks = []*cluster.Task{together(tasks)}
+		}
+		for _, t := range tasks {
 			addClient(all, t)
 		}
 	}
 	return all
+}
+
+// together gives the attachments of one container as one task on all their networks.
+func together(tasks []*cluster.Task) *cluster.Task {
+	one := &cluster.Task{}
+	slices.SortFunc(tasks, func(a, b *cluster.Task) int { return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID)) })
+	for _, t := range tasks {
+		one.NetworksAttachments = append(one.NetworksAttachments, t.NetworksAttachments...)
+	}
+	return one
 }
 
 func addClient(all map[netip.Addr]names.Client, t *cluster.Task) {

@@ -25,11 +25,13 @@ var errNoAttachment = errors.New("node is missing network attachments, ip addres
 
 // worker keeps a runner for every task of this node.
 type worker struct {
-	log      *slog.Logger
-	runtime  *docker.Runtime
-	reporter *reporter
-	recorder *recorder
-	payloads *payloads
+	log     *slog.Logger
+	runtime *docker.Runtime
+	// attachments watches over the containers that people attach to networks.
+	attachments *attachments
+	reporter    *reporter
+	recorder    *recorder
+	payloads    *payloads
 	// tidy is called when something may have become superfluous on the engine, networksChanged when networks or the
 	// node's addresses in them did, tasksChanged when there are other tasks.
 	tidy, networksChanged, tasksChanged func()
@@ -41,7 +43,7 @@ type worker struct {
 	tasks    map[string]*runner          // guarded by mu; by task id
 	networks map[string]*cluster.Network // guarded by mu; by id
 	node     *cluster.Node               // guarded by mu; nil until known
-	changed  chan struct{}               // guarded by mu; closed and replaced when node changes
+	changed  chan struct{}               // guarded by mu; closed and replaced when node changes or there are more tasks
 	complete bool                        // guarded by mu; a complete list has arrived in this process
 }
 
@@ -71,8 +73,6 @@ func (w *worker) apply(a *protocol.Assignments) {
 	if a.Node != nil {
 		networksChanged = networksChanged || w.node == nil || !maps.Equal(w.node.Attachments, a.Node.Attachments) || w.node.DataAddr != a.Node.DataAddr
 		w.node = a.Node
-		close(w.changed)
-		w.changed = make(chan struct{})
 		w.recorder.putNode(a.Node)
 	}
 	listed := map[string]bool{}
@@ -102,6 +102,10 @@ func (w *worker) apply(a *protocol.Assignments) {
 		}
 		w.complete = true
 		w.tidy()
+	}
+	if started || a.Node != nil {
+		close(w.changed)
+		w.changed = make(chan struct{})
 	}
 	if networksChanged {
 		w.networksChanged()
@@ -147,14 +151,18 @@ func (w *worker) startLocked(t *cluster.Task, st swarm.TaskStatus) {
 	}
 	known := *t
 	known.Status = st
-	ctl, err := docker.NewController(w.runtime, &known)
-	var r *runner
-	if err != nil {
-		r = newRunner(t, st, nil, log, report)
+	r := newRunner(t, st, nil, log, report)
+	var err error
+	if t.Attachment() {
+		// One that has ended is not verified: its address may be another's by now.
+		r.ctl = &attachment{all: w.attachments, task: &known}
 	} else {
-		r = newRunner(t, st, ctl, log, report)
+		var ctl *docker.Controller
+		if ctl, err = docker.NewController(w.runtime, &known); err == nil {
+			r.ctl = ctl
+		}
+		r.verify = cluster.Terminal(st.State)
 	}
-	r.verify = cluster.Terminal(st.State)
 	w.tasks[t.ID] = r
 	w.reporter.know(t.ID, st)
 	w.runners.Add(1)

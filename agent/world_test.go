@@ -135,6 +135,7 @@ type manager struct {
 	mute       bool     // does not answer heartbeats any more
 	conn       net.Conn // of the newest session
 	dismissing bool     // answers every hello with a dismissal
+	attach     func(protocol.AttachRequest) (status int, text string)
 	seq        uint64   // number of the last assignments
 	record     record
 }
@@ -204,8 +205,17 @@ func (m *manager) serve(conn net.Conn) {
 		return
 	}
 	m.mu.Lock()
-	leader := m.leader
+	leader, attach := m.leader, m.attach
 	m.mu.Unlock()
+	if leader == "" && req.URL.Path == protocol.PathAttach {
+		var ask protocol.AttachRequest
+		if err := json.NewDecoder(req.Body).Decode(&ask); err != nil {
+			m.w.Errorf("attach: %v", err)
+		}
+		status, text := attach(ask)
+		fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", status, http.StatusText(status), len(text), text)
+		return
+	}
 	if leader != "" {
 		fmt.Fprintf(conn, "HTTP/1.1 421 Misdirected Request\r\n%s: %s\r\nContent-Length: 0\r\n\r\n", protocol.HeaderLeader, leader)
 		return
@@ -310,12 +320,16 @@ func (m *manager) send(msg protocol.ToAgent) {
 
 // assign sends assignments with the next number and lets them take effect.
 func (m *manager) assign(a protocol.Assignments) {
+	m.tell(a)
+	m.w.settle()
+}
+
+func (m *manager) tell(a protocol.Assignments) {
 	m.mu.Lock()
 	m.seq++
 	a.Seq = m.seq
 	m.mu.Unlock()
 	m.send(protocol.ToAgent{Assignments: &a})
-	m.w.settle()
 }
 
 func (m *manager) complete(tasks ...*cluster.Task) {

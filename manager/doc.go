@@ -9,6 +9,7 @@
 //
 //	/ca/...          anyone              root certificate, certificates for a token or for a node that renews
 //	/session         workers, managers   an agent's session; a follower answers 421 and names the leader
+//	/attachments     workers, managers   an address for a container that a person puts on a network
 //	/raft/members    managers            join the raft group
 //	/raft/...        managers            messages and snapshots of the raft group
 //	/engine/...      managers            the swarm part of the Engine API, forwarded by other managers' sockets

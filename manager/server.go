@@ -37,6 +37,7 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	mux.Handle(protocol.PathCA+"/", prompt(ca))
 	mux.Handle("GET "+protocol.PathSession, door.RequireRole(http.HandlerFunc(m.serveSession), nodes...))
 	mux.Handle("GET "+protocol.PathStreams+"/{id}", guard.RequireRole(http.HandlerFunc(m.serveStream), nodes...))
+	mux.Handle("POST "+protocol.PathAttach, guard.RequireRole(http.HandlerFunc(m.serveAttach), nodes...))
 	mux.Handle("POST "+protocol.PathMembers, guard.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
 	mux.Handle(protocol.PathRaft+"/", guard.RequireRole(m.cfg.Store.Handler(), managers...))
 	if m.cfg.EngineAPI != nil {

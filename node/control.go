@@ -35,6 +35,19 @@ func (n *Node) Control() (engineapi.Control, error) {
 	return control{m}, nil
 }
 
+// Attach implements engineapi.Local.
+func (n *Node) Attach(ctx context.Context, req protocol.AttachRequest) (*engineapi.Attachment, error) {
+	m := n.current()
+	if m == nil {
+		return nil, unavailable(textNever)
+	}
+	at, err := m.agent.Attach(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &engineapi.Attachment{Network: at.Network, Address: at.Address, Resolver: at.Resolver, Done: at.Done}, nil
+}
+
 // Leader implements engineapi.Control. A manager that was elected leads once its loops run: before that it would
 // answer without a dispatcher.
 func (c control) Leader() (self bool, nodeID, addr string) {

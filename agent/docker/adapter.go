@@ -309,13 +309,18 @@ func (a *Adapter) Logs(ctx context.Context, id string, o container.LogsOptions) 
 
 // Events implements Engine.
 func (a *Adapter) Events(ctx context.Context, label, value string, opened func(), each func(events.Message)) error {
+	f := labelled(label, value)
+	f.Add("type", string(events.ContainerEventType))
+	return a.follow(ctx, f, opened, each)
+}
+
+// follow follows the events that pass a filter.
+func (a *Adapter) follow(ctx context.Context, f filters.Args, opened func(), each func(events.Message)) error {
 	if err := a.ready(ctx); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := labelled(label, value)
-	f.Add("type", string(events.ContainerEventType))
 	since := strconv.FormatInt(time.Now().Add(-replay).Unix(), 10)
 	messages, errs := a.cli.Events(ctx, events.ListOptions{Filters: f, Since: since})
 	select {
@@ -335,6 +340,50 @@ func (a *Adapter) Events(ctx context.Context, label, value string, opened func()
 			return a.explain(ctx, err)
 		}
 	}
+}
+
+// Endpoints implements Engine.
+func (a *Adapter) Endpoints(ctx context.Context) ([]Endpoint, error) {
+	if err := a.ready(ctx); err != nil {
+		return nil, err
+	}
+	list, err := a.cli.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return nil, a.explain(ctx, err)
+	}
+	var out []Endpoint
+	for _, c := range list {
+		if c.NetworkSettings == nil {
+			continue
+		}
+		for name, e := range c.NetworkSettings.Networks {
+			at := Endpoint{ContainerID: c.ID, Network: name}
+			if e != nil && e.IPAMConfig != nil {
+				at.Address = e.IPAMConfig.IPv4Address
+			}
+			out = append(out, at)
+		}
+	}
+	return out, nil
+}
+
+// Departures implements Engine.
+func (a *Adapter) Departures(ctx context.Context, opened, each func()) error {
+	f := filters.NewArgs(filters.Arg("type", string(events.ContainerEventType)), filters.Arg("type", string(events.NetworkEventType)),
+		filters.Arg("event", string(events.ActionDestroy)), filters.Arg("event", string(events.ActionDisconnect)))
+	return a.follow(ctx, f, opened, func(events.Message) { each() })
+}
+
+// Disconnect implements Engine.
+func (a *Adapter) Disconnect(ctx context.Context, network, containerID string) error {
+	if err := a.ready(ctx); err != nil {
+		return err
+	}
+	err := a.explain(ctx, a.cli.NetworkDisconnect(ctx, network, containerID, true))
+	if cerrdefs.IsNotFound(err) || err != nil && strings.Contains(err.Error(), "is not connected to") {
+		return nil
+	}
+	return err
 }
 
 // Networks implements Engine.

@@ -56,10 +56,28 @@ type Engine interface {
 	// called for every event, from one goroutine.
 	Events(ctx context.Context, label, value string, opened func(), each func(events.Message)) error
 
+	// Endpoints lists the places that all containers, running or not and whoever made them, have on networks.
+	Endpoints(ctx context.Context) ([]Endpoint, error)
+	// Departures follows, until ctx ends or the stream breaks, that containers are removed or taken off a network, as
+	// Events does. each may be called when nothing of the kind has happened.
+	Departures(ctx context.Context, opened, each func()) error
+	// Disconnect takes a container off a network by force. One that is gone, or not on it, is no error.
+	Disconnect(ctx context.Context, network, containerID string) error
+
 	// Networks lists the networks that carry label=value.
 	Networks(ctx context.Context, label, value string) ([]network.Inspect, error)
 	// CreateNetwork creates a network; ErrConflict if its name is taken.
 	CreateNetwork(ctx context.Context, name string, o network.CreateOptions) (id string, err error)
 	// RemoveNetwork removes a network that nothing is connected to. A network that is gone is no error.
 	RemoveNetwork(ctx context.Context, id string) error
+}
+
+// Endpoint is a container's place on a network.
+type Endpoint struct {
+	ContainerID string
+	// Network is the engine's name of the network.
+	Network string
+	// Address is the IPv4 address that the container was made with, which it keeps when it stops; empty where the engine
+	// chooses one at each start.
+	Address string
 }

@@ -55,6 +55,9 @@ func newMeshTable(snap *cluster.Snapshot) *meshTable {
 	for s := range snap.Services() {
 		m.setService(snap, s)
 	}
+	for t := range snap.TasksOfService("") {
+		m.setAttachment(t.ID, snap)
+	}
 	for n := range snap.Nodes() {
 		m.setPeer(n)
 	}
@@ -70,7 +73,11 @@ func (m *meshTable) observe(ev cluster.Event, snap *cluster.Snapshot) {
 		if o == nil {
 			o = ev.Old
 		}
-		m.look(o.(*cluster.Task).ServiceID, ev.ID(), snap)
+		if t := o.(*cluster.Task); t.Attachment() {
+			m.setAttachment(t.ID, snap)
+		} else {
+			m.look(t.ServiceID, t.ID, snap)
+		}
 	case cluster.KindService:
 		if svc := snap.Service(ev.ID()); svc != nil {
 			m.setService(snap, svc)

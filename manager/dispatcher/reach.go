@@ -96,3 +96,29 @@ func reachable(t *cluster.Task) bool {
 	ingress, others := taskAddrs(t)
 	return ingress != "" || len(others) > 0
 }
+
+// setAttachment makes a container that a person put on networks known there by its names, as a service of one replica
+// without a virtual address would be. It may go at any time and nobody replaces it, so that no traffic is led to it.
+func (m *meshTable) setAttachment(taskID string, snap *cluster.Snapshot) {
+	t := snap.Task(taskID)
+	if t == nil || !t.Attachment() || t.Status.State != swarm.TaskStateRunning || !t.Wanted() {
+		m.removeService(taskID)
+		return
+	}
+	b := protocol.Backend{TaskID: t.ID, NodeID: t.NodeID}
+	_, b.Networks = taskAddrs(t)
+	s := protocol.MeshService{ServiceID: t.ID, Backends: []protocol.Backend{b}}
+	for _, to := range t.Spec.Networks {
+		if len(to.Aliases) > 0 {
+			s.Name = to.Aliases[0]
+			s.Networks = append(s.Networks, protocol.MeshNetwork{NetworkID: to.Target, Aliases: to.Aliases[1:]})
+			s.Backends[0].Names = to.Aliases[:1] // what the address is shown as
+		}
+	}
+	if cur := m.services[t.ID]; len(s.Networks) == 0 || cur != nil {
+		return // nobody asks for it, or as it was: it does not change while it runs
+	}
+	m.seq++
+	m.services[t.ID] = &meshService{s, m.seq}
+	delete(m.removed, t.ID)
+}

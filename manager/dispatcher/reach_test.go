@@ -116,3 +116,42 @@ func TestTaskNames(t *testing.T) {
 		t.Error("backends that differ in names are equal")
 	}
 }
+
+// A container that a person attached is found by its names while it runs, whatever session is told of it.
+func TestAttachedContainersHaveNames(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.back(swarm.ResolutionModeVIP)
+		a := w.connect("n1")
+		place := &cluster.Task{}
+		place.ID, place.NodeID, place.DesiredState, place.Status.State = "place", "n1", swarm.TaskStateRunning, swarm.TaskStateAssigned
+		place.Spec.NetworkAttachmentSpec = &swarm.NetworkAttachmentSpec{}
+		place.Spec.Networks = []swarm.NetworkAttachmentConfig{{Target: backID, Aliases: []string{"mine", "alias"}}}
+		place.NetworksAttachments = []swarm.NetworkAttachment{{Network: swarm.Network{ID: backID}, Addresses: []string{"10.0.1.9/24"}}}
+		w.commit(cluster.CreateOf(place))
+		knows := func(a *fakeAgent) string {
+			synctest.Wait()
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			s, ok := a.mesh["place"]
+			if !ok {
+				return "nothing"
+			}
+			return fmt.Sprint(s.Name, s.Networks, s.Backends, len(s.Ports))
+		}
+		if got := knows(a); got != "nothing" {
+			t.Errorf("before it runs: %s", got)
+		}
+		a.report("place", swarm.TaskStateRunning)
+		const want = "mine[{back-network  [alias]}] [{place n1  [{back-network 10.0.1.9}] [mine] false}] 0"
+		if got := knows(a); got != want {
+			t.Errorf("while it runs: %s, want %s", got, want)
+		}
+		if got := knows(w.connect("n2")); got != want {
+			t.Errorf("a new session: %s, want %s", got, want)
+		}
+		a.report("place", swarm.TaskStateComplete)
+		if got := knows(a); got != "nothing" {
+			t.Errorf("after it has gone: %s", got)
+		}
+	})
+}

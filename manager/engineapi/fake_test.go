@@ -40,6 +40,17 @@ type fakeLocal struct {
 	control Control
 	err     error
 	left    []bool // force of each Leave
+	// attach answers what is asked of the managers; nil: the swarm has no networks.
+	attach func(req protocol.AttachRequest) (*Attachment, error)
+}
+
+func (l *fakeLocal) Attach(_ context.Context, req protocol.AttachRequest) (*Attachment, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.attach == nil {
+		return nil, rpcErrorf(notFound, "network %s not found", req.Network)
+	}
+	return l.attach(req)
 }
 
 func (l *fakeLocal) Init(_ context.Context, req swarm.InitRequest) (string, error) {
@@ -311,6 +322,8 @@ type fakeEngine struct {
 	events   chan string
 	// distribution answers what is asked of registries; nil: there are none.
 	distribution http.HandlerFunc // guarded by mu
+	// others answers what nothing else does; nil: nothing.
+	others http.HandlerFunc // guarded by mu
 	server       *httptest.Server
 	path         string
 }
@@ -436,7 +449,14 @@ func (e *fakeEngine) mux() http.Handler {
 		_, _ = fmt.Fprintf(w, "%s %s %s", r.Method, original(r).URL.RequestURI(), body)
 		w.Header().Set("X-Sum", fmt.Sprint(len(body)))
 	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		others := e.others
+		e.mu.Unlock()
+		if others != nil {
+			others(w, r)
+			return
+		}
 		writeError(w, errorf(http.StatusNotFound, "page not found"))
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/netip"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -25,9 +26,23 @@ type Local interface {
 	// Info is the local part of /info's Swarm: node id, address, state, error, known managers, ControlAvailable. The
 	// handler adds what only the store knows (Nodes, Managers, Cluster).
 	Info() swarm.Info
+	// Attach gives a container of this machine, which is part of a swarm, a place on a network of the swarm and makes the
+	// engine's network. An error with the status 404 means that the swarm has no such network.
+	Attach(ctx context.Context, req protocol.AttachRequest) (*Attachment, error)
 	// Control gives access to the cluster's state while this machine is a manager. The error is a 503 in Docker's
 	// words where it is not (no swarm, worker, locked, no quorum yet).
 	Control() (Control, error)
+}
+
+// Attachment is a container's place on this machine's part of a network of the swarm.
+type Attachment struct {
+	// Network is the engine's name of the network.
+	Network string
+	// Address is the container's, Resolver where it finds the names of the network; invalid without names.
+	Address, Resolver netip.Addr
+	// Done says that the engine has the container, or will never have it: without one the place is given up. It must be
+	// called.
+	Done func()
 }
 
 // Control is an active manager's view of the cluster.

@@ -67,8 +67,9 @@ func (s *Server) routes() {
 		"DELETE /networks/{id}": s.removeAnyNetwork,
 		"POST /networks/prune":  s.pruneNetworks,
 
-		"POST /containers/create":     s.createContainer,
-		"POST /networks/{id}/connect": s.connectContainer,
+		"POST /containers/create":        s.createContainer,
+		"POST /networks/{id}/connect":    s.connectContainer,
+		"POST /networks/{id}/disconnect": s.disconnectContainer,
 
 		"/miniswarm/": notFoundHere,
 	} {

@@ -91,7 +91,16 @@ func presentTask(t *cluster.Task) swarm.Task {
 func taskPasses(args filters.Args, t *cluster.Task) bool {
 	return prefixed(args, "id", t.ID) && prefixed(args, "name", t.FullName()) && labelled(args, "label", t.ServiceAnnotations.Labels) &&
 		(!args.Contains("desired-state") || hasFold(args.Get("desired-state"), string(t.DesiredState))) &&
-		(!args.Contains("runtime") || args.ExactMatch("runtime", string(swarm.RuntimeContainer)))
+		runtimePasses(args, t)
+}
+
+// runtimePasses leaves out, as in Docker, the tasks that stand for attached containers, unless they are asked for: clients
+// look up the service of every task that they are shown.
+func runtimePasses(args filters.Args, t *cluster.Task) bool {
+	if t.Attachment() {
+		return args.Contains("runtime") && args.ExactMatch("runtime", string(swarm.RuntimeNetworkAttachment))
+	}
+	return !args.Contains("runtime") || args.ExactMatch("runtime", string(swarm.RuntimeContainer))
 }
 
 // hasFold says whether list has text, letter case aside; empty entries stand for nothing.

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,6 +73,7 @@ type netw struct {
 	members map[string]bool // container ids
 }
 
+// listener takes the events of containers with a label, or with an empty label of all that go.
 type listener struct {
 	label, value string
 	c            chan events.Message
@@ -306,13 +308,56 @@ func (e *Engine) Events(ctx context.Context, label, value string, opened func(),
 func (e *Engine) emitLocked(c *instance, action events.Action) {
 	m := events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: c.id, Attributes: c.want.Config.Labels}}
 	for l := range e.listeners {
-		if c.want.Config.Labels[l.label] == l.value {
+		goes := action == events.ActionDestroy || action == events.ActionDisconnect
+		if l.label == "" && goes || l.label != "" && action != events.ActionDisconnect && c.want.Config.Labels[l.label] == l.value {
 			select {
 			case l.c <- m:
 			default: // a slow listener misses events, as with the real engine
 			}
 		}
 	}
+}
+
+// Endpoints implements docker.Engine.
+func (e *Engine) Endpoints(ctx context.Context) ([]docker.Endpoint, error) {
+	if err := e.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer e.mu.Unlock()
+	var out []docker.Endpoint
+	for _, c := range e.containers {
+		for _, n := range c.want.Networks {
+			at := docker.Endpoint{ContainerID: c.id, Network: n.Network}
+			if n.Endpoint.IPAMConfig != nil {
+				at.Address = n.Endpoint.IPAMConfig.IPv4Address
+			}
+			out = append(out, at)
+		}
+	}
+	return out, nil
+}
+
+// Departures implements docker.Engine.
+func (e *Engine) Departures(ctx context.Context, opened, each func()) error {
+	return e.Events(ctx, "", "", opened, func(events.Message) { each() })
+}
+
+// Disconnect implements docker.Engine.
+func (e *Engine) Disconnect(ctx context.Context, network, containerID string) error {
+	if err := e.enter(ctx); err != nil {
+		return err
+	}
+	defer e.mu.Unlock()
+	c, err := e.findLocked(containerID)
+	if err != nil {
+		return nil
+	}
+	c.want.Networks = slices.DeleteFunc(slices.Clone(c.want.Networks), func(n docker.Connection) bool { return n.Network == network })
+	if n := e.networkLocked(network); n != nil {
+		delete(n.members, c.id)
+	}
+	e.emitLocked(c, events.ActionDisconnect)
+	return nil
 }
 
 // Networks implements docker.Engine.

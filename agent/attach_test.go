@@ -1,0 +1,176 @@
+package agent
+
+import (
+	"errors"
+	"net/http"
+	"net/netip"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/agent/docker/fake"
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+)
+
+// attaching has the leader give every container that asks the address 10.0.1.9 on network n1.
+func (w *world) attaching() (seen func() *cluster.Task) {
+	front := &cluster.Network{}
+	front.ID, front.Spec.Name, front.VNI = "n1", "front", 4097
+	me := &cluster.Node{Attachments: map[string]string{"n1": "10.0.1.4/24"}, DataAddr: "192.0.2.1"}
+	me.ID = nodeID
+	var task *cluster.Task
+	w.manager("a").set(func() {
+		w.manager("a").attach = func(req protocol.AttachRequest) (int, string) {
+			if req.Network != "front" {
+				return http.StatusForbidden, `{"message":"network ` + req.Network + ` not manually attachable"}`
+			}
+			t := &cluster.Task{}
+			t.ID, t.NodeID, t.DesiredState = req.ID, nodeID, swarm.TaskStateRunning
+			t.Spec.NetworkAttachmentSpec = &swarm.NetworkAttachmentSpec{}
+			t.NetworksAttachments = []swarm.NetworkAttachment{{Network: front.Network, Addresses: []string{"10.0.1.9/24"}}}
+			t.Status.State = swarm.TaskStateAssigned
+			w.mu.Lock()
+			task = t
+			w.mu.Unlock()
+			go w.manager("a").tell(protocol.Assignments{Node: me, Tasks: []*cluster.Task{t}, Networks: []*cluster.Network{front}})
+			return http.StatusNoContent, ""
+		}
+	})
+	return func() *cluster.Task {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return task
+	}
+}
+
+// byHand makes a container on the engine's network, as the engine does for a person.
+func (w *world) byHand(t *testing.T, at *Attached) string {
+	t.Helper()
+	w.engine.SetImage("app", fake.Program{})
+	id, err := w.engine.Create(t.Context(), &docker.Container{Name: "mine", Config: container.Config{Image: "app"}, Networks: []docker.Connection{
+		{Network: at.Network, Endpoint: network.EndpointSettings{IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: at.Address.String()}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func (w *world) stateOf(id string) swarm.TaskState { return w.manager("a").heard().state[id].State }
+
+func TestAttach(t *testing.T) {
+	withWorld(t, func(w *world) {
+		t := w.T
+		w.manager("a").complete()
+		task := w.attaching()
+		_, err := w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "back"})
+		if refused, ok := errors.AsType[*AttachError](err); !ok || refused.Status != http.StatusForbidden {
+			t.Errorf("back: %v", err)
+		}
+		at, err := w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at.Network != "front" || at.Address != netip.MustParseAddr("10.0.1.9") {
+			t.Errorf("a place of %+v", at)
+		}
+		// While the container is being made, it is not missed.
+		for range 10 {
+			w.settle()
+		}
+		id := w.byHand(t, at)
+		at.Done()
+		w.settle()
+		if s := w.stateOf(task().ID); s != swarm.TaskStateRunning {
+			t.Errorf("with its container the attachment is %s", s)
+		}
+		// A container that stops keeps its place, and the agent may go and come back.
+		if err := w.engine.Start(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.engine.Stop(t.Context(), id, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.stop()
+		w.start()
+		for range 10 {
+			w.settle()
+		}
+		if s := w.stateOf(task().ID); s != swarm.TaskStateRunning {
+			t.Errorf("after a restart of the agent the attachment is %s", s)
+		}
+		if err := w.engine.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		w.settle()
+		if s := w.stateOf(task().ID); s != swarm.TaskStateComplete {
+			t.Errorf("without its container the attachment is %s", s)
+		}
+	})
+}
+
+// A container that was never made, and one that went while the agent was away, give their places up.
+func TestAttachmentsThatCameToNothing(t *testing.T) {
+	withWorld(t, func(w *world) {
+		t := w.T
+		w.manager("a").complete()
+		task := w.attaching()
+		at, err := w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at.Done()
+		for range 6 {
+			w.settle() // the first seconds of an agent's life
+		}
+		if s := w.stateOf(task().ID); s != swarm.TaskStateComplete {
+			t.Errorf("an attachment that was never used is %s", s)
+		}
+		if at, err = w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"}); err != nil {
+			t.Fatal(err)
+		}
+		id := w.byHand(t, at)
+		at.Done()
+		w.settle()
+		w.stop()
+		if err := w.engine.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		w.start()
+		if s := w.stateOf(task().ID); s != swarm.TaskStateRunning {
+			t.Errorf("a container is missed before the engine can have made it: %s", s)
+		}
+		for range 6 {
+			w.settle()
+		}
+		if s := w.stateOf(task().ID); s != swarm.TaskStateComplete {
+			t.Errorf("an attachment whose container went unseen is %s", s)
+		}
+	})
+}
+
+// Managers that gave an attachment up have its address for somebody else.
+func TestAttachmentsThatWereGivenUp(t *testing.T) {
+	withWorld(t, func(w *world) {
+		t := w.T
+		w.manager("a").complete()
+		task := w.attaching()
+		at, err := w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.byHand(t, at)
+		at.Done()
+		w.settle()
+		w.manager("a").assign(protocol.Assignments{RemoveTasks: []string{task().ID}})
+		if all, err := w.engine.Endpoints(t.Context()); err != nil || len(all) != 0 {
+			t.Errorf("the container is still on %v, %v", all, err)
+		}
+		if _, err := w.engine.Inspect(t.Context(), "mine"); err != nil {
+			t.Errorf("the container itself: %v", err)
+		}
+	})
+}

@@ -1,0 +1,274 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+const (
+	// settleTime is how long after the agent's start a container may still appear that its former life had asked the engine
+	// for; until then none is missed.
+	settleTime = 5 * time.Second
+	// lookEvery has attachments looked at in case the engine dropped an event.
+	lookEvery = time.Minute
+)
+
+// attachments watches over the places that containers of people's own have on networks of the swarm. Each is a task of its
+// own kind, whose address is held as long as the engine has a container with that address on the network, running or not:
+// the engine's word alone counts, so that nothing is forgotten that a person did while the agent was away.
+type attachments struct {
+	engine   docker.Engine
+	networks *docker.Networks
+	gateway  func(ctx context.Context, networkID string) (netip.Prefix, error)
+	// seen is called when it is known which container a place belongs to.
+	seen  func()
+	log   *slog.Logger
+	began time.Time
+	wake  chan struct{} // capacity 1: somebody waits for a departure
+
+	mu      sync.Mutex
+	making  map[string]bool               // guarded by mu; ids of tasks whose containers are being made: not missed
+	waiting map[*attachment]chan struct{} // guarded by mu; each of capacity 1
+}
+
+func newAttachments(e docker.Engine, networks *docker.Networks, gateway func(context.Context, string) (netip.Prefix, error), log *slog.Logger) *attachments {
+	return &attachments{engine: e, networks: networks, gateway: gateway, log: log, seen: func() {}, began: time.Now(), wake: make(chan struct{}, 1),
+		making: map[string]bool{}, waiting: map[*attachment]chan struct{}{}}
+}
+
+// begin says that a container is being made for a task; settle that it is there, or will never be.
+func (as *attachments) begin(taskID string) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.making[taskID] = true
+}
+
+func (as *attachments) settle(taskID string) {
+	as.mu.Lock()
+	delete(as.making, taskID)
+	as.mu.Unlock()
+	as.look()
+}
+
+// look has every attachment looked at.
+func (as *attachments) look() {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	for _, c := range as.waiting {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// run follows the engine's events while there is any attachment, until ctx ends.
+func (as *attachments) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-as.wake:
+		}
+		for as.any() {
+			_ = as.engine.Departures(ctx, as.look, as.depart)
+			if !pauseFor(ctx, maxRetry) { // the engine is away
+				return context.Cause(ctx)
+			}
+		}
+	}
+}
+
+func (as *attachments) depart() { as.look() }
+
+func (as *attachments) any() bool {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	return len(as.waiting) > 0
+}
+
+// clear takes all containers of people's own off the networks of the swarm, which this node is about to leave.
+func (as *attachments) clear(ctx context.Context, nodeID string) error {
+	parts, err := as.engine.Networks(ctx, docker.LabelNetworkNode, nodeID)
+	if err != nil {
+		return fmt.Errorf("list networks of this node: %w", err)
+	}
+	all, err := as.engine.Endpoints(ctx)
+	if err != nil {
+		return fmt.Errorf("list containers on networks: %w", err)
+	}
+	for _, e := range all {
+		if slices.ContainsFunc(parts, func(n network.Inspect) bool { return n.Name == e.Network }) {
+			err = errors.Join(err, as.engine.Disconnect(ctx, e.Network, e.ContainerID))
+		}
+	}
+	return err
+}
+
+// attachment is the controller of one such task.
+type attachment struct {
+	all  *attachments
+	task *cluster.Task
+
+	mu      sync.Mutex
+	network string       // guarded by mu; the engine's name of the network, "" until it is made
+	gateway netip.Prefix // guarded by mu; the node's own address there
+	holder  string       // guarded by mu; the id of the container, "" until it was seen
+}
+
+// part gives what Prepare has made, and the container if it was seen.
+func (a *attachment) part() (network string, gateway netip.Prefix, holder string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.network, a.gateway, a.holder
+}
+
+// Prepare makes the engine's network.
+func (a *attachment) Prepare(ctx context.Context) error {
+	if len(a.task.NetworksAttachments) != 1 || !a.address().IsValid() {
+		return fmt.Errorf("attachment %s: it names no network and address", a.task.ID)
+	}
+	n := a.task.NetworksAttachments[0].Network
+	gateway, err := a.all.gateway(ctx, n.ID)
+	if err != nil {
+		return err
+	}
+	name, err := a.all.networks.Make(ctx, docker.Bridge(n, gateway))
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.network, a.gateway = name, gateway
+	return nil
+}
+
+// address is the container's address on the network.
+func (a *attachment) address() netip.Addr {
+	for _, n := range a.task.NetworksAttachments {
+		if len(n.Addresses) > 0 {
+			p, _ := netip.ParsePrefix(n.Addresses[0])
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// Start has nothing to start: that is the person's affair.
+func (a *attachment) Start(context.Context) error { return nil }
+
+// Wait returns when no container has the address any more, because it was removed, taken off the network or never made.
+func (a *attachment) Wait(ctx context.Context) error {
+	look := make(chan struct{}, 1)
+	a.all.mu.Lock()
+	a.all.waiting[a] = look
+	a.all.mu.Unlock()
+	defer func() {
+		a.all.mu.Lock()
+		defer a.all.mu.Unlock()
+		delete(a.all.waiting, a)
+	}()
+	select {
+	case a.all.wake <- struct{}{}:
+	default:
+	}
+	for {
+		gone, err := a.gone(ctx)
+		if err != nil && !errors.Is(err, docker.ErrUnavailable) && ctx.Err() == nil {
+			a.all.log.Debug("an attached container cannot be looked for", "task", a.task.ID, "err", err)
+		}
+		next := lookEvery
+		if early := time.Until(a.all.began.Add(settleTime)); gone && early > 0 {
+			gone, next = false, early
+		}
+		if gone {
+			return nil
+		}
+		if err != nil {
+			next = maxRetry
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-look:
+		case <-time.After(next):
+		}
+	}
+}
+
+// gone says that there is no such container, and none is being made.
+func (a *attachment) gone(ctx context.Context) (bool, error) {
+	// Asked first: a container that is made meanwhile is there when the engine is asked.
+	a.all.mu.Lock()
+	making := a.all.making[a.task.ID]
+	a.all.mu.Unlock()
+	holders, err := a.holders(ctx)
+	if err != nil {
+		return false, err
+	}
+	if len(holders) == 0 {
+		return !making, nil
+	}
+	a.mu.Lock()
+	known := a.holder == holders[0].ContainerID
+	a.holder = holders[0].ContainerID
+	a.mu.Unlock()
+	if !known {
+		a.all.seen()
+	}
+	return false, nil
+}
+
+// holders are the containers that have the address on the network; there is one at most.
+func (a *attachment) holders(ctx context.Context) ([]docker.Endpoint, error) {
+	if len(a.task.NetworksAttachments) == 0 {
+		return nil, nil
+	}
+	parts, err := a.all.engine.Networks(ctx, docker.LabelNetworkID, a.task.NetworksAttachments[0].Network.ID)
+	if err != nil {
+		return nil, fmt.Errorf("look for the networks of attachment %s: %w", a.task.ID, err)
+	}
+	var names []string
+	for _, n := range parts {
+		names = append(names, n.Name)
+	}
+	all, err := a.all.engine.Endpoints(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for the container of attachment %s: %w", a.task.ID, err)
+	}
+	want := a.address().String()
+	return slices.DeleteFunc(all, func(e docker.Endpoint) bool { return e.Address != want || !slices.Contains(names, e.Network) }), nil
+}
+
+// Shutdown takes the container off the network, whose address is given to somebody else from now on. It runs on.
+func (a *attachment) Shutdown(ctx context.Context) error {
+	holders, err := a.holders(ctx)
+	for _, h := range holders {
+		a.all.log.Info("a container is taken off a network of the swarm", "task", a.task.ID, "container", h.ContainerID, "network", h.Network)
+		err = errors.Join(err, a.all.engine.Disconnect(ctx, h.Network, h.ContainerID))
+	}
+	return err
+}
+
+// Remove has nothing to remove, and Discard nothing to discard.
+func (a *attachment) Remove(context.Context) error { return nil }
+
+// Discard implements controller.
+func (a *attachment) Discard() error { return nil }
+
+// Status says nothing: the container is no replica, which others could reach through the managers.
+func (a *attachment) Status() (swarm.ContainerStatus, swarm.PortStatus) {
+	return swarm.ContainerStatus{}, swarm.PortStatus{}
+}
