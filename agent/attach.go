@@ -71,6 +71,30 @@ func (a *Agent) Attach(ctx context.Context, req protocol.AttachRequest) (*Attach
 	return at, nil
 }
 
+// settleLimit bounds how long those who removed containers wait until the managers know.
+const settleLimit = 2 * time.Second
+
+// SettleAttachments waits until the managers have taken back the places of containers that the engine does not have any
+// more, so that who removed one can go on and remove the network. It gives up after a moment: the places are taken back
+// all the same.
+func (a *Agent) SettleAttachments(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	var ending []*runner
+	for _, id := range a.attachments.gone(ctx) {
+		if r := a.worker.runnerOf(id); r != nil {
+			ending = append(ending, r)
+		}
+	}
+	a.attachments.look()
+	for _, r := range ending {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+		}
+	}
+}
+
 func (a *Agent) attach(ctx context.Context, req protocol.AttachRequest) (*Attached, error) {
 	if err := a.askForPlace(ctx, req); err != nil {
 		return nil, err

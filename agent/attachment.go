@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -97,6 +98,19 @@ func (as *attachments) any() bool {
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	return len(as.waiting) > 0
+}
+
+// gone gives the ids of the attachments whose containers are no more.
+func (as *attachments) gone(ctx context.Context) (ids []string) {
+	as.mu.Lock()
+	all := slices.Collect(maps.Keys(as.waiting))
+	as.mu.Unlock()
+	for _, a := range all {
+		if gone, err := a.gone(ctx); err == nil && gone {
+			ids = append(ids, a.task.ID)
+		}
+	}
+	return ids
 }
 
 // clear takes all containers of people's own off the networks of the swarm, which this node is about to leave.

@@ -136,7 +136,7 @@ type manager struct {
 	conn       net.Conn // of the newest session
 	dismissing bool     // answers every hello with a dismissal
 	attach     func(protocol.AttachRequest) (status int, text string)
-	seq        uint64   // number of the last assignments
+	seq        uint64 // number of the last assignments
 	record     record
 }
 

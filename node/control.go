@@ -48,6 +48,13 @@ func (n *Node) Attach(ctx context.Context, req protocol.AttachRequest) (*enginea
 	return &engineapi.Attachment{Network: at.Network, Address: at.Address, Resolver: at.Resolver, Done: at.Done}, nil
 }
 
+// SettleAttachments implements engineapi.Local.
+func (n *Node) SettleAttachments(ctx context.Context) {
+	if m := n.current(); m != nil {
+		m.agent.SettleAttachments(ctx)
+	}
+}
+
 // Leader implements engineapi.Control. A manager that was elected leads once its loops run: before that it would
 // answer without a dispatcher.
 func (c control) Leader() (self bool, nodeID, addr string) {

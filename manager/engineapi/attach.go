@@ -104,6 +104,42 @@ func (s *Server) connectContainer(w http.ResponseWriter, r *http.Request) error 
 	return nil
 }
 
+// settling answers once the managers know which containers have left their networks, as Docker does: whoever removed the
+// last one may remove the network next.
+func (s *Server) settling(next handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		answer := &heldAnswer{header: http.Header{}, status: http.StatusOK}
+		if err := next(answer, r); err != nil {
+			return err
+		}
+		s.cfg.Local.SettleAttachments(r.Context())
+		maps.Copy(w.Header(), answer.header)
+		w.WriteHeader(answer.status)
+		_, _ = w.Write(answer.body.Bytes())
+		return nil
+	}
+}
+
+// heldAnswer keeps a short answer of the engine until it may be given.
+type heldAnswer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (a *heldAnswer) Header() http.Header         { return a.header }
+func (a *heldAnswer) Write(p []byte) (int, error) { return a.body.Write(p) }
+func (a *heldAnswer) WriteHeader(status int) {
+	if status >= http.StatusOK { // others come before the answer
+		a.status = status
+	}
+}
+
+func (s *Server) leaveToEngine(w http.ResponseWriter, r *http.Request) error {
+	s.toEngine(w, r)
+	return nil
+}
+
 // disconnectContainer takes a container off this node's part of a network; that it has gone the agent hears of the engine.
 func (s *Server) disconnectContainer(w http.ResponseWriter, r *http.Request) error {
 	if part := s.partOf(r.Context(), r.PathValue("id")); part != "" {

@@ -142,6 +142,21 @@ func TestContainersOnNetworksOfTheSwarm(t *testing.T) {
 			t.Errorf("disconnect from %s: %s", ref, got)
 		}
 	}
+	// What takes containers off networks is answered once the managers know.
+	w.local.mu.Lock()
+	w.local.settled = 0
+	w.local.mu.Unlock()
+	if a := w.do("DELETE", "/v1.41/containers/c1?force=1", nil); a.status != http.StatusCreated || a.body != `{"Id":"c2","Warnings":[]}` {
+		t.Errorf("the engine's answer became %d %s", a.status, a.body)
+	}
+	if got := asked(); got != "/v1.41/containers/c1?force=1 " {
+		t.Errorf("remove: %s", got)
+	}
+	w.local.mu.Lock()
+	if w.local.settled != 1 {
+		t.Errorf("settled %d times", w.local.settled)
+	}
+	w.local.mu.Unlock()
 	log()
 	const denied = "Could not attach to network %s: rpc error: code = PermissionDenied desc = network back not manually attachable"
 	for _, ref := range []string{"back", "backnet", "engback-1"} { // also by the engine's id of this node's part

@@ -41,7 +41,14 @@ type fakeLocal struct {
 	err     error
 	left    []bool // force of each Leave
 	// attach answers what is asked of the managers; nil: the swarm has no networks.
-	attach func(req protocol.AttachRequest) (*Attachment, error)
+	attach  func(req protocol.AttachRequest) (*Attachment, error)
+	settled int // calls of SettleAttachments
+}
+
+func (l *fakeLocal) SettleAttachments(context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.settled++
 }
 
 func (l *fakeLocal) Attach(_ context.Context, req protocol.AttachRequest) (*Attachment, error) {
@@ -324,8 +331,8 @@ type fakeEngine struct {
 	distribution http.HandlerFunc // guarded by mu
 	// others answers what nothing else does; nil: nothing.
 	others http.HandlerFunc // guarded by mu
-	server       *httptest.Server
-	path         string
+	server *httptest.Server
+	path   string
 }
 
 func newFakeEngine(t *testing.T) *fakeEngine {

@@ -29,6 +29,9 @@ type Local interface {
 	// Attach gives a container of this machine, which is part of a swarm, a place on a network of the swarm and makes the
 	// engine's network. An error with the status 404 means that the swarm has no such network.
 	Attach(ctx context.Context, req protocol.AttachRequest) (*Attachment, error)
+	// SettleAttachments waits, for a moment at most, until the managers have taken back the places of containers that the
+	// engine does not have any more.
+	SettleAttachments(ctx context.Context)
 	// Control gives access to the cluster's state while this machine is a manager. The error is a 503 in Docker's
 	// words where it is not (no swarm, worker, locked, no quorum yet).
 	Control() (Control, error)

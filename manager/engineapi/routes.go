@@ -69,7 +69,9 @@ func (s *Server) routes() {
 
 		"POST /containers/create":        s.createContainer,
 		"POST /networks/{id}/connect":    s.connectContainer,
-		"POST /networks/{id}/disconnect": s.disconnectContainer,
+		"POST /networks/{id}/disconnect": s.settling(s.disconnectContainer),
+		"DELETE /containers/{id}":        s.settling(s.leaveToEngine),
+		"POST /containers/prune":         s.settling(s.leaveToEngine),
 
 		"/miniswarm/": notFoundHere,
 	} {
