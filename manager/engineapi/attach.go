@@ -108,6 +108,11 @@ func (s *Server) connectContainer(w http.ResponseWriter, r *http.Request) error 
 // last one may remove the network next.
 func (s *Server) settling(next handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
+		body, err := wholeBody(r) // a held answer and its request cannot be on their way at once
+		if err != nil {
+			return err
+		}
+		r = withBody(r, body)
 		answer := &heldAnswer{header: http.Header{}, status: http.StatusOK}
 		if err := next(answer, r); err != nil {
 			return err
