@@ -17,6 +17,8 @@
 //   - the recorder (record.go) writes what is needed after a restart to disk, behind everybody's back.
 //   - payloads (payloads.go) are the secrets and configs that the leader has sent. They are nowhere but in memory and, as
 //     files for containers, on a tmpfs.
+//   - attachments (attachment.go, attach.go) are the places on networks of the swarm that containers of people's own have: they
+//     are asked for at the leader, and given back when the engine has no such container any more.
 //   - the janitor (janitor.go) removes containers, their files and networks of this node that belong to nothing.
 //
 // # A node owns its own truth

@@ -71,13 +71,3 @@ type Engine interface {
 	// RemoveNetwork removes a network that nothing is connected to. A network that is gone is no error.
 	RemoveNetwork(ctx context.Context, id string) error
 }
-
-// Endpoint is a container's place on a network.
-type Endpoint struct {
-	ContainerID string
-	// Network is the engine's name of the network.
-	Network string
-	// Address is the IPv4 address that the container was made with, which it keeps when it stops; empty where the engine
-	// chooses one at each start.
-	Address string
-}
