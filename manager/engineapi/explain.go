@@ -128,7 +128,9 @@ func (s *Server) explainService(c Control, w http.ResponseWriter, r *http.Reques
 		b.WriteByte('\n')
 	}
 	for t := range snap.TasksOfService(svc.ID) {
-		if !t.Wanted() || cluster.Terminal(t.Status.State) {
+		// What has failed is what people ask about: between two attempts there may be nothing else.
+		failed := t.Status.State == swarm.TaskStateFailed || t.Status.State == swarm.TaskStateRejected
+		if !t.Wanted() || cluster.Terminal(t.Status.State) && !failed {
 			continue
 		}
 		if len(e.Tasks) == limit {
@@ -180,8 +182,12 @@ func compactText(snap *cluster.Snapshot, svc *cluster.Service, e *ServiceExplana
 	if isJob(svc.Spec.Mode) {
 		writeJob(&b, snap, svc)
 	}
+	width := 0
 	for i := range e.Tasks {
-		e.Tasks[i].writeLine(&b, snap)
+		width = max(width, len(e.Tasks[i].slotted(snap)))
+	}
+	for i := range e.Tasks {
+		e.Tasks[i].writeLine(&b, snap, width)
 	}
 	if e.Omitted > 0 {
 		fmt.Fprintf(&b, "  and %d more\n", e.Omitted)
@@ -199,9 +205,14 @@ func compactText(snap *cluster.Snapshot, svc *cluster.Service, e *ServiceExplana
 	return b.String()
 }
 
-func (e *TaskExplanation) writeLine(b *strings.Builder, snap *cluster.Snapshot) {
+// slotted is the task's name as "service ps" shows it.
+func (e *TaskExplanation) slotted(snap *cluster.Snapshot) string {
+	return e.Service + "." + snap.Task(e.Task.ID).SlotName()
+}
+
+func (e *TaskExplanation) writeLine(b *strings.Builder, snap *cluster.Snapshot, width int) {
 	t := snap.Task(e.Task.ID)
-	fmt.Fprintf(b, "  %s.%s  %s", e.Service, t.SlotName(), t.Status.State)
+	fmt.Fprintf(b, "  %-*s  %s", width, e.slotted(snap), t.Status.State)
 	if t.NodeID == "" {
 		fmt.Fprintf(b, ", without a node: %s\n", t.Status.Err)
 		writeLacks(b, &e.Now)

@@ -53,6 +53,19 @@ func TestExplain(t *testing.T) {
 	w.refused("GET", "/miniswarm/services/web/explain?limit=few", nil, 400, "invalid value for limit: few: give a number of tasks")
 }
 
+// Between two attempts a service may have nothing but the attempt that failed, whose successor failed before it was begun.
+func TestExplainShowsWhatFailed(t *testing.T) {
+	w := newWorld(t)
+	svc := aService("svc1", "bad", 1)
+	task := aTask("task1", svc, 1, "node1", swarm.TaskStateRejected)
+	task.DesiredState, task.Status.Err = swarm.TaskStateReady, "No such image: nope:1"
+	w.control.put(t, aNode("node1", "vm1"), svc, task)
+	short := must[ServiceExplanation](w, 200, "GET", "/miniswarm/services/bad/explain?compact=1", nil).Text
+	if !strings.Contains(short, "1 task wanted") || !strings.Contains(short, "bad.1  rejected on vm1; No such image: nope:1") {
+		t.Errorf("\n%s", short)
+	}
+}
+
 func TestHypotheticalTakesTheFirstFreeSlot(t *testing.T) {
 	c := newFakeControl()
 	svc := aService("svc1", "web", 3)

@@ -236,8 +236,8 @@ func (p *planning) service(s PlannedService) error {
 	return p.commit(append(changes, cluster.UpdateOf(&next))...)
 }
 
-// keepDigest keeps the digest and the platforms of an image that is asked for by the same name as before: they are looked up again when
-// the change is really made, which a plan does not.
+// keepDigest keeps the digest of an image that is asked for by the same name as before, and the platforms of any: they are
+// looked up again when the change is really made, which a plan does not.
 func keepDigest(spec *swarm.ServiceSpec, old swarm.ServiceSpec) {
 	if old.TaskTemplate.ContainerSpec == nil || spec.TaskTemplate.ContainerSpec == nil {
 		return
@@ -246,11 +246,11 @@ func keepDigest(spec *swarm.ServiceSpec, old swarm.ServiceSpec) {
 	bare, _, found := strings.Cut(pinned, "@")
 	if found && sameImage(bare, spec.TaskTemplate.ContainerSpec.Image) {
 		spec.TaskTemplate.ContainerSpec.Image = pinned
-		if was, now := old.TaskTemplate.Placement, spec.TaskTemplate.Placement; was != nil && now != nil && len(now.Platforms) == 0 {
-			placement := *now
-			placement.Platforms = was.Platforms
-			spec.TaskTemplate.Placement = &placement
-		}
+	}
+	if was, now := old.TaskTemplate.Placement, spec.TaskTemplate.Placement; found && was != nil && now != nil && len(now.Platforms) == 0 {
+		placement := *now
+		placement.Platforms = was.Platforms
+		spec.TaskTemplate.Placement = &placement
 	}
 }
 
