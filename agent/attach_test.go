@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"testing"
@@ -173,4 +175,59 @@ func TestAttachmentsThatWereGivenUp(t *testing.T) {
 			t.Errorf("the container itself: %v", err)
 		}
 	})
+}
+
+// refusing is an engine that fails to take containers off networks.
+type refusing struct {
+	*fake.Engine
+	times int
+}
+
+func (r *refusing) Disconnect(ctx context.Context, network, containerID string) error {
+	if r.times--; r.times >= 0 {
+		return errors.New("the engine is in a mood")
+	}
+	return r.Engine.Disconnect(ctx, network, containerID)
+}
+
+// The record of an attachment does not go before the container has left the address. Once it has, nobody else is driven
+// from there.
+func TestAnAddressIsLeftBeforeItIsForgotten(t *testing.T) {
+	engine := &refusing{fake.New(), 1}
+	engine.SetImage("app", fake.Program{})
+	if _, err := engine.CreateNetwork(t.Context(), "front", network.CreateOptions{Labels: map[string]string{docker.LabelNetworkID: "n1"}}); err != nil {
+		t.Fatal(err)
+	}
+	create := func(name string) {
+		t.Helper()
+		_, err := engine.Create(t.Context(), &docker.Container{Name: name, Config: container.Config{Image: "app"}, Networks: []docker.Connection{
+			{Network: "front", Endpoint: network.EndpointSettings{IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: "10.0.1.9"}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	holders := func() int {
+		t.Helper()
+		all, err := engine.Endpoints(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	front := &cluster.Network{}
+	front.ID = "n1"
+	task := &cluster.Task{}
+	task.NetworksAttachments = []swarm.NetworkAttachment{{Network: front.Network, Addresses: []string{"10.0.1.9/24"}}}
+	task.Status.State, task.DesiredState = swarm.TaskStateRunning, swarm.TaskStateRunning
+	a := &attachment{all: newAttachments(engine, nil, nil, slog.New(slog.DiscardHandler)), task: task}
+	create("mine")
+	r := newRunner(task, task.Status, a, slog.New(slog.DiscardHandler), func(*cluster.Task, swarm.TaskStatus) {})
+	r.leave()
+	if !r.run(t.Context()) || holders() != 0 {
+		t.Errorf("the task is gone, and %d containers have its address", holders())
+	}
+	create("next")
+	if err := a.Remove(t.Context()); err != nil || holders() != 1 {
+		t.Errorf("who had the address next is gone: %v", err)
+	}
 }

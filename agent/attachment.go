@@ -140,6 +140,7 @@ type attachment struct {
 	network string       // guarded by mu; the engine's name of the network, "" until it is made
 	gateway netip.Prefix // guarded by mu; the node's own address there
 	holder  string       // guarded by mu; the id of the container, "" until it was seen
+	stuck   bool         // guarded by mu; Shutdown has failed, so that a container may still have the address
 }
 
 // part gives what Prepare has made, and the container if it was seen.
@@ -273,13 +274,25 @@ func (a *attachment) Shutdown(ctx context.Context) error {
 		a.all.log.Info("a container is taken off a network of the swarm", "task", a.task.ID, "container", h.ContainerID, "network", h.Network)
 		err = errors.Join(err, a.all.engine.Disconnect(ctx, h.Network, h.ContainerID))
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stuck = err != nil
 	return err
 }
 
-// Remove has nothing to remove, and Discard nothing to discard.
-func (a *attachment) Remove(context.Context) error { return nil }
+// Remove finishes a Shutdown that has failed, since the address is somebody else's once the task is gone. After one that
+// has not, nothing is looked for: whoever has the address by now has it rightly.
+func (a *attachment) Remove(ctx context.Context) error {
+	a.mu.Lock()
+	stuck := a.stuck
+	a.mu.Unlock()
+	if !stuck {
+		return nil
+	}
+	return a.Shutdown(ctx)
+}
 
-// Discard implements controller.
+// Discard has nothing to discard.
 func (a *attachment) Discard() error { return nil }
 
 // Status says nothing: the container is no replica, which others could reach through the managers.

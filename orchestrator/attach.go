@@ -118,12 +118,9 @@ func (x *pass) placeAttachments() {
 	x.retried = x.retried || len(x.attachments) > 0
 	for _, id := range slices.Sorted(maps.Keys(x.attachments)) {
 		t := x.task(id)
-		if forgotten(t) {
-			x.remove(t)
-			continue
-		}
 		n := x.nodes[t.NodeID]
-		if n == nil || n.obj == nil {
+		if forgotten(t) || n == nil || n.obj == nil { // the node may have been removed while the task was made
+			x.remove(t)
 			continue
 		}
 		err := ""

@@ -75,7 +75,7 @@ type PlannedTask struct {
 const (
 	// planPasses bounds how far ahead a plan looks.
 	planPasses = 5000
-	// maxPlan bounds the tasks that may exist in a cluster that is planned for: all of it is gone through.
+	// maxPlan bounds the tasks of a cluster that is planned for, with those that the plan may add: all of it is gone through.
 	maxPlan = 500_000
 )
 
@@ -96,8 +96,8 @@ func (s *Server) plan(c Control, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if n := snap.Len(cluster.KindTask); n > maxPlan {
-		return errorf(http.StatusServiceUnavailable, "a dry run goes through all tasks, and there are %d: more than %d take too long", n, maxPlan)
+	if n := uint64(snap.Len(cluster.KindTask)) + req.tasks(snap.Len(cluster.KindNode)); n > maxPlan {
+		return errorf(http.StatusServiceUnavailable, "a dry run goes through all tasks, and there would be %d: more than %d take too long", n, maxPlan)
 	}
 	p, err := newPlanning(snap, time.Now())
 	if err != nil {
@@ -108,6 +108,21 @@ func (s *Server) plan(c Control, w http.ResponseWriter, r *http.Request) error {
 	}
 	writeJSON(w, http.StatusOK, p.answer())
 	return nil
+}
+
+// tasks is how many tasks the services may have at a time. Their specifications are normalized.
+func (r *PlanRequest) tasks(nodes int) (n uint64) {
+	for i := range r.Services {
+		switch m := r.Services[i].Spec.Mode; {
+		case m.Replicated != nil:
+			n += *m.Replicated.Replicas
+		case m.ReplicatedJob != nil:
+			n += *m.ReplicatedJob.TotalCompletions
+		default:
+			n += uint64(nodes)
+		}
+	}
+	return n
 }
 
 // planning is a cluster of its own, in which what is asked has happened.

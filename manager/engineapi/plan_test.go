@@ -72,6 +72,8 @@ func TestPlan(t *testing.T) {
 		t.Errorf("remove: %+v", s)
 	}
 	w.refused("POST", "/miniswarm/plan", PlanRequest{Remove: []string{"nothing"}}, 404, "service nothing not found")
+	many := aService("", "many", maxReplicas).Spec
+	w.refused("POST", "/miniswarm/plan", PlanRequest{Services: []PlannedService{{Spec: many}}}, 503, "a dry run goes through all tasks, and there would be 1000002: more than 500000 take too long")
 	if now := w.control.snapshot(); now.Index() != index || now.ServiceNamed("big") != nil || now.Len(cluster.KindService) != 1 {
 		t.Error("the plan changed the cluster")
 	}

@@ -94,8 +94,11 @@ func (f *file) value(n *yaml.Node, path ...string) (string, error) {
 	return text, nil
 }
 
-// values gives the items of a list, or the one value where it is no list.
+// values gives the items of a list, or the one value where it is no list; none where the key has no value.
 func (w *work) values(n *yaml.Node, key string) ([]string, error) {
+	if n.Tag == "!!null" {
+		return nil, nil
+	}
 	items := n.Content
 	if n.Kind != yaml.SequenceNode {
 		items = []*yaml.Node{n}
@@ -190,6 +193,9 @@ func contextOnly(build *yaml.Node) []*yaml.Node {
 // takeContents remembers the secrets or configs whose content is in the file or the environment.
 func (f *file) takeContents(root *yaml.Node, section string) error {
 	for name, node := range pairs(get(root, section)) {
+		if get(node, "file") != nil || get(node, "external") != nil { // it overrides the content that an earlier file has
+			delete(f.stack.contents, [2]string{section, name.Value})
+		}
 		for _, key := range []string{"content", "environment"} {
 			v := get(node, key)
 			if v == nil || section == "secrets" && key == "content" {
@@ -218,8 +224,11 @@ func (f *file) takeContents(root *yaml.Node, section string) error {
 // includeOthers adds the files that this one includes.
 func (f *file) includeOthers(above []string) error {
 	inc := get(f.root, "include")
-	if inc == nil {
+	if inc == nil || inc.Tag == "!!null" {
 		return nil
+	}
+	if inc.Kind != yaml.SequenceNode {
+		return &Mistake{File: f.name, Line: inc.Line, Path: "include", Text: "must be a list of files"}
 	}
 	for _, item := range inc.Content {
 		paths := []*yaml.Node{item}

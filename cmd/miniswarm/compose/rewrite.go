@@ -207,7 +207,7 @@ func (w *work) mount(line int, target string, size int64) {
 		put(options, "size", &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.FormatInt(size, 10), Line: line}, line)
 	}
 	vols := get(w.node, "volumes")
-	if vols == nil {
+	if vols == nil || vols.Tag == "!!null" {
 		vols = list(line)
 		put(w.node, "volumes", vols, line)
 	}
