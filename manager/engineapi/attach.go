@@ -55,9 +55,19 @@ func (s *Server) createContainer(w http.ResponseWriter, r *http.Request) error {
 		if body, err = c.encode(); err != nil {
 			return fmt.Errorf("create a container on networks of the swarm: %w", err)
 		}
+		var end context.CancelFunc
+		r, end = toTheEnd(r)
+		defer end()
 	}
 	s.toEngine(w, withBody(r, body))
 	return nil
+}
+
+// toTheEnd gives a request that goes on when its client goes away. Engines do so too: the place of a container that is
+// being made must not be given up before the engine has said what became of it.
+func toTheEnd(r *http.Request) (*http.Request, context.CancelFunc) {
+	ctx, end := context.WithCancel(context.WithoutCancel(r.Context()))
+	return r.WithContext(ctx), end
 }
 
 // connectContainer does the same where a container is connected to a network later.
@@ -100,6 +110,8 @@ func (s *Server) connectContainer(w http.ResponseWriter, r *http.Request) error 
 	if body, err = json.Marshal(req); err != nil {
 		return fmt.Errorf("connect a container to a network of the swarm: %w", err)
 	}
+	r, end := toTheEnd(r)
+	defer end()
 	s.toEngineNetwork(w, withBody(r, body), at.Network, "/connect")
 	return nil
 }

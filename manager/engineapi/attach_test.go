@@ -1,10 +1,12 @@
 package engineapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -179,6 +181,44 @@ func TestContainersOnNetworksOfTheSwarm(t *testing.T) {
 	w.do("POST", "/containers/create", map[string]any{"HostConfig": map[string]any{"NetworkMode": "front"}})
 	if got := log(); got != "" {
 		t.Errorf("outside of a swarm: %s", got)
+	}
+}
+
+// A client that goes away leaves the engine at work: the place is held until that is done.
+func TestAPlaceIsHeldUntilTheEngineIsDone(t *testing.T) {
+	for _, c := range []struct{ path, body string }{
+		{"/containers/create", `{"HostConfig":{"NetworkMode":"front"}}`},
+		{"/networks/front/connect", `{"Container":"c1"}`},
+	} {
+		w := newWorld(t)
+		w.engine.containers()
+		log := w.places()
+		begun, release := make(chan struct{}), make(chan struct{})
+		w.engine.mu.Lock()
+		others := w.engine.others
+		w.engine.others = func(rw http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				close(begun)
+				<-release
+			}
+			others(rw, r)
+		}
+		w.engine.mu.Unlock()
+		ctx, leave := context.WithCancel(t.Context())
+		r := httptest.NewRequestWithContext(ctx, "POST", c.path, strings.NewReader(c.body))
+		r.Header.Set("Content-Type", "application/json")
+		answer, answered := httptest.NewRecorder(), make(chan struct{})
+		go func() {
+			defer close(answered)
+			w.api.Socket().ServeHTTP(answer, r)
+		}()
+		<-begun
+		leave()
+		close(release)
+		<-answered
+		if got := log(); answer.Code != http.StatusCreated || !strings.HasSuffix(got, "done") {
+			t.Errorf("%s: it ended with %d %s, %s", c.path, answer.Code, answer.Body, got)
+		}
 	}
 }
 
