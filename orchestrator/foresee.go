@@ -14,7 +14,7 @@ type Foreseen struct {
 	Snapshot *cluster.Snapshot
 	// Decisions are those made on the way, in order.
 	Decisions []Decision
-	// Settled says that nothing is left to do; otherwise passes ran out.
+	// Settled says that nothing is left to do; otherwise no more passes were allowed.
 	Settled bool
 }
 
@@ -22,8 +22,8 @@ type Foreseen struct {
 // and stop when they are told to. Time goes on only where there is nothing to do but to wait. So it tells what an update
 // or a new service comes to, without anything being stored.
 //
-// passes bounds the passes that change something. A pass costs what it changes; the first costs what exists.
-func Foresee(st *cluster.State, now time.Time, ids cluster.IDs, passes int) Foreseen {
+// more is asked before each pass, and false ends it all. A pass costs what it changes; the first costs what exists.
+func Foresee(st *cluster.State, now time.Time, ids cluster.IDs, more func() bool) Foreseen {
 	p := New(Options{})
 	p.Reset(st.Snapshot())
 	var out Foreseen
@@ -38,7 +38,7 @@ func Foresee(st *cluster.State, now time.Time, ids cluster.IDs, passes int) Fore
 		return events
 	}
 	moving := pendingObedience(st.Snapshot())
-	for range passes {
+	for more() {
 		if obeys := obedience(st.Snapshot(), moving, now); len(obeys) > 0 {
 			moving = changedTasks(commit(obeys))
 		} else {

@@ -106,7 +106,15 @@ func (s *Server) plan(c Control, w http.ResponseWriter, r *http.Request) error {
 	if err := p.write(&req); err != nil {
 		return s.explainNetwork(r.Context(), err)
 	}
-	writeJSON(w, http.StatusOK, p.answer())
+	passes := 0
+	a := p.answer(func() bool {
+		passes++
+		return passes <= planPasses && r.Context().Err() == nil
+	})
+	if err := r.Context().Err(); err != nil {
+		return fmt.Errorf("plan, after %d steps: %w", passes, err)
+	}
+	writeJSON(w, http.StatusOK, a)
 	return nil
 }
 
@@ -278,9 +286,9 @@ func sameImage(a, b string) bool {
 	return err == nil && reference.TagNameOnly(x).String() == reference.TagNameOnly(y).String()
 }
 
-// answer plays the plan to its end and tells what happened to the services.
-func (p *planning) answer() PlanAnswer {
-	seen := orchestrator.Foresee(p.state, p.now, p.ids, planPasses)
+// answer plays the plan to its end, or until there is to be no more, and tells what happened to the services.
+func (p *planning) answer(more func() bool) PlanAnswer {
+	seen := orchestrator.Foresee(p.state, p.now, p.ids, more)
 	why := make(map[string]string)
 	for i := range seen.Decisions {
 		d := &seen.Decisions[i]

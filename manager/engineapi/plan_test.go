@@ -1,6 +1,9 @@
 package engineapi
 
 import (
+	"context"
+	"errors"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -76,6 +79,18 @@ func TestPlan(t *testing.T) {
 	w.refused("POST", "/miniswarm/plan", PlanRequest{Services: []PlannedService{{Spec: many}}}, 503, "a dry run goes through all tasks, and there would be 1000002: more than 500000 take too long")
 	if now := w.control.snapshot(); now.Index() != index || now.ServiceNamed("big") != nil || now.Len(cluster.KindService) != 1 {
 		t.Error("the plan changed the cluster")
+	}
+}
+
+// A plan that nobody waits for any more is not gone on with.
+func TestPlanEndsWithItsRequest(t *testing.T) {
+	w := newWorld(t)
+	w.control.put(t, aNode("node1", "vm1"))
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	r := httptest.NewRequestWithContext(ctx, "POST", "/miniswarm/plan", nil)
+	if err := w.api.plan(w.control, httptest.NewRecorder(), r); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "after 1 steps") {
+		t.Errorf("it ended with %v", err)
 	}
 }
 
