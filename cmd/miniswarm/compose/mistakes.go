@@ -33,6 +33,9 @@ func (f *file) check() error {
 	return &Mistake{File: f.name, Line: line, Path: path, Text: message}
 }
 
+// searched bounds how many bytes are parsed to find a line, which takes about a second.
+const searched = 32 << 20
+
 // syntax names the line after which the text stops being YAML. The parser tends to name the line where the part began.
 func syntax(f File, err error) error {
 	message := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "yaml: "), "unmarshal errors:\n  ")
@@ -48,8 +51,12 @@ func syntax(f File, err error) error {
 	}
 	lines := bytes.SplitAfter(f.Text, []byte("\n"))
 	good := len(lines) - 1
-	for ; good > 0; good-- {
-		if yaml.Unmarshal(bytes.Join(lines[:good], nil), new(yaml.Node)) == nil {
+	for left := searched; good > 0; good-- {
+		part := bytes.Join(lines[:good], nil)
+		if left -= len(part); left < 0 {
+			return &Mistake{File: f.Name, Line: line, Text: message}
+		}
+		if yaml.Unmarshal(part, new(yaml.Node)) == nil {
 			break
 		}
 	}
