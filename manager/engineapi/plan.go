@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -91,6 +92,12 @@ func (s *Server) plan(c Control, w http.ResponseWriter, r *http.Request) error {
 		if err := normalizeSpec(&req.Services[i].Spec, apiVersion(r)); err != nil {
 			return err
 		}
+	}
+	select { // one at a time: each is a copy of the whole state
+	case s.planning <- struct{}{}:
+		defer func() { <-s.planning }()
+	case <-r.Context().Done():
+		return context.Cause(r.Context())
 	}
 	snap, err := c.Read(r.Context())
 	if err != nil {

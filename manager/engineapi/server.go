@@ -24,6 +24,8 @@ type Server struct {
 	events *eventHub
 	swarm  *http.ServeMux
 	socket *http.ServeMux
+	// planning holds a token while a plan is made: each is a copy of the whole state.
+	planning chan struct{}
 }
 
 // New gives a server. It connects to nothing yet.
@@ -35,7 +37,8 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engineapi: %w", err)
 	}
-	s := &Server{cfg: cfg, engine: e, events: newEventHub(), swarm: http.NewServeMux(), socket: http.NewServeMux()}
+	s := &Server{cfg: cfg, engine: e, events: newEventHub(), swarm: http.NewServeMux(), socket: http.NewServeMux(),
+		planning: make(chan struct{}, 1)}
 	s.routes()
 	return s, nil
 }
