@@ -112,7 +112,8 @@ var settings = []setting{
 	{name: "generic", set: func(s *swarm.ServiceSpec) {
 		s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{GenericResources: []swarm.GenericResource{
 			{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "card", Value: 2}}, {DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "disk", Value: 3}}}}}
-	}, shows: map[string]string{"Config.Env.0": `"DOCKER_RESOURCE_CARD=c1,c2"`, "Config.Env.1": `"DOCKER_RESOURCE_DISK=3"`}},
+	}, shows: map[string]string{"Config.Env.0": `"DOCKER_RESOURCE_CARD=c1,c2"`, "Config.Env.1": `"DOCKER_RESOURCE_DISK=3"`},
+		meant: map[string]string{"Config.Env.0": "Docker's order is chance", "Config.Env.1": "Docker's order is chance"}},
 	{name: "logging", set: func(s *swarm.ServiceSpec) {
 		s.TaskTemplate.LogDriver = &swarm.Driver{Name: "json-file", Options: map[string]string{"max-size": "1m", "tag": "{{.Name}}"}}
 	}, shows: map[string]string{"HostConfig.LogConfig": `{"Config":{"max-size":"1m","tag":"{{.Name}}"},"Type":"json-file"}`}},

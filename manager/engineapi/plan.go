@@ -93,12 +93,11 @@ func (s *Server) plan(c Control, w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	select { // one at a time: each is a copy of the whole state
-	case s.planning <- struct{}{}:
-		defer func() { <-s.planning }()
-	case <-r.Context().Done():
-		return context.Cause(r.Context())
+	done, err := s.beginPlan(r.Context())
+	if err != nil {
+		return err
 	}
+	defer done()
 	snap, err := c.Read(r.Context())
 	if err != nil {
 		return err
@@ -264,6 +263,22 @@ func (p *planning) service(s PlannedService) error {
 	}
 	p.plans = append(p.plans, plan)
 	return p.commit(append(changes, cluster.UpdateOf(&next))...)
+}
+
+// beginPlan waits until no other plan is being made: each is a copy of the whole state. Call done when this one is.
+func (s *Server) beginPlan(ctx context.Context) (done func(), err error) {
+	done = func() { <-s.planning }
+	select {
+	case s.planning <- struct{}{}:
+		return done, nil
+	default:
+	}
+	select {
+	case s.planning <- struct{}{}:
+		return done, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // keepDigest keeps the digest of an image that is asked for by the same name as before, and the platforms of any: they are
