@@ -38,8 +38,9 @@ const (
 	// quietTries is how often the data plane is tried before trouble with it is logged.
 	quietTries = 4
 	// kernelFirst is how long after the agent's start the table that a former process left in the kernel is preferred to
-	// the one on disk, which may lack that process's last moments. A leader's table comes sooner, if there is a leader. If
-	// there is none, a node that follows neither would go on sending traffic to machines that it cannot reach.
+	// the one on disk, which may lack that process's last moments (two seconds, if it was killed). A leader's table comes
+	// sooner, if there is a leader. If there is none, a node that follows neither would go on sending traffic to machines that
+	// it cannot reach.
 	kernelFirst = 5 * time.Second
 )
 

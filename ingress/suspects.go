@@ -21,6 +21,8 @@ const (
 	watchful       = 200 * time.Millisecond
 	watchfulRounds = 50
 	patient        = time.Second
+	// unheardRounds is how long a suspect that has never answered is given to answer for the first time.
+	unheardRounds = 5
 )
 
 // suspects finds out which peers with a silent daemon are dead machines, long before the managers give them up:
@@ -63,12 +65,38 @@ func (s *suspects) ask(ctx context.Context, now time.Time) (time.Duration, error
 		s.answered[a] = true
 	}
 	dead := map[netip.Addr]bool{}
+	var strange []netip.Addr // those whose silence says nothing, for they have never answered
 	for _, a := range suspect {
-		if s.answered[a] && !alive[a] {
+		switch {
+		case alive[a]:
+		case s.answered[a]:
+			dead[a] = true
+		default:
+			strange = append(strange, a)
+		}
+	}
+	if s.rounds > unheardRounds {
+		s.unresolved(strange, dead)
+	}
+	return patience, s.m.bury(ctx, dead)
+}
+
+// unresolved adds the peers on our own segments whose link address the kernel cannot find out although they were just sent
+// something. No firewall hides that: nothing can be sent to them. A daemon that has started on a machine that was cut off has
+// no other way to know, as its peers have never answered it.
+func (s *suspects) unresolved(addrs []netip.Addr, dead map[netip.Addr]bool) {
+	if len(addrs) == 0 {
+		return
+	}
+	segments, err := s.m.kernel.Segments(addrs)
+	if err != nil {
+		return // asked again soon
+	}
+	for a, seg := range segments {
+		if seg.MAC == (plan.MAC{}) {
 			dead[a] = true
 		}
 	}
-	return patience, s.m.bury(ctx, dead)
 }
 
 // patience is the pause until the next look. Only suspicion that lasts makes patient: who becomes suspect after a quiet

@@ -112,6 +112,35 @@ func TestWorkerCut(t *testing.T) {
 	p.none(t, "while the worker came back")
 }
 
+// A daemon that starts on a machine that is cut off has never heard of its peers. What a former one left in the kernel leads to
+// them, and still it finds out that nobody is to be reached (I13).
+func TestWorkerStartsCutOff(t *testing.T) {
+	c := onShared(t)
+	ctx := t.Context()
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "6", "--publish", "8080:8000", c.witness+":1")
+	before := c.running(t, "w", 6)
+	eventually(t, "vm2 leads to every replica", patience, func() error {
+		return everyone(byShortID(before), 12, func() (answer, error) { return ask(ctx, c.addr("vm2", 8080)) }, "")
+	})
+	for _, do := range []func(context.Context, string) error{c.StopDaemon, c.Cut, c.StartDaemon} {
+		if err := do(ctx, "vm2"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.servesItself(t, "vm2", on(before, "vm2"))
+	if err := c.Heal(ctx, "vm2"); err != nil {
+		t.Fatal(err)
+	}
+	c.nodeState(t, "vm2", "Ready")
+	now := c.running(t, "w", 6)
+	eventually(t, "the node that came back serves", patience, func() error {
+		if err := c.accounted(ctx); err != nil {
+			return err
+		}
+		return everyone(byShortID(now), 12, func() (answer, error) { return ask(ctx, c.addr("vm2", 8080)) }, "")
+	})
+}
+
 // servesItself waits until a node that is cut off has found out that nobody is to be reached, and answers its own clients
 // with its own replicas, every time.
 func (c *testCluster) servesItself(t *testing.T, host string, own []replica) {
