@@ -125,13 +125,22 @@ func (s *scenario) swarmkit(t *testing.T) answer {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		// Once in some ten thousand scenarios swarmkit's scheduler meets a node that it has forgotten and dies of it, depending on
+		// the moment at which it hears of failures. It is asked again then.
+		defer func() {
+			if p := recover(); p != nil {
+				t.Logf("swarmkit's scheduler died: %v", p)
+			}
+		}()
 		_ = sched.Run(context.Background())
 	}()
 	defer func() {
 		sched.Stop()
 		<-done
 	}()
-	await(t, st, probe)
+	if await(t, st, done, probe) == nil {
+		return answer{why: "swarmkit's scheduler died"}
+	}
 
 	ids := make([]string, s.n)
 	must(st.Update(func(tx store.Tx) error {
@@ -149,7 +158,11 @@ func (s *scenario) swarmkit(t *testing.T) answer {
 		return nil
 	}))
 	out := answer{perNode: map[string]int{}}
-	for _, o := range await(t, st, ids...) {
+	placed := await(t, st, done, ids...)
+	if placed == nil {
+		return answer{why: "swarmkit's scheduler died"}
+	}
+	for _, o := range placed {
 		if o.NodeID != "" {
 			out.perNode[o.NodeID]++
 		} else {
@@ -159,8 +172,8 @@ func (s *scenario) swarmkit(t *testing.T) answer {
 	return out
 }
 
-// await gives the tasks when the scheduler has decided about each of them.
-func await(t *testing.T, st *store.MemoryStore, ids ...string) []*api.Task {
+// await gives the tasks when the scheduler has decided about each of them, nil if it ends before.
+func await(t *testing.T, st *store.MemoryStore, done <-chan struct{}, ids ...string) []*api.Task {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for {
@@ -178,7 +191,11 @@ func await(t *testing.T, st *store.MemoryStore, ids ...string) []*api.Task {
 		if time.Now().After(deadline) {
 			t.Fatalf("swarmkit has decided about %d of %d tasks", len(tasks), len(ids))
 		}
-		time.Sleep(2 * time.Millisecond) // between two looks at the store
+		select {
+		case <-done:
+			return nil
+		case <-time.After(2 * time.Millisecond): // between two looks at the store
+		}
 	}
 }
 
