@@ -38,9 +38,9 @@ const (
 	// quietTries is how often the data plane is tried before trouble with it is logged.
 	quietTries = 4
 	// kernelFirst is how long after the agent's start the table that a former process left in the kernel is preferred to
-	// the one on disk, which may lack that process's last moments (two seconds, if it was killed). A leader's table comes
-	// sooner, if there is a leader. If there is none, a node that follows neither would go on sending traffic to machines that
-	// it cannot reach.
+	// the one on disk, which may lack that process's last moments (a tenth of a second or so, if it was killed). A leader's
+	// table comes sooner, if there is a leader. If there is none, a node that follows neither would go on sending traffic to
+	// machines that it cannot reach.
 	kernelFirst = 5 * time.Second
 )
 
@@ -102,15 +102,16 @@ func (k *meshKeeper) doubt() {
 	}
 }
 
-// resume takes up the table of the agent's former life.
+// resume takes up the table of the agent's former life. It is not recorded again, for that would delay the first newer one.
 func (k *meshKeeper) resume(m *protocol.Mesh) {
 	if m == nil {
 		return
 	}
-	k.take(m, nil)
 	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.merge(m, nil)
 	k.old, k.alone = true, true
-	k.mu.Unlock()
+	k.poke()
 }
 
 // lose notes that the session with the leader has ended.
@@ -125,6 +126,14 @@ func (k *meshKeeper) lose() {
 func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.merge(m, ack)
+	k.old, k.alone = false, false
+	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: inOrder(k.services), Peers: inOrder(k.peers), DataPathPort: k.port, Key: k.key})
+	k.poke()
+}
+
+// merge needs mu.
+func (k *meshKeeper) merge(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	if m.Complete || k.services == nil {
 		k.services, k.peers = map[string]protocol.MeshService{}, map[string]protocol.Peer{}
 	}
@@ -143,10 +152,7 @@ func (k *meshKeeper) take(m *protocol.Mesh, ack func(protocol.MeshAck)) {
 	if m.Complete {
 		k.port, k.key = m.DataPathPort, m.Key
 	}
-	k.old, k.alone = false, false
 	k.known, k.seq, k.ack, k.failed = true, m.Seq, ack, false
-	k.recorder.putMesh(&protocol.Mesh{Seq: m.Seq, Complete: true, Services: inOrder(k.services), Peers: inOrder(k.peers), DataPathPort: k.port, Key: k.key})
-	k.poke()
 }
 
 // inOrder gives the values of a table in the order of their ids.

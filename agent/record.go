@@ -16,9 +16,12 @@ import (
 const (
 	// recordRetry is how long a write that failed waits: disks that are full do not empty at once.
 	recordRetry = 5 * time.Second
-	// recordMesh is how often the routing table is written at most. It is written whole and may be large, and an old
-	// one is better than none.
-	recordMesh = 2 * time.Second
+	// The routing table is written whole and may be large, so the pause after each write is recordShare times as long as
+	// the write took, within bounds: the disk has a twentieth of the time at most, and a small table is there at once. What
+	// the table on disk lacks, a machine lacks that is killed and then cut off.
+	recordShare   = 20
+	minRecordMesh = 100 * time.Millisecond
+	maxRecordMesh = 2 * time.Second
 )
 
 // recorder writes to the task database behind everybody's back: nobody waits for the disk, and many changes become one
@@ -33,7 +36,7 @@ type recorder struct {
 	node     *cluster.Node
 	managers []protocol.ManagerAddr
 	mesh     *protocol.Mesh
-	meshAt   time.Time // when the mesh was last written
+	meshDue  time.Time // when the mesh may be written again
 }
 
 func newRecorder(log *slog.Logger) *recorder {
@@ -85,13 +88,20 @@ func (r *recorder) take(now time.Time, all bool) (c taskdb.Changes, later time.D
 	clear(r.networks)
 	r.node, r.managers = nil, nil
 	if r.mesh != nil {
-		if due := r.meshAt.Add(recordMesh); all || !now.Before(due) {
-			c.Mesh, r.mesh, r.meshAt = r.mesh, nil, now
+		if all || !now.Before(r.meshDue) {
+			c.Mesh, r.mesh = r.mesh, nil
 		} else {
-			later = due.Sub(now)
+			later = r.meshDue.Sub(now)
 		}
 	}
 	return c, later
+}
+
+// rest sets when the mesh may be written again, now that writing it took that long.
+func (r *recorder) rest(now time.Time, took time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.meshDue = now.Add(min(max(recordShare*took, minRecordMesh), maxRecordMesh))
 }
 
 // giveBack returns changes that could not be written, where nothing newer has come in.
@@ -147,7 +157,12 @@ func (r *recorder) run(ctx context.Context, db *taskdb.DB) {
 		if c.Empty() {
 			continue
 		}
-		if err := db.Write(c); err != nil {
+		began := time.Now()
+		err := db.Write(c)
+		if c.Mesh != nil {
+			r.rest(time.Now(), time.Since(began))
+		}
+		if err != nil {
 			r.log.Error("the state of tasks could not be written; after a restart the agent needs a manager", "err", err)
 			r.giveBack(c)
 			timer = time.After(recordRetry)

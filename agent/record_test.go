@@ -45,12 +45,30 @@ func TestRecorderKeepsWhatCouldNotBeWritten(t *testing.T) {
 	}
 
 	// The routing table is written now and then only, and at the end.
-	r.putMesh(&protocol.Mesh{Seq: 3})
-	soon, later := r.take(now.Add(time.Minute+time.Second), false)
-	if !soon.Empty() || later != recordMesh-time.Second {
-		t.Errorf("%+v, later %s", soon, later)
+	wrote := now.Add(time.Minute)
+	for took, pause := range map[time.Duration]time.Duration{time.Millisecond: minRecordMesh, 10 * time.Millisecond: 200 * time.Millisecond, time.Second: maxRecordMesh} {
+		r.rest(wrote, took)
+		r.putMesh(&protocol.Mesh{Seq: 3})
+		soon, later := r.take(wrote.Add(40*time.Millisecond), false)
+		if want := pause - 40*time.Millisecond; !soon.Empty() || later != want {
+			t.Errorf("a write took %s: %+v, later %s, want %s", took, soon, later, want)
+		}
 	}
-	if last, _ := r.take(now.Add(time.Minute+time.Second), true); last.Mesh == nil || last.Mesh.Seq != 3 {
+	if last, _ := r.take(wrote, true); last.Mesh == nil || last.Mesh.Seq != 3 {
 		t.Errorf("%+v", last)
+	}
+}
+
+// An agent that is killed soon after its start, and then cut off, goes by the table on disk: the leader's must be there.
+func TestFormerTableDoesNotDelayTheLeaders(t *testing.T) {
+	r := newRecorder(nil)
+	k := &meshKeeper{recorder: r, wake: make(chan struct{}, 1)}
+	k.resume(&protocol.Mesh{Seq: 7, Complete: true})
+	if c, _ := r.take(time.Unix(1000, 0), true); !c.Empty() {
+		t.Errorf("recorded at once again: %+v", c)
+	}
+	k.take(&protocol.Mesh{Seq: 1, Complete: true}, nil)
+	if c, later := r.take(time.Unix(1000, 0), false); c.Mesh == nil || c.Mesh.Seq != 1 {
+		t.Errorf("the leader's table waits %s: %+v", later, c)
 	}
 }
