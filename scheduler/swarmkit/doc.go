@@ -8,5 +8,6 @@
 //
 // Where nodes or branches tie, swarmkit leaves the choice to the order of Go's maps. So nodes of one branch are compared
 // as if their names did not matter, and where that is not enough the scenario is asked again: the answer of miniswarm, which is
-// the same each time, has to be one that swarmkit gives.
+// the same each time, has to be one that swarmkit gives. Some orders never occur there, though. So where that is not enough
+// either, both answers have to be what swarmkit's rules, written down here, allow for some order of nodes that tie.
 package swarmkit
