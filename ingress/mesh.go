@@ -118,9 +118,14 @@ func (m *Mesh) open(stateDir string) (err error) {
 	if m.kernel, err = overlay.Open(stateDir); err != nil {
 		return errors.Join(err, m.tracked.Close())
 	}
-	if m.table, err = nft.Open(); err != nil {
+	table, err := nft.Open()
+	if err != nil {
 		m.kernel.Close()
 		return errors.Join(err, m.tracked.Close())
+	}
+	m.table = table
+	if !table.KeepsARP() {
+		m.log.Warn("the kernel has no nftables of family bridge (module nf_tables_bridge): connections to virtual addresses may take a detour over another node; everything else works")
 	}
 	return nil
 }

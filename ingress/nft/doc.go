@@ -21,7 +21,8 @@
 // A virtual address has a chain and a map of the same kind, whose slots are addresses
 // without a port. A second table of family bridge keeps ARP about virtual addresses
 // from leaving by a VXLAN device: every node has them on its bridge, and each answers
-// its own containers only.
+// its own containers only. A kernel without that family does without: a container may then
+// be answered by another node, which serves it as well, at the price of a detour.
 //
 // All changes of one call are one transaction: the kernel has all of them or
 // none. Nothing outside the tables is touched.

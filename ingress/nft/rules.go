@@ -21,7 +21,6 @@ const TableName = "miniswarm"
 var (
 	table       = &nftables.Table{Name: TableName, Family: nftables.TableFamilyIPv4}
 	bridgeTable = &nftables.Table{Name: TableName, Family: nftables.TableFamilyBridge}
-	tables      = []*nftables.Table{table, bridgeTable}
 )
 
 // Names of the sets and maps beside the ports' own.
@@ -80,11 +79,8 @@ type baseChain struct {
 // Docker's own (-100 and 100), marking before translation, guarding first of all.
 func baseChains(base plan.Base) []baseChain {
 	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
-		accept := nftables.ChainPolicyAccept
-		return &nftables.Chain{Table: table, Name: name, Type: kind, Hooknum: hook, Priority: &priority, Policy: &accept}
+		return hooked(table, name, kind, hook, priority)
 	}
-	keep := chain("keep", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, 0)
-	keep.Table = bridgeTable
 	untracked := []rule{
 		{"what is in them is tracked", match(udpTo(base.VXLANPort), []expr.Any{&expr.Notrack{}})},
 		// Docker would masquerade what leaves an address of its network.
@@ -134,17 +130,26 @@ func baseChains(base plan.Base) []baseChain {
 			{"a node as client of itself", match(connectionMark(plan.MarkSideMask, plan.MarkEntry),
 				[]expr.Any{loadSource(reg), loadDestination(second), inSet(setLoops)}, sourceIs(base.Source))},
 		}},
-		{keep, []rule{
-			// Every node answers for virtual addresses, each to its own containers only.
-			{"virtual addresses are not asked for elsewhere", match(arpOut(), arpTarget(), []expr.Any{inSet(setKept), &expr.Verdict{Kind: expr.VerdictDrop}})},
-			{"virtual addresses are not told elsewhere", match(arpOut(), arpSender(), []expr.Any{inSet(setKept), &expr.Verdict{Kind: expr.VerdictDrop}})},
-		}},
+		keepChain(),
 	}
 	// The first comment carries a fingerprint of all of it, so that a table written
 	// by another version of this program is recognised and made anew.
 	first := &chains[0].rules[0]
 	first.comment = fmt.Sprintf("%s (%s)", first.comment, fingerprint(chains))
 	return chains
+}
+
+func hooked(in *nftables.Table, name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
+	accept := nftables.ChainPolicyAccept
+	return &nftables.Chain{Table: in, Name: name, Type: kind, Hooknum: hook, Priority: &priority, Policy: &accept}
+}
+
+// keepChain has every node answer for virtual addresses, each to its own containers only.
+func keepChain() baseChain {
+	return baseChain{hooked(bridgeTable, "keep", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, 0), []rule{
+		{"virtual addresses are not asked for elsewhere", match(arpOut(), arpTarget(), []expr.Any{inSet(setKept), &expr.Verdict{Kind: expr.VerdictDrop}})},
+		{"virtual addresses are not told elsewhere", match(arpOut(), arpSender(), []expr.Any{inSet(setKept), &expr.Verdict{Kind: expr.VerdictDrop}})},
+	}}
 }
 
 func fingerprint(chains []baseChain) string {

@@ -25,6 +25,8 @@ type Table struct {
 	// ask is for single questions. Closing a socket of this family waits for the
 	// kernel's housekeeping, so it stays open as well.
 	ask *netlink.Conn
+	// keeps says whether the kernel has family bridge.
+	keeps bool
 
 	// have is what the kernel holds, if known.
 	have  plan.Table
@@ -34,7 +36,7 @@ type Table struct {
 	generation uint32
 }
 
-// Open connects to the kernel. It changes nothing.
+// Open connects to the kernel. It leaves everything as it is.
 func Open() (*Table, error) {
 	ask, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -44,7 +46,50 @@ func Open() (*Table, error) {
 	if err := t.connect(); err != nil {
 		return nil, errors.Join(err, ask.Close())
 	}
+	if t.keeps, err = t.hasBridge(); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
 	return t, nil
+}
+
+// hasBridge tries whether the kernel takes our chain of family bridge, in a table that is gone when it is there.
+func (t *Table) hasBridge() (bool, error) {
+	probe := &nftables.Table{Name: TableName + "-probe", Family: bridgeTable.Family}
+	keep := keepChain().chain
+	keep.Table = probe
+	t.conn.AddTable(probe)
+	t.conn.AddChain(keep)
+	t.conn.DelTable(probe)
+	err := t.conn.Flush()
+	if err == nil || errors.Is(err, fs.ErrPermission) { // which Apply says, with what to do
+		return true, nil
+	}
+	// The socket may hold more answers.
+	if err := t.connect(); err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc([]error{unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ENOENT}, func(e error) bool { return errors.Is(err, e) }), nil
+}
+
+// KeepsARP says whether ARP about virtual addresses stays on its node, for which the kernel needs nftables' family bridge.
+// Everything else does without.
+func (t *Table) KeepsARP() bool { return t.keeps }
+
+// tables are ours, as far as the kernel can have them.
+func (t *Table) tables() []*nftables.Table {
+	if !t.keeps {
+		return []*nftables.Table{table}
+	}
+	return []*nftables.Table{table, bridgeTable}
+}
+
+// sets and chains are what is in the tables from the beginning.
+func (t *Table) sets() []*nftables.Set {
+	return slices.DeleteFunc(sharedSets(), func(s *nftables.Set) bool { return !slices.Contains(t.tables(), s.Table) })
+}
+
+func (t *Table) chains(base plan.Base) []baseChain {
+	return slices.DeleteFunc(baseChains(base), func(c baseChain) bool { return !slices.Contains(t.tables(), c.chain.Table) })
 }
 
 // A transaction is one message to the kernel, and is answered by one
@@ -188,7 +233,7 @@ func (t *Table) Remove(ctx context.Context) error {
 	}
 	t.known = false
 	// Adding first makes deleting something that is not there no error.
-	for _, own := range tables {
+	for _, own := range t.tables() {
 		t.conn.AddTable(own)
 		t.conn.DelTable(own)
 	}
@@ -246,17 +291,17 @@ func explain(err error) error {
 // rebuild makes the table anew. In one transaction with the deletion no packet
 // meets an empty table, and connections keep their translation.
 func (t *Table) rebuild(want plan.Table) error {
-	for _, own := range tables {
+	for _, own := range t.tables() {
 		t.conn.AddTable(own)
 		t.conn.DelTable(own)
 		t.conn.AddTable(own)
 	}
-	for _, s := range sharedSets() {
+	for _, s := range t.sets() {
 		if err := t.conn.AddSet(s, nil); err != nil {
 			return fmt.Errorf("nftables set %s: %w", s.Name, err)
 		}
 	}
-	for _, c := range baseChains(want.Base) {
+	for _, c := range t.chains(want.Base) {
 		t.conn.AddChain(c.chain)
 		for _, r := range c.rules {
 			t.addRule(c.chain, r)
@@ -289,7 +334,10 @@ func (t *Table) change(d plan.TableDiff) error {
 func (t *Table) changePort(b *batch, p plan.PortChange) error {
 	dispatch, all := setDispatch, []string{setPublished}
 	if p.Virtual.IsValid() {
-		dispatch, all = setVirtualDispatch, []string{setVirtuals, setKept}
+		dispatch, all = setVirtualDispatch, []string{setVirtuals}
+		if t.keeps {
+			all = append(all, setKept)
+		}
 	}
 	for _, set := range all {
 		switch {
@@ -424,7 +472,7 @@ func deleteElements(c *nftables.Conn, s *nftables.Set, all []nftables.SetElement
 func (t *Table) read(ctx context.Context, base plan.Base) (_ plan.Table, intact bool, err error) {
 	have := plan.Table{Base: base}
 	exists := map[string]bool{}
-	for _, own := range tables {
+	for _, own := range t.tables() {
 		if ok, err := t.has(own); err != nil || !ok {
 			return have, false, err
 		}
@@ -436,12 +484,12 @@ func (t *Table) read(ctx context.Context, base plan.Base) (_ plan.Table, intact 
 			exists[s.Name] = true
 		}
 	}
-	for _, s := range sharedSets() {
+	for _, s := range t.sets() {
 		if !exists[s.Name] {
 			return have, false, nil
 		}
 	}
-	for _, c := range baseChains(base) {
+	for _, c := range t.chains(base) {
 		if ok, err := t.sameRules(c.chain, c.rules); err != nil || !ok {
 			return have, false, err
 		}
@@ -506,8 +554,12 @@ func (t *Table) readPorts(ctx context.Context, have *plan.Table, exists map[stri
 	if err := errors.Join(
 		readSet(t.conn, setPublished, &published, parsePort), readSet(t.conn, setDispatch, &dispatched, parsePort),
 		readSet(t.conn, setVirtuals, &virtuals, parseVirtual), readSet(t.conn, setVirtualDispatch, &dispatched, parseVirtual),
-		readSet(t.conn, setKept, &kept, parseVirtual),
 	); err != nil {
+		return false, err
+	}
+	if !t.keeps {
+		kept = slices.Clone(virtuals)
+	} else if err := readSet(t.conn, setKept, &kept, parseVirtual); err != nil {
 		return false, err
 	}
 	for _, keys := range [2][]plan.PortKey{virtuals, kept} {
@@ -538,7 +590,7 @@ func (t *Table) readPorts(ctx context.Context, have *plan.Table, exists map[stri
 		return ports
 	}
 	have.Ports, have.Virtuals = take(published), take(virtuals)
-	return len(backends) == 0 && len(exists) == len(sharedSets())+len(dispatched), nil
+	return len(backends) == 0 && len(exists) == len(t.sets())+len(dispatched), nil
 }
 
 func (t *Table) readSlots(k plan.PortKey) (slots []netip.AddrPort, ok bool, err error) {

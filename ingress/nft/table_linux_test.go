@@ -112,6 +112,21 @@ func TestPlane(t *testing.T) {
 		namespace(t)
 		testPlane(t, open(t), func() plane { return open(t) })
 	})
+	t.Run("kernel without family bridge", func(t *testing.T) {
+		namespace(t)
+		without := func() *Table {
+			table := open(t)
+			table.keeps = false
+			return table
+		}
+		testPlane(t, without(), func() plane { return without() })
+		if err := without().Apply(t.Context(), sample()); err != nil {
+			t.Fatal(err)
+		}
+		if s := nftList(t); strings.Contains(s, "table bridge") || !strings.Contains(s, "virtual/10.0.1.2") {
+			t.Errorf("what the kernel is given:\n%s", s)
+		}
+	})
 	t.Run("fake", func(t *testing.T) {
 		f := &Fake{}
 		testPlane(t, f, func() plane { return f })
