@@ -114,13 +114,12 @@ func TestPlane(t *testing.T) {
 	})
 	t.Run("kernel without family bridge", func(t *testing.T) {
 		namespace(t)
-		without := func() *Table {
-			table := open(t)
-			table.keeps = false
-			return table
-		}
-		testPlane(t, without(), func() plane { return without() })
-		if err := without().Apply(t.Context(), sample()); err != nil {
+		family := bridgeTable.Family
+		bridgeTable.Family = unix.NFPROTO_DECNET // which no kernel has
+		defer func() { bridgeTable.Family = family }()
+		table := open(t)
+		testPlane(t, table, func() plane { return open(t) })
+		if err := table.Apply(t.Context(), sample()); err != nil || table.KeepsARP() {
 			t.Fatal(err)
 		}
 		if s := nftList(t); strings.Contains(s, "table bridge") || !strings.Contains(s, "virtual/10.0.1.2") {
