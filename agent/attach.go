@@ -112,6 +112,9 @@ func (a *Agent) attach(ctx context.Context, req protocol.AttachRequest) (*Attach
 	return at, nil
 }
 
+// errTakenBack says that the managers gave a place and took it away before it could be used.
+var errTakenBack = errors.New("the managers have taken the place on the network back")
+
 // await gives the runner of an attachment once its network is made.
 func (w *worker) await(ctx context.Context, taskID string) (*runner, error) {
 	for {
@@ -120,10 +123,12 @@ func (w *worker) await(ctx context.Context, taskID string) (*runner, error) {
 		w.mu.Unlock()
 		if r != nil {
 			r.mu.Lock()
-			st := r.status
+			st, leaving := r.status, r.leaving
 			changed = r.moved
 			r.mu.Unlock()
 			switch {
+			case leaving:
+				return nil, errTakenBack
 			case cluster.Terminal(st.State):
 				return nil, errors.New(st.Err)
 			case !cluster.Before(st.State, swarm.TaskStateReady):

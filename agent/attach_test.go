@@ -3,14 +3,19 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/swarm"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/agent/docker/fake"
@@ -230,4 +235,87 @@ func TestAnAddressIsLeftBeforeItIsForgotten(t *testing.T) {
 	if err := a.Remove(t.Context()); err != nil || holders() != 1 {
 		t.Errorf("who had the address next is gone: %v", err)
 	}
+}
+
+// Managers may take a place back before the node could do anything with it.
+func TestAPlaceThatIsTakenBack(t *testing.T) {
+	withWorld(t, func(w *world) {
+		t := w.T
+		w.manager("a").complete()
+		task := w.attaching()
+		release := w.engine.Hang()
+		failed := make(chan error, 1)
+		began := time.Now()
+		go func() {
+			_, err := w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"})
+			failed <- err
+		}()
+		w.settle()
+		w.manager("a").assign(protocol.Assignments{RemoveTasks: []string{task().ID}})
+		if err := <-failed; !errors.Is(err, errTakenBack) || time.Since(began) > attachLimit/2 {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+		release()
+	})
+}
+
+// counting is an engine that counts how often it is asked for all its containers.
+type counting struct {
+	*fake.Engine
+	asked atomic.Int64
+}
+
+func (c *counting) Endpoints(ctx context.Context) ([]docker.Endpoint, error) {
+	c.asked.Add(1)
+	return c.Engine.Endpoints(ctx)
+}
+
+// However many containers are attached, one event has the engine asked once.
+func TestAttachmentsShareWhatTheEngineSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine := &counting{Engine: fake.New()}
+		engine.SetImage("app", fake.Program{})
+		if _, err := engine.CreateNetwork(t.Context(), "front", network.CreateOptions{Labels: map[string]string{docker.LabelNetworkID: "n1"}}); err != nil {
+			t.Fatal(err)
+		}
+		front := &cluster.Network{}
+		front.ID = "n1"
+		all := newAttachments(engine, nil, nil, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		var g errgroup.Group
+		g.Go(func() error { return all.run(ctx) })
+		const n = 20
+		ids := make([]string, n)
+		ended := make(chan int, n)
+		for i := range n {
+			addr := fmt.Sprintf("10.0.1.%d", 10+i)
+			id, err := engine.Create(t.Context(), &docker.Container{Name: fmt.Sprint("c", i), Config: container.Config{Image: "app"}, Networks: []docker.Connection{
+				{Network: "front", Endpoint: network.EndpointSettings{IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: addr}}}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids[i] = id
+			task := &cluster.Task{}
+			task.NetworksAttachments = []swarm.NetworkAttachment{{Network: front.Network, Addresses: []string{addr + "/24"}}}
+			g.Go(func() error {
+				defer func() { ended <- i }()
+				return (&attachment{all: all, task: task}).Wait(ctx)
+			})
+		}
+		time.Sleep(2 * settleTime)
+		synctest.Wait()
+		before := engine.asked.Load()
+		if err := engine.Remove(t.Context(), ids[7]); err != nil {
+			t.Fatal(err)
+		}
+		if gone := <-ended; gone != 7 {
+			t.Errorf("container 7 was removed, and %d is missed", gone)
+		}
+		synctest.Wait()
+		if asked := engine.asked.Load() - before; asked > 3 { // it disconnects, it is destroyed
+			t.Errorf("the engine was asked %d times", asked)
+		}
+		cancel()
+		_ = g.Wait()
+	})
 }

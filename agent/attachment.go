@@ -42,11 +42,66 @@ type attachments struct {
 	mu      sync.Mutex
 	making  map[string]bool               // guarded by mu; ids of tasks whose containers are being made: not missed
 	waiting map[*attachment]chan struct{} // guarded by mu; each of capacity 1
+	doubts  int                           // guarded by mu; how often something was heard that may have changed what the engine has
+
+	asking chan struct{} // capacity 1, filled while the engine is asked, so that all who wait for an answer share it
+	heard  *engineHas    // guarded by asking
+}
+
+// engineHas is what the engine has said about containers on networks.
+type engineHas struct {
+	doubts    int       // as many were known when it was asked
+	at        time.Time // when it was asked
+	endpoints []docker.Endpoint
+	parts     map[string][]string // the engine's names of the networks asked about, by the swarm's id
+}
+
+// shared is how long an answer of the engine serves others, unless there is reason for doubt. One event has all attachments
+// looked at.
+const shared = time.Second
+
+// on gives the containers on the engine's networks that are this node's part of a network.
+func (as *attachments) on(ctx context.Context, networkID string) ([]docker.Endpoint, error) {
+	as.mu.Lock()
+	doubts := as.doubts
+	as.mu.Unlock()
+	select {
+	case as.asking <- struct{}{}:
+		defer func() { <-as.asking }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if h := as.heard; h == nil || h.doubts < doubts || time.Since(h.at) > shared {
+		h := &engineHas{doubts: doubts, at: time.Now(), parts: map[string][]string{}}
+		var err error
+		if h.endpoints, err = as.engine.Endpoints(ctx); err != nil {
+			return nil, fmt.Errorf("list containers on networks: %w", err)
+		}
+		as.heard = h
+	}
+	names, known := as.heard.parts[networkID]
+	if !known {
+		parts, err := as.engine.Networks(ctx, docker.LabelNetworkID, networkID)
+		if err != nil {
+			return nil, fmt.Errorf("look for the part of network %s: %w", networkID, err)
+		}
+		for _, n := range parts {
+			names = append(names, n.Name)
+		}
+		as.heard.parts[networkID] = names
+	}
+	var on []docker.Endpoint
+	for _, e := range as.heard.endpoints {
+		if slices.Contains(names, e.Network) {
+			on = append(on, e)
+		}
+	}
+	return on, nil
 }
 
 func newAttachments(e docker.Engine, networks *docker.Networks, gateway func(context.Context, string) (netip.Prefix, error), log *slog.Logger) *attachments {
 	return &attachments{engine: e, networks: networks, gateway: gateway, log: log, seen: func() {}, began: time.Now(), wake: make(chan struct{}, 1),
-		making: map[string]bool{}, waiting: map[*attachment]chan struct{}{}}
+		asking: make(chan struct{}, 1), making: map[string]bool{}, waiting: map[*attachment]chan struct{}{}}
 }
 
 // begin says that a container is being made for a task; settle that it is there, or will never be.
@@ -58,15 +113,27 @@ func (as *attachments) begin(taskID string) {
 
 func (as *attachments) settle(taskID string) {
 	as.mu.Lock()
+	defer as.mu.Unlock()
 	delete(as.making, taskID)
-	as.mu.Unlock()
-	as.look()
+	as.lookLocked()
 }
 
 // look has every attachment looked at.
 func (as *attachments) look() {
 	as.mu.Lock()
 	defer as.mu.Unlock()
+	as.lookLocked()
+}
+
+// doubt has the engine asked by whoever wants to know what it has from now on.
+func (as *attachments) doubt() {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.doubts++
+}
+
+func (as *attachments) lookLocked() {
+	as.doubts++
 	for _, c := range as.waiting {
 		select {
 		case c <- struct{}{}:
@@ -102,6 +169,7 @@ func (as *attachments) any() bool {
 
 // gone gives the ids of the attachments whose containers are no more.
 func (as *attachments) gone(ctx context.Context) (ids []string) {
+	as.doubt() // no event may have come yet
 	as.mu.Lock()
 	all := slices.Collect(maps.Keys(as.waiting))
 	as.mu.Unlock()
@@ -251,24 +319,17 @@ func (a *attachment) holders(ctx context.Context) ([]docker.Endpoint, error) {
 	if len(a.task.NetworksAttachments) == 0 {
 		return nil, nil
 	}
-	parts, err := a.all.engine.Networks(ctx, docker.LabelNetworkID, a.task.NetworksAttachments[0].Network.ID)
-	if err != nil {
-		return nil, fmt.Errorf("look for the networks of attachment %s: %w", a.task.ID, err)
-	}
-	var names []string
-	for _, n := range parts {
-		names = append(names, n.Name)
-	}
-	all, err := a.all.engine.Endpoints(ctx)
+	on, err := a.all.on(ctx, a.task.NetworksAttachments[0].Network.ID)
 	if err != nil {
 		return nil, fmt.Errorf("look for the container of attachment %s: %w", a.task.ID, err)
 	}
 	want := a.address().String()
-	return slices.DeleteFunc(all, func(e docker.Endpoint) bool { return e.Address != want || !slices.Contains(names, e.Network) }), nil
+	return slices.DeleteFunc(on, func(e docker.Endpoint) bool { return e.Address != want }), nil
 }
 
 // Shutdown takes the container off the network, whose address is given to somebody else from now on. It runs on.
 func (a *attachment) Shutdown(ctx context.Context) error {
+	a.all.doubt()
 	holders, err := a.holders(ctx)
 	for _, h := range holders {
 		a.all.log.Info("a container is taken off a network of the swarm", "task", a.task.ID, "container", h.ContainerID, "network", h.Network)

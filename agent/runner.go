@@ -48,7 +48,7 @@ type runner struct {
 	status    swarm.TaskStatus        // guarded by mu
 	leaving   bool                    // guarded by mu; the task is no longer assigned: stop, remove, end
 	interrupt context.CancelCauseFunc // guarded by mu; of the step in progress, nil if it is not to be interrupted
-	moved     chan struct{}           // guarded by mu; closed and replaced when status changes
+	moved     chan struct{}           // guarded by mu; closed and replaced when status or leaving changes
 }
 
 func newRunner(t *cluster.Task, status swarm.TaskStatus, ctl controller, log *slog.Logger, report func(*cluster.Task, swarm.TaskStatus)) *runner {
@@ -107,8 +107,14 @@ func (r *runner) leave() {
 	defer r.mu.Unlock()
 	if !r.leaving {
 		r.leaving = true
+		r.movedLocked()
 		r.pokeLocked()
 	}
+}
+
+func (r *runner) movedLocked() {
+	close(r.moved)
+	r.moved = make(chan struct{})
 }
 
 func (r *runner) pokeLocked() {
@@ -259,8 +265,7 @@ func (r *runner) set(change func(*swarm.TaskStatus)) {
 		st.ContainerStatus, st.PortStatus = &cs, ports
 	}
 	r.status = st
-	close(r.moved)
-	r.moved = make(chan struct{})
+	r.movedLocked()
 	t := r.task
 	r.mu.Unlock()
 	r.log.Debug("task state", "state", st.State, "err", st.Err)

@@ -23,6 +23,8 @@ const (
 	attachLimit = 20 * time.Second
 	// maxAttach bounds a request; names are what is longest in it.
 	maxAttach = 64 << 10
+	// maxAttachments bounds the containers of people's own that a node has on networks: no node may fill the store.
+	maxAttachments = 1000
 )
 
 // attachError is a refusal of an attachment with its status and Swarm's words.
@@ -76,13 +78,19 @@ func (m *Manager) serveAttach(w http.ResponseWriter, r *http.Request) {
 func (m *Manager) attach(ctx context.Context, nodeID string, req protocol.AttachRequest) error {
 	watch := m.cfg.Store.Watch(watchBuffer)
 	defer func() { watch.Close() }()
-	_, err := m.cfg.Store.Update(ctx, func(snap *cluster.Snapshot) (*cluster.Txn, error) { return attachment(snap, nodeID, req) })
+	made, err := m.ask(ctx, nodeID, req)
 	if err != nil {
 		return err
 	}
 	for {
 		t := m.cfg.Store.Snapshot().Task(req.ID)
 		switch {
+		case t == nil && !made:
+			// It was that of a former request, whose connection broke and which has taken it back.
+			if made, err = m.ask(ctx, nodeID, req); err != nil {
+				return err
+			}
+			continue
 		case t == nil:
 			return refuse(http.StatusConflict, "Aborted", "the attachment ended while it was made")
 		case !cluster.Before(t.Status.State, swarm.TaskStateAssigned):
@@ -103,6 +111,16 @@ func (m *Manager) attach(ctx context.Context, nodeID string, req protocol.Attach
 			}
 		}
 	}
+}
+
+// ask stores the task, unless it is there already, which made denies.
+func (m *Manager) ask(ctx context.Context, nodeID string, req protocol.AttachRequest) (made bool, err error) {
+	_, err = m.cfg.Store.Update(ctx, func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		txn, err := attachment(snap, nodeID, req)
+		made = txn != nil
+		return txn, err
+	})
+	return made, err
 }
 
 // detach takes back a task that has no address yet, unless it was given one meanwhile.
@@ -139,6 +157,15 @@ func attachment(snap *cluster.Snapshot, nodeID string, req protocol.AttachReques
 	n, err := attachable(snap, req.Network)
 	if err != nil {
 		return nil, err
+	}
+	have := 0
+	for t := range snap.TasksOfNode(nodeID) {
+		if t.Attachment() && !cluster.Terminal(t.Status.State) {
+			have++
+		}
+	}
+	if have >= maxAttachments {
+		return nil, refuse(http.StatusTooManyRequests, "ResourceExhausted", "node %s has %d containers on networks of the swarm already, and may have no more", nodeID, have)
 	}
 	t := &cluster.Task{}
 	t.ID, t.NodeID, t.DesiredState = req.ID, nodeID, swarm.TaskStateRunning

@@ -2,10 +2,13 @@ package manager
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -16,6 +19,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 // attach asks for a place as a node would.
@@ -89,5 +93,75 @@ func TestAttach(t *testing.T) {
 	}
 	if got, want := s.attach(worker, protocol.AttachRequest{ID: id(), Network: "front"}), rpc(500, "Unavailable", "could not find an available IP on network front"); got != want {
 		t.Errorf("a full network: %s, want %s", got, want)
+	}
+}
+
+// A node whose connection breaks while it waits for an address asks again, perhaps before its former request is given up.
+func TestAttachAgain(t *testing.T) {
+	store, err := raftstore.Open(raftstore.Config{Dir: t.TempDir(), NodeID: soloNode, ClusterID: soloCluster, Addr: "127.0.0.1:1", Bootstrap: true,
+		Transport: raftstore.Alone(), Key: make([]byte, raftstore.KeySize), Tick: 10 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- store.Run(running) }()
+	t.Cleanup(func() {
+		stop()
+		<-done
+	})
+	for l := range store.LeaderChanges() {
+		if l.Leader {
+			break
+		}
+	}
+	m := &Manager{cfg: Config{Store: store, Logger: slog.New(slog.DiscardHandler)}} // nobody gives addresses
+	s := &solo{t: t, store: store}
+	front := &cluster.Network{}
+	front.ID, front.Spec.Name, front.Spec.Attachable = "front00000000000000000001", "front", true
+	node := newNode(soloNode, identity.Manager, "", "127.0.0.1")
+	if _, err := store.Propose(t.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.CreateOf(front), cluster.CreateOf(node)}}); err != nil {
+		t.Fatal(err)
+	}
+	req := protocol.AttachRequest{ID: cluster.NewID(rand.Reader), Network: "front"}
+	ask := func(ctx context.Context) chan error {
+		answer := make(chan error, 1)
+		go func() { answer <- m.attach(ctx, soloNode, req) }()
+		return answer
+	}
+	ctx, broken := context.WithCancel(t.Context())
+	first := ask(ctx)
+	task := s.await("the task", func(snap *cluster.Snapshot) bool { return snap.Task(req.ID) != nil }).Task(req.ID)
+	second := ask(t.Context())
+	broken()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the request that broke: %v", err)
+	}
+	again := s.await("the task again", func(snap *cluster.Snapshot) bool {
+		now := snap.Task(req.ID)
+		return now != nil && now.Version != task.Version
+	}).Task(req.ID)
+	placed := *again
+	placed.Status.State = swarm.TaskStateAssigned
+	if _, err := store.Propose(t.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&placed)}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; err != nil {
+		t.Errorf("the request that stayed: %v", err)
+	}
+	// Nobody fills the store.
+	var many []cluster.Change
+	for range maxAttachments - 1 {
+		one := placed
+		one.ID, one.Version = cluster.NewID(rand.Reader), swarm.Version{}
+		many = append(many, cluster.CreateOf(&one))
+	}
+	if _, err := store.Propose(t.Context(), &cluster.Txn{Time: time.Now(), Changes: many}); err != nil {
+		t.Fatal(err)
+	}
+	req.ID = cluster.NewID(rand.Reader)
+	var refused *attachError
+	if err := <-ask(t.Context()); !errors.As(err, &refused) || refused.status != http.StatusTooManyRequests {
+		t.Errorf("one more than a node may have: %v", err)
 	}
 }
