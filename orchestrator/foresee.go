@@ -14,6 +14,9 @@ type Foreseen struct {
 	Snapshot *cluster.Snapshot
 	// Decisions are those made on the way, in order.
 	Decisions []Decision
+	// Started and Ended have, of the tasks that did so on the way, the number of the pass in which it was: what has the smaller
+	// number happens before.
+	Started, Ended map[string]int
 	// Settled says that nothing is left to do; otherwise no more passes were allowed.
 	Settled bool
 }
@@ -26,7 +29,7 @@ type Foreseen struct {
 func Foresee(st *cluster.State, now time.Time, ids cluster.IDs, more func() bool) Foreseen {
 	p := New(Options{})
 	p.Reset(st.Snapshot())
-	var out Foreseen
+	out := Foreseen{Started: make(map[string]int), Ended: make(map[string]int)}
 	commit := func(changes []cluster.Change) []cluster.Event {
 		events, err := st.Apply(&cluster.Txn{Time: now, Changes: changes}, st.Index()+1)
 		if err != nil { // the planner plans for the very state that it is applied to
@@ -38,9 +41,11 @@ func Foresee(st *cluster.State, now time.Time, ids cluster.IDs, more func() bool
 		return events
 	}
 	moving := pendingObedience(st.Snapshot())
-	for more() {
+	for pass := 1; more(); pass++ {
 		if obeys := obedience(st.Snapshot(), moving, now); len(obeys) > 0 {
-			moving = changedTasks(commit(obeys))
+			events := commit(obeys)
+			out.note(events, pass)
+			moving = changedTasks(events)
 		} else {
 			moving = nil
 		}
@@ -61,6 +66,23 @@ func Foresee(st *cluster.State, now time.Time, ids cluster.IDs, more func() bool
 	}
 	out.Snapshot = st.Snapshot()
 	return out
+}
+
+// note remembers which tasks have started and ended in a pass.
+func (f *Foreseen) note(events []cluster.Event, pass int) {
+	for i := range events {
+		t, ok := events[i].New.(*cluster.Task)
+		switch {
+		case !ok:
+		case cluster.Terminal(t.Status.State):
+			f.Ended[t.ID] = pass
+			fallthrough
+		case t.Status.State == swarm.TaskStateRunning:
+			if f.Started[t.ID] == 0 {
+				f.Started[t.ID] = pass
+			}
+		}
+	}
 }
 
 // pendingObedience gives the ids of all tasks, any of which may have something to do.

@@ -1,9 +1,11 @@
 package engineapi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,7 +42,9 @@ type PlannedService struct {
 
 // PlanAnswer is the answer of POST /miniswarm/plan.
 type PlanAnswer struct {
-	Services []ServicePlan
+	// Networks, Secrets and Configs are the names of those that would be created, before the services.
+	Networks, Secrets, Configs []string `json:",omitempty"`
+	Services                   []ServicePlan
 	// Settled says that the plan was followed to its end; otherwise it was too long.
 	Settled bool
 	// Text is all of it for people.
@@ -71,6 +75,13 @@ type PlannedTask struct {
 	Node      string
 	Container string `json:",omitempty"`
 	Why       string `json:",omitempty"`
+
+	at, slot int // when it happens, counted in steps, and which of those at that time comes first
+}
+
+// sooner compares tasks by when they start or stop.
+func sooner(a, b PlannedTask) int {
+	return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.slot, b.slot), cmp.Compare(a.Name, b.Name))
 }
 
 const (
@@ -145,6 +156,7 @@ type planning struct {
 	state  *cluster.State
 	ids    cluster.IDs
 	now    time.Time
+	made   PlanAnswer // what is created besides services
 	plans  []ServicePlan
 }
 
@@ -179,6 +191,7 @@ func (p *planning) write(req *PlanRequest) error {
 		}
 		o := &cluster.Network{}
 		o.ID, o.Spec = p.ids.Next(), spec
+		p.made.Networks = append(p.made.Networks, spec.Name)
 		if err := p.commit(cluster.CreateOf(o)); err != nil {
 			return err
 		}
@@ -186,6 +199,7 @@ func (p *planning) write(req *PlanRequest) error {
 	for _, x := range req.Secrets {
 		o := &cluster.Secret{}
 		o.ID, o.Spec.Name = x.ID, x.Name
+		p.made.Secrets = append(p.made.Secrets, x.Name)
 		if err := p.commit(cluster.CreateOf(o)); err != nil {
 			return err
 		}
@@ -193,6 +207,7 @@ func (p *planning) write(req *PlanRequest) error {
 	for _, x := range req.Configs {
 		o := &cluster.Config{}
 		o.ID, o.Spec.Name = x.ID, x.Name
+		p.made.Configs = append(p.made.Configs, x.Name)
 		if err := p.commit(cluster.CreateOf(o)); err != nil {
 			return err
 		}
@@ -326,17 +341,19 @@ func (p *planning) answer(more func() bool) PlanAnswer {
 		}
 	}
 	for i := range p.plans {
-		p.fill(&p.plans[i], seen.Snapshot, why)
+		p.fill(&p.plans[i], &seen, why)
 	}
-	a := PlanAnswer{Services: p.plans, Settled: seen.Settled}
+	a := p.made
+	a.Services, a.Settled = p.plans, seen.Settled
 	a.Text = planText(&a)
 	return a
 }
 
 // fill tells of one service which tasks start, stop and stay.
-func (p *planning) fill(plan *ServicePlan, after *cluster.Snapshot, why map[string]string) {
+func (p *planning) fill(plan *ServicePlan, seen *orchestrator.Foreseen, why map[string]string) {
+	after := seen.Snapshot
 	describe := func(t *cluster.Task) PlannedTask {
-		out := PlannedTask{ID: t.ID, Name: plan.Name + "." + t.SlotName(), NodeID: t.NodeID, Node: nodeName(p.before, t.NodeID), Why: why[t.ID]}
+		out := PlannedTask{ID: t.ID, Name: plan.Name + "." + t.SlotName(), NodeID: t.NodeID, Node: nodeName(p.before, t.NodeID), Why: why[t.ID], slot: t.Slot}
 		if t.Status.ContainerStatus != nil {
 			out.Container = t.Status.ContainerStatus.ContainerID
 		}
@@ -353,7 +370,7 @@ func (p *planning) fill(plan *ServicePlan, after *cluster.Snapshot, why map[stri
 			continue
 		}
 		gone := describe(t)
-		gone.Why = ""
+		gone.Why, gone.at = "", seen.Ended[t.ID]
 		plan.Stop = append(plan.Stop, gone)
 	}
 	var waiting *cluster.Task
@@ -368,12 +385,15 @@ func (p *planning) fill(plan *ServicePlan, after *cluster.Snapshot, why map[stri
 			waiting = t
 		case old == nil || old.NodeID == "":
 			start := describe(t)
+			start.at = seen.Started[t.ID]
 			if old == nil {
 				start.ID = ""
 			}
 			plan.Start = append(plan.Start, start)
 		}
 	}
+	slices.SortFunc(plan.Stop, sooner)
+	slices.SortFunc(plan.Start, sooner)
 	if waiting != nil {
 		plan.Lacking = lacking(after, waiting, p.now)
 	}

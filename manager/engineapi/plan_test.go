@@ -60,6 +60,14 @@ func TestPlan(t *testing.T) {
 		t.Errorf("update: %+v", s)
 	}
 	has(a, "TaskTemplate.ContainerSpec.Image", "-> web:2")
+	if got, want := moves(a), "stop web.1, start web.1, stop web.2, start web.2"; got != want {
+		t.Errorf("an update goes %s", got)
+	}
+	image.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Order: swarm.UpdateOrderStartFirst}
+	a = plan(PlanRequest{Services: []PlannedService{{ID: "svc1", Spec: image}}})
+	if got, want := moves(a), "start web.1, stop web.1, start web.2, stop web.2"; got != want {
+		t.Errorf("an update that starts first goes %s", got)
+	}
 
 	if s := plan(PlanRequest{Services: []PlannedService{{ID: "svc1", Spec: present()}}}).Services[0]; s.Action != "none" || s.Keep != 2 || len(s.Start)+len(s.Stop) > 0 {
 		t.Errorf("no change: %+v", s)
@@ -69,7 +77,7 @@ func TestPlan(t *testing.T) {
 	big.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: 1 << 50}}
 	big.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "back"}}
 	a = plan(PlanRequest{Networks: []network.CreateRequest{{Name: "back", CreateOptions: network.CreateOptions{Driver: "overlay"}}}, Services: []PlannedService{{Spec: big}}})
-	has(a, "service big would be created", "1 task would wait for a place", "vm1: needs 1024 TiB, 2 GiB free")
+	has(a, "network back would be created", "service big would be created", "1 task would wait for a place", "vm1: needs 1024 TiB, 2 GiB free")
 
 	if s := plan(PlanRequest{Remove: []string{"web"}}).Services[0]; s.Action != "remove" || len(s.Stop) != 2 {
 		t.Errorf("remove: %+v", s)
@@ -92,6 +100,17 @@ func TestPlanEndsWithItsRequest(t *testing.T) {
 	if err := w.api.plan(w.control, httptest.NewRecorder(), r); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "after 1 steps") {
 		t.Errorf("it ended with %v", err)
 	}
+}
+
+// moves are the starts and stops of a plan, in order.
+func moves(a PlanAnswer) string {
+	var out []string
+	for line := range strings.Lines(a.Text) {
+		if f := strings.Fields(line); len(f) > 2 && (f[0] == "stop" || f[0] == "start") {
+			out = append(out, f[0]+" "+f[1])
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 func copySpec(t *testing.T, spec swarm.ServiceSpec) *swarm.ServiceSpec {

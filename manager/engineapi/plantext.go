@@ -98,6 +98,14 @@ func flattenInto(out map[string]string, path string, v any) {
 func planText(a *PlanAnswer) string {
 	var b strings.Builder
 	b.WriteString("dry run: nothing is changed\n")
+	for _, made := range []struct {
+		noun  string
+		names []string
+	}{{"network", a.Networks}, {"secret", a.Secrets}, {"config", a.Configs}} {
+		for _, name := range made.names {
+			fmt.Fprintf(&b, "%s %s would be created\n", made.noun, name)
+		}
+	}
 	if len(a.Services) == 0 {
 		b.WriteString("no service would change\n")
 	}
@@ -120,19 +128,15 @@ func (p *ServicePlan) writeText(b *strings.Builder) {
 	for _, c := range p.Changes {
 		fmt.Fprintf(b, "  %s\n", c)
 	}
-	for _, t := range p.Stop {
-		fmt.Fprintf(b, "  stop   %s on %s", t.Name, t.Node)
-		if t.Container != "" {
-			fmt.Fprintf(b, ", container %.12s", t.Container)
+	// As it happens: an update stops and starts tasks in turns, and which comes first is its order.
+	for stop, start := p.Stop, p.Start; len(stop)+len(start) > 0; {
+		if len(start) == 0 || len(stop) > 0 && stop[0].at <= start[0].at {
+			stop[0].writeText(b, "stop ")
+			stop = stop[1:]
+		} else {
+			start[0].writeText(b, "start")
+			start = start[1:]
 		}
-		b.WriteByte('\n')
-	}
-	for _, t := range p.Start {
-		fmt.Fprintf(b, "  start  %s on %s", t.Name, t.Node)
-		if t.Why != "" {
-			fmt.Fprintf(b, ": %s", t.Why)
-		}
-		b.WriteByte('\n')
 	}
 	if p.Waiting > 0 {
 		fmt.Fprintf(b, "  %s would wait for a place:\n", count(p.Waiting, "task"))
@@ -140,6 +144,17 @@ func (p *ServicePlan) writeText(b *strings.Builder) {
 			fmt.Fprintf(b, "    %s\n", l)
 		}
 	}
+}
+
+func (t PlannedTask) writeText(b *strings.Builder, verb string) {
+	fmt.Fprintf(b, "  %s  %s on %s", verb, t.Name, t.Node)
+	if t.Container != "" {
+		fmt.Fprintf(b, ", container %.12s", t.Container)
+	}
+	if t.Why != "" {
+		fmt.Fprintf(b, ": %s", t.Why)
+	}
+	b.WriteByte('\n')
 }
 
 func count(n int, what string) string {
