@@ -95,6 +95,8 @@ type Cluster struct {
 	Removed map[string]time.Time
 	// UnlockKeys is reserved for sealed managers; empty while autolock is off.
 	UnlockKeys []byte
+	// Epoch orders the lives of a cluster that was recovered: see [NextEpoch]. It is 0 in the first life.
+	Epoch uint64
 }
 
 // Node is one machine. Spec is the user's wish; the other fields are what was observed or allocated.

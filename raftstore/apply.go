@@ -271,16 +271,23 @@ func (a *applier) applyConf(e *raftpb.Entry) error {
 }
 
 func (a *applier) changeMember(c confChange) {
+	a.removed = c.apply(a.members, a.removed)
+	a.leaving = a.leaving || c.Kind == confRemove && c.Member.RaftID == a.s.self
+}
+
+// apply changes the members and gives the former members that there are then.
+func (c confChange) apply(members map[uint64]protocol.Member, removed []uint64) []uint64 {
 	id := c.Member.RaftID
-	switch c.Kind {
-	case confRemove:
-		delete(a.members, id)
-		a.removed = append(slices.Clone(a.removed), id)
-		if n := len(a.removed) - maxRemovedMembers; n > 0 {
-			a.removed = a.removed[n:]
-		}
-		a.leaving = a.leaving || id == a.s.self
-	default:
-		a.members[id] = c.Member
+	if c.Kind != confRemove {
+		members[id] = c.Member
+		return removed
 	}
+	delete(members, id)
+	return remember(removed, id)
+}
+
+// remember adds raft ids to those of former members, of which the oldest are forgotten.
+func remember(removed []uint64, ids ...uint64) []uint64 {
+	removed = slices.Concat(removed, ids)
+	return removed[max(len(removed)-maxRemovedMembers, 0):]
 }

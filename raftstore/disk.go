@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/miniswarm/miniswarm/cluster"
@@ -87,14 +88,14 @@ func openDisk(dir string, seal *sealer, log *slog.Logger) (*disk, *loaded, error
 	if err := removeTemporary(snapDir(dir)); err != nil {
 		return nil, nil, err
 	}
-	l, err := d.replay()
+	l, err := d.replay(wal.Open)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		// The last write was torn by a crash; it was never acknowledged to anyone.
 		log.Warn("write-ahead log ends in the middle of a record, cutting it off", "dir", walDir(dir), "err", err)
 		if !wal.Repair(walLogger(log), walDir(dir)) {
 			return nil, nil, fmt.Errorf("repair write-ahead log: %w", d.locate(err))
 		}
-		l, err = d.replay()
+		l, err = d.replay(wal.Open)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("open write-ahead log: %w", d.locate(err))
@@ -105,8 +106,8 @@ func openDisk(dir string, seal *sealer, log *slog.Logger) (*disk, *loaded, error
 	return d, l, nil
 }
 
-// replay reads the log and leaves d.wal ready to append.
-func (d *disk) replay() (*loaded, error) {
+// replay reads the log and leaves d.wal as open gave it, ready to append if it may.
+func (d *disk) replay(open func(*zap.Logger, string, *walpb.Snapshot) (*wal.WAL, error)) (*loaded, error) {
 	snaps, err := wal.ValidSnapshotEntries(walLogger(d.log), walDir(d.dir))
 	if err != nil {
 		return nil, err
@@ -115,7 +116,7 @@ func (d *disk) replay() (*loaded, error) {
 	if len(snaps) > 0 {
 		l.snapshot = slices.MaxFunc(snaps, func(a, b *walpb.Snapshot) int { return cmp.Compare(a.GetIndex(), b.GetIndex()) })
 	}
-	w, err := wal.Open(walLogger(d.log), walDir(d.dir), l.snapshot)
+	w, err := open(walLogger(d.log), walDir(d.dir), l.snapshot)
 	if err != nil {
 		return nil, err
 	}
@@ -292,14 +293,14 @@ func removeTemporary(dir string) error {
 	return nil
 }
 
-// bootstrap writes the first snapshot of a new cluster, whose only member is this one, and the log's record of it. All
+// bootstrap writes the first snapshot of a new group, whose only member is this one, and the log's record of it. All
 // that joins later begins with a snapshot, which carries the members and their addresses.
-func (d *disk) bootstrap(meta snapshotMeta, conf *raftpb.ConfState) error {
+func (d *disk) bootstrap(meta snapshotMeta, conf *raftpb.ConfState, snap *cluster.Snapshot) error {
 	f, err := createSnapshotFile(snapDir(d.dir), meta.Term, meta.Index, d.seal)
 	if err != nil {
 		return err
 	}
-	if err := encodeSnapshot(meta, cluster.NewState().Snapshot(), f.put); err != nil {
+	if err := encodeSnapshot(meta, snap, f.put); err != nil {
 		return errors.Join(err, f.abort())
 	}
 	if err := f.commit(); err != nil {

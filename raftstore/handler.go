@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 )
 
@@ -77,15 +78,37 @@ func (s *Store) caller(w http.ResponseWriter, r *http.Request) (m protocol.Membe
 		http.Error(w, "the headers "+headerFrom+" and "+headerTo+" must name members", http.StatusBadRequest)
 		return m, false
 	}
+	if slices.Contains(s.view.membership().removed, from) {
+		http.Error(w, "the managers go on without this member: it was removed, or the cluster was recovered without it", http.StatusGone)
+		return m, false
+	}
+	if status, why := s.compareEpoch(r.Header.Get(headerEpoch)); why != "" {
+		http.Error(w, why, status)
+		return m, false
+	}
 	if to != s.self {
 		http.Error(w, fmt.Sprintf("this is member %x, not %x", s.self, to), http.StatusMisdirectedRequest)
 		return m, false
 	}
-	if slices.Contains(s.view.membership().removed, from) {
-		http.Error(w, ErrRemoved.Error(), http.StatusGone)
-		return m, false
-	}
 	return protocol.Member{RaftID: from, NodeID: r.Header.Get(headerNode), Addr: r.Header.Get(headerAddr)}, true
+}
+
+// compareEpoch refuses a caller whose tables are of another life of the cluster than this member's: see [cluster.NextEpoch].
+func (s *Store) compareEpoch(header string) (status int, why string) {
+	own, known := s.Epoch()
+	if header == "" || !known {
+		return 0, ""
+	}
+	epoch, err := strconv.ParseUint(header, 16, 64)
+	switch {
+	case err != nil:
+		return http.StatusBadRequest, "the header " + headerEpoch + " is no epoch"
+	case epoch < own:
+		return http.StatusGone, fmt.Sprintf("the cluster was recovered without this member at %s", cluster.EpochTime(own).Format(time.RFC3339))
+	case epoch > own:
+		return http.StatusConflict, fmt.Sprintf("this manager is of the cluster as it was before it was recovered at %s", cluster.EpochTime(epoch).Format(time.RFC3339))
+	}
+	return 0, ""
 }
 
 func (s *Store) serveStream(w http.ResponseWriter, r *http.Request) {

@@ -67,6 +67,8 @@ const (
 	headerNode = "Miniswarm-Raft-Node"
 	headerAddr = "Miniswarm-Raft-Addr"
 	headerTo   = "Miniswarm-Raft-To"
+	// headerEpoch is missing where the caller has no tables yet.
+	headerEpoch = "Miniswarm-Raft-Epoch"
 )
 
 // userTimeout is how long the kernel keeps trying to send to a peer that does not acknowledge. Without it a peer that
@@ -256,6 +258,7 @@ func (p *httpPeer) run(ctx context.Context) {
 			continue // at once: it may be back already
 		}
 		if errors.Is(err, ErrRemoved) {
+			p.t.cfg.Logger.Warn("a manager says that this one is not part of its group", "node", p.member.NodeID, "addr", p.member.Addr, "err", err)
 			p.local.Removed()
 			return
 		}
@@ -327,6 +330,9 @@ func (p *httpPeer) request(ctx context.Context, method, path string, body io.Rea
 	req.Header.Set(headerNode, self.NodeID)
 	req.Header.Set(headerAddr, self.Addr)
 	req.Header.Set(headerTo, strconv.FormatUint(p.member.RaftID, 16))
+	if epoch, known := p.local.Epoch(); known {
+		req.Header.Set(headerEpoch, strconv.FormatUint(epoch, 16))
+	}
 	return req, nil
 }
 
@@ -345,10 +351,10 @@ func readUpgrade(conn net.Conn, req *http.Request) error {
 
 // refusal gives the error that a response other than success stands for.
 func refusal(resp *http.Response) error {
-	if resp.StatusCode == http.StatusGone {
-		return ErrRemoved
-	}
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
+	if resp.StatusCode == http.StatusGone {
+		return fmt.Errorf("%w: %s", ErrRemoved, bytes.TrimSpace(text))
+	}
 	return fmt.Errorf("the manager answers %s: %s", resp.Status, bytes.TrimSpace(text))
 }
 

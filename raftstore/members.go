@@ -337,6 +337,14 @@ func (s *Store) Member() protocol.Member {
 	return protocol.Member{RaftID: s.self, NodeID: s.cfg.NodeID, Addr: s.cfg.Addr}
 }
 
+// Epoch implements [Local].
+func (s *Store) Epoch() (epoch uint64, known bool) {
+	if c := s.Snapshot().Cluster(); c != nil {
+		return c.Epoch, true
+	}
+	return 0, false
+}
+
 // Receive implements [Local].
 func (s *Store) Receive(m *raftpb.Message) error {
 	if m.GetTo() != s.self {

@@ -49,16 +49,22 @@ func (a *applier) maybeSnapshot() {
 	p.wanted = false
 	p.begin(a.index)
 	snap := a.snapshot()
-	meta := snapshotMeta{Index: a.index, Term: a.term, Members: a.membership().members, Removed: a.membership().removed, Modified: map[cluster.Kind]uint64{}}
-	for _, k := range cluster.Kinds() {
-		meta.Modified[k] = snap.Modified(k)
-	}
+	meta := snapshotMeta{Index: a.index, Term: a.term, Members: a.membership().members, Removed: a.membership().removed, Modified: modified(snap)}
 	conf := proto.Clone(a.conf).(*raftpb.ConfState)
 	p.writer.Go(func() {
 		w := &writtenSnapshot{index: meta.Index}
 		w.size, w.err = a.s.writeSnapshot(meta, conf, snap)
 		a.s.applies.push(applyWork{written: w})
 	})
+}
+
+// modified gives the log indices at which the tables last changed.
+func modified(snap *cluster.Snapshot) map[cluster.Kind]uint64 {
+	at := map[cluster.Kind]uint64{}
+	for _, k := range cluster.Kinds() {
+		at[k] = snap.Modified(k)
+	}
+	return at
 }
 
 func (a *applier) snapshotWritten(w *writtenSnapshot) {

@@ -106,7 +106,7 @@ func (s *Store) openDisk(seal *sealer) error {
 	if s.cfg.Bootstrap && l.blank() {
 		// New, or a crash came between creating and bootstrapping.
 		meta := snapshotMeta{Index: 1, Term: 1, Members: []protocol.Member{{RaftID: d.id.RaftID, NodeID: d.id.NodeID, Addr: s.cfg.Addr}}}
-		if err := errors.Join(d.bootstrap(meta, confState(meta)), d.close()); err != nil {
+		if err := errors.Join(d.bootstrap(meta, confState(meta), cluster.NewState().Snapshot()), d.close()); err != nil {
 			return err
 		}
 		if d, l, err = openDisk(s.cfg.Dir, seal, s.log); err != nil {

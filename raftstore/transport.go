@@ -31,6 +31,8 @@ type Transport interface {
 type Local interface {
 	// Member is the local member as it knows itself.
 	Member() protocol.Member
+	// Epoch is the epoch of the cluster that the member's tables are of; known is false for a newcomer that has no tables yet.
+	Epoch() (epoch uint64, known bool)
 	// Receive takes a message from a peer. ErrRemoved says that the peer is not part of the group any more; tell it.
 	Receive(m *raftpb.Message) error
 	// Unreachable reports that messages to a peer are being lost.
