@@ -48,6 +48,10 @@ type Config struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Managers are the managers known when the agent starts; those it learns of are kept on disk and added.
 	Managers []protocol.ManagerAddr
+	// Epoch is the greatest epoch of the cluster that this node has seen (cluster.NextEpoch): managers of a smaller one are not
+	// followed. OnEpoch is called with a greater one before it is; what it returns an error for is not followed. May be nil.
+	Epoch   uint64
+	OnEpoch func(uint64) error
 	// Mesh is the node's data plane; nil where another daemon has it. Such a node's containers get addresses from
 	// their engine, and published ports do not lead to them.
 	Mesh Mesh
@@ -99,6 +103,7 @@ type Agent struct {
 	session  *session               // guarded by mu; nil between sessions
 	managers []protocol.ManagerAddr // guarded by mu
 	leader   string                 // guarded by mu; address of the last leader
+	epoch    uint64                 // guarded by mu; the greatest seen
 }
 
 // New gives an agent. It starts nothing.
@@ -116,7 +121,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	a := &Agent{cfg: cfg, log: cfg.Logger, managers: cfg.Managers, networks: cfg.Networks}
+	a := &Agent{cfg: cfg, log: cfg.Logger, managers: cfg.Managers, epoch: cfg.Epoch, networks: cfg.Networks}
 	if a.networks == nil {
 		a.networks = docker.NewNetworks(cfg.Engine, cfg.NodeID)
 	}
@@ -259,6 +264,50 @@ func (a *Agent) candidates() []string {
 		out = slices.Insert(out, 0, a.leader)
 	}
 	return out
+}
+
+// Seek has the agent look for its leader at another address first, for a cluster whose managers have moved while this node could
+// not hear of it. A session that there is ends; containers do not notice.
+func (a *Agent) Seek(addr string) {
+	a.addManagers([]protocol.ManagerAddr{{Addr: addr}})
+	a.mu.Lock()
+	a.leader = addr
+	s := a.session
+	a.mu.Unlock()
+	if s != nil {
+		_ = s.conn.Close()
+	}
+}
+
+func (a *Agent) seenEpoch() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.epoch
+}
+
+// follow decides whether to follow the leader at an address, which leads the cluster of that epoch; an error says why not.
+func (a *Agent) follow(addr string, epoch uint64) error {
+	switch seen := a.seenEpoch(); {
+	case epoch < seen:
+		a.mu.Lock()
+		if a.leader == addr {
+			a.leader = "" // it is not the one to ask first
+		}
+		a.mu.Unlock()
+		return fmt.Errorf("it leads the cluster as it was before it was recovered at %s", cluster.EpochTime(seen).Format(time.RFC3339))
+	case epoch == seen:
+		return nil
+	}
+	if a.cfg.OnEpoch != nil {
+		if err := a.cfg.OnEpoch(epoch); err != nil {
+			return fmt.Errorf("note that the cluster was recovered: %w", err)
+		}
+	}
+	a.mu.Lock()
+	a.epoch = epoch
+	a.mu.Unlock()
+	a.log.Info("the cluster was recovered; from now on its new managers are followed and no others", "recovered", cluster.EpochTime(epoch))
+	return nil
 }
 
 func (a *Agent) welcomed(w *protocol.Welcome) {

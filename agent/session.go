@@ -115,13 +115,16 @@ func (s *session) greet() (*protocol.Welcome, error) {
 		return nil, errors.New("wait for the leader's welcome: it said something else")
 	}
 	s.hear(false)
+	if err := s.a.follow(s.leader, m.Welcome.Epoch); err != nil {
+		return nil, fmt.Errorf("the leader at %s is not followed: %w", s.leader, err)
+	}
 	return m.Welcome, nil
 }
 
 func (s *session) hello() error {
 	c := s.a.cfg
 	return s.send(protocol.FromAgent{Hello: &protocol.Hello{Description: s.a.describer.description(), DataAddr: c.DataAddr,
-		DataPlane: c.Mesh != nil, Version: c.Version}})
+		DataPlane: c.Mesh != nil, Version: c.Version, Epoch: s.a.seenEpoch()}})
 }
 
 // send writes one message.

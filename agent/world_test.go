@@ -135,6 +135,7 @@ type manager struct {
 	mute       bool     // does not answer heartbeats any more
 	conn       net.Conn // of the newest session
 	dismissing bool     // answers every hello with a dismissal
+	epoch      uint64   // of the cluster that it leads
 	attach     func(protocol.AttachRequest) (status int, text string)
 	seq        uint64 // number of the last assignments
 	record     record
@@ -232,13 +233,13 @@ func (m *manager) serve(conn net.Conn) {
 	m.seq = 0
 	m.record.hellos = append(m.record.hellos, *first.Hello)
 	m.conn = conn
-	dismissing := m.dismissing
+	dismissing, epoch := m.dismissing, m.epoch
 	m.mu.Unlock()
 	if dismissing {
 		m.write(conn, protocol.ToAgent{Leave: &protocol.LeaveRequired{Reason: "it was removed"}})
 		return
 	}
-	m.write(conn, protocol.ToAgent{Welcome: &protocol.Welcome{SessionID: "s", HeartbeatPeriod: 250 * time.Millisecond,
+	m.write(conn, protocol.ToAgent{Welcome: &protocol.Welcome{SessionID: "s", HeartbeatPeriod: 250 * time.Millisecond, Epoch: epoch,
 		Managers: []protocol.ManagerAddr{{Addr: "a"}, {Addr: "b"}}}})
 	for {
 		var f protocol.FromAgent

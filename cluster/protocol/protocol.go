@@ -94,6 +94,8 @@ type Hello struct {
 	DataPlane bool
 	// Version is the agent's miniswarm version.
 	Version string
+	// Epoch is the greatest epoch of the cluster that this node has seen: see cluster.NextEpoch. A leader of a smaller one refuses.
+	Epoch uint64 `json:",omitempty"`
 }
 
 // Heartbeat says that the agent lives.
@@ -124,8 +126,10 @@ type MeshAck struct {
 
 // Welcome accepts a session.
 type Welcome struct {
-	SessionID       string
-	ClusterID       string
+	SessionID string
+	ClusterID string
+	// Epoch is the cluster's. An agent that has seen a greater one goes on looking for its managers.
+	Epoch           uint64 `json:",omitempty"`
 	Node            *cluster.Node
 	HeartbeatPeriod time.Duration
 	Managers        []ManagerAddr

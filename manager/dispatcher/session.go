@@ -178,6 +178,11 @@ func (s *session) register(ctx context.Context, h *protocol.Hello) error {
 	if !known {
 		return s.dismiss()
 	}
+	if c := s.d.cfg.Store.Snapshot().Cluster(); c != nil && h.Epoch > c.Epoch {
+		// What a node says is no reason to step down: it may be lying. But it is not to be counted on here.
+		return fmt.Errorf("node %s follows the cluster as it was recovered elsewhere at %s; if that is meant, end this manager with 'miniswarm leave --force'",
+			s.nodeID, cluster.EpochTime(h.Epoch).Format(time.RFC3339))
+	}
 	// Heard from now on, so that the node is not called DOWN while its coming back is being stored.
 	s.d.mu.Lock()
 	s.d.heard[s.nodeID] = s.lastHeard()

@@ -85,7 +85,7 @@ func (s *session) sendTerms(said *terms) error {
 		snap := s.d.cfg.Store.Snapshot()
 		m.Welcome = &protocol.Welcome{SessionID: s.id, Node: snap.Node(s.nodeID), HeartbeatPeriod: now.period / beats, Managers: now.managers}
 		if c := snap.Cluster(); c != nil {
-			m.Welcome.ClusterID = c.ID
+			m.Welcome.ClusterID, m.Welcome.Epoch = c.ID, c.Epoch
 		}
 	case !slices.Equal(now.managers, said.managers):
 		m.Managers = now.managers
