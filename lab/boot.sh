@@ -34,6 +34,9 @@ rmdir /run/sys
 # An /etc of its own over the machine's, kept on the host's disk: hosts, resolv.conf, machine-id, docker/.
 mount -t overlay -o "lowerdir=/etc,upperdir=$dir/etc/upper,workdir=$dir/etc/work" overlay /etc
 
+# Where the daemon's state has a disk of its own, it is one that the rest of the machine does not see.
+if [ -e "$dir/miniswarm.img" ]; then mount -o loop "$dir/miniswarm.img" "$dir/miniswarm"; fi
+
 ln -s "$dir/miniswarm.sock" /run/miniswarm.sock
 ulimit -n 1048576 2>/dev/null || true
 

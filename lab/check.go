@@ -19,10 +19,12 @@ var tools = []struct{ name, pkg string }{
 	{"docker", "docker.io"},
 	{"docker-registry", "docker-registry"},
 	{"iptables", "iptables"},
+	{"nft", "nftables"},
 	{"ip", "iproute2"},
 	{"nsenter", "util-linux"},
 	{"setsid", "util-linux"},
 	{"mount", "mount"},
+	{"mkfs.ext4", "e2fsprogs"},
 }
 
 // Check reports what keeps a lab from running on this machine, all of it at once, and what to do about it.

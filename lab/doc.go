@@ -18,7 +18,14 @@
 // [Lab.Fail] pulls the power cord: first the network port goes, so that no peer gets a farewell from dying sockets,
 // then the first process of the host is killed, and with it everything in its pid namespace: engine, containers,
 // daemon. [Lab.Start] boots the same disk on the same address. [Lab.Cut] and [Lab.Heal] unplug and plug the network
-// port only. [Lab.KillDaemon] and [Lab.KillEngine] kill one process and leave the containers alone.
+// port only; [Lab.Lose] drops a share of the frames, or all, from one host to another, and not the other way. [Lab.KillDaemon] and
+// [Lab.KillEngine] kill one process and leave the containers alone; [Lab.PauseDaemon] and [Lab.PauseEngine] stop it with SIGSTOP,
+// [Lab.Pause] freezes the whole host, and [Lab.Starve] leaves it little of the processor. Where the daemon's state has a disk of
+// its own (Options.DiskMiB), [Lab.FillDisk] and [Lab.HangDisk] make it full or mute. [Lab.Heal] ends what is wrong with the network,
+// [Lab.Resume] what is wrong with processes and disks, [Lab.FreeDisk] makes room.
+//
+// Two faults are not for labs. Clocks cannot jump for one host alone: Linux gives time namespaces to the monotonic clock and not to
+// the one that tells the date. And frames are lost but not delayed, where the kernel has no netem, as the one this was made on.
 //
 // # State
 //

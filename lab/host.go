@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,6 +39,8 @@ type Host struct {
 	On, Engine, Daemon bool
 	// Cut says that its network port is off.
 	Cut bool
+	// Faults are the other faults it suffers from, in words.
+	Faults []string
 	// EngineSocket and DaemonSocket are unix sockets that the machine reaches as well as the host.
 	EngineSocket, DaemonSocket string
 	// EngineLog and DaemonLog are files that grow over all boots.
@@ -55,6 +58,11 @@ func (l *Lab) Hosts() ([]Host, error) {
 	hosts := make([]Host, len(r.Hosts))
 	for i, h := range r.Hosts {
 		hosts[i] = l.describe(h)
+		for _, f := range r.Losses {
+			if f.touches(h.Name) {
+				hosts[i].Faults = append(hosts[i].Faults, f.String())
+			}
+		}
 	}
 	return hosts, nil
 }
@@ -68,7 +76,7 @@ func (l *Lab) Host(name string) (Host, error) {
 func (l *Lab) describe(h hostRecord) Host {
 	d := Host{
 		Name: h.Name, Addr: h.Addr, Manager: h.Manager, Cut: h.Cut,
-		On: h.Init.alive(), Engine: h.Engine.alive(), Daemon: h.Daemon.alive(),
+		On: h.Init.alive(), Engine: h.Engine.alive(), Daemon: h.Daemon.alive(), Faults: slices.Clone(h.Faults),
 		EngineSocket: l.path(h.Name, engineSocket), DaemonSocket: l.path(h.Name, daemonSocket),
 		EngineLog: l.path(h.Name, engineLog), DaemonLog: l.path(h.Name, daemonLog),
 	}
@@ -115,7 +123,7 @@ func (l *Lab) Fail(ctx context.Context, host string) error {
 		if err := l.fabric().unplug(ctx, host); err != nil {
 			return err
 		}
-		if err := h.Init.kill(ctx); err != nil {
+		if err := errors.Join(release(ctx, l.dir, h), h.Init.kill(ctx)); err != nil {
 			return fmt.Errorf("fail %s: %w", host, err)
 		}
 		if err := removeCgroups(ctx, hostGroup(l.dir, host)); err != nil {
@@ -123,6 +131,7 @@ func (l *Lab) Fail(ctx context.Context, host string) error {
 		}
 		return l.updateHost(ctx, host, func(h *hostRecord) {
 			h.Init, h.Engine, h.Daemon, h.Cut = process{}, process{}, process{}, false
+			h.Faults = slices.DeleteFunc(h.Faults, func(f string) bool { return f != diskFull })
 		})
 	})
 }
@@ -130,8 +139,16 @@ func (l *Lab) Fail(ctx context.Context, host string) error {
 // Cut switches the host's network port off: it runs on, and reaches and is reached by nobody.
 func (l *Lab) Cut(ctx context.Context, host string) error { return l.cable(ctx, host, true) }
 
-// Heal switches the port on again.
-func (l *Lab) Heal(ctx context.Context, host string) error { return l.cable(ctx, host, false) }
+// Heal switches the port on again, and ends what Lose has begun from and to the host.
+func (l *Lab) Heal(ctx context.Context, host string) error {
+	if err := l.changeLosses(ctx, func(r *record) error {
+		r.Losses = slices.DeleteFunc(r.Losses, func(f loss) bool { return f.touches(host) })
+		return nil
+	}); err != nil {
+		return err
+	}
+	return l.cable(ctx, host, false)
+}
 
 func (l *Lab) cable(ctx context.Context, host string, cut bool) error {
 	return l.locked(ctx, host, func() error {
@@ -235,7 +252,7 @@ func (l *Lab) boot(ctx context.Context, h hostRecord) (_ hostRecord, err error) 
 	if err := l.fabric().check(); err != nil {
 		return h, fmt.Errorf("boot %s: %w", h.Name, err)
 	}
-	if err := l.furnish(h); err != nil {
+	if err := errors.Join(l.furnish(h), l.makeDisk(ctx, h)); err != nil {
 		return h, fmt.Errorf("boot %s: %w", h.Name, err)
 	}
 	if err := l.fabric().unplug(ctx, h.Name); err != nil { // a cable that a killed run left
@@ -307,7 +324,7 @@ func (l *Lab) firstProcess(h *hostRecord) (*os.File, error) {
 // furnish lays out the host's disk: on the first boot all of it, later only what is missing.
 func (l *Lab) furnish(h hostRecord) error {
 	upper := l.path(h.Name, "etc", "upper")
-	for _, dir := range []string{filepath.Join(upper, "docker"), l.path(h.Name, "etc", "work"), l.path(h.Name, "docker"), l.path(h.Name, "miniswarm")} {
+	for _, dir := range []string{filepath.Join(upper, "docker"), l.path(h.Name, "etc", "work"), l.path(h.Name, "docker"), l.path(h.Name, stateDir)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -376,7 +393,7 @@ func (l *Lab) startDaemon(ctx context.Context, h hostRecord) error {
 		args := []string{
 			l.opts.MiniswarmBinary, "daemon",
 			"--engine", "unix://" + l.path(h.Name, engineSocket), "--socket", l.path(h.Name, daemonSocket),
-			"--state-dir", l.path(h.Name, "miniswarm"),
+			"--state-dir", l.path(h.Name, stateDir),
 			"--listen-addr", netip.AddrPortFrom(h.Addr, clusterPort).String(), "--advertise-addr", h.Addr.String(),
 		}
 		p, err := l.spawn(ctx, h, daemonLog, append(args, l.opts.DaemonArgs...))

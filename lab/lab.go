@@ -300,6 +300,12 @@ func (l *Lab) build(ctx context.Context, say teller) error {
 // wipe removes everything that belongs to the lab in dir, and dir last, so that a failure can be tried again.
 func wipe(ctx context.Context, dir string) error {
 	var errs []error
+	// What is frozen, or waits for a disk that hangs, cannot end.
+	if r, err := readRecord(dir); err == nil {
+		for _, h := range r.Hosts {
+			errs = append(errs, release(ctx, dir, h))
+		}
+	}
 	// First processes end with all that is in their namespaces. Killing in rounds catches what was being started.
 	for {
 		found := marked(dir)

@@ -12,6 +12,9 @@ const DefaultRoot = "/var/lib/miniswarm-lab"
 // maxNodes keeps host addresses (.11 and up) inside the lab's /24 with room to spare.
 const maxNodes = 200
 
+// minDiskMiB has room for the two segments that a log always keeps ready, and some.
+const minDiskMiB = 160
+
 // maxSocketPath is the longest path a unix socket may have (sun_path, less its final zero).
 const maxSocketPath = 107
 
@@ -33,6 +36,10 @@ type Options struct {
 	NoDaemon bool
 	// Cluster runs init on vm1 and join on the others, through the miniswarm command line.
 	Cluster bool
+
+	// DiskMiB gives the state directory of every daemon a file system of its own of that many MiB, at least 160: one that can be
+	// filled and made to hang (FillDisk, HangDisk). 0 keeps it on the file system of StateDir.
+	DiskMiB int
 
 	// EngineArgs are appended to every dockerd command line.
 	EngineArgs []string
@@ -70,6 +77,9 @@ func (o Options) complete() (Options, error) {
 	}
 	if o.Managers < 1 || o.Managers > o.Nodes {
 		return o, fmt.Errorf("lab %s: %d managers among %d nodes: use 1 to %d", o.Name, o.Managers, o.Nodes, o.Nodes)
+	}
+	if o.DiskMiB != 0 && o.DiskMiB < minDiskMiB {
+		return o, fmt.Errorf("lab %s: a disk of %d MiB: use at least %d, the log's segments take 64 each", o.Name, o.DiskMiB, minDiskMiB)
 	}
 	if !o.NoDaemon && o.MiniswarmBinary == "" {
 		return o, fmt.Errorf("lab %s: no miniswarm binary named for the daemons; name one, or ask for hosts without a daemon", o.Name)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -69,16 +70,16 @@ func stat(pid int) (state byte, start uint64, err error) {
 }
 
 // kill ends the process at once and returns when it has ended.
-func (p process) kill(ctx context.Context) error { return p.end(ctx, true) }
+func (p process) kill(ctx context.Context) error { return p.end(ctx, sigKill) }
 
 // stop asks the process to end and returns when it has ended.
-func (p process) stop(ctx context.Context) error { return p.end(ctx, false) }
+func (p process) stop(ctx context.Context) error { return p.end(ctx, sigTerm) }
 
-func (p process) end(ctx context.Context, force bool) error {
+func (p process) end(ctx context.Context, sig syscall.Signal) error {
 	if !p.alive() {
 		return nil
 	}
-	if err := signalProcess(p, force); err != nil {
+	if err := signalProcess(p, sig); err != nil {
 		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
 	return until(ctx, 5*time.Millisecond, func() (bool, error) { return !p.alive(), nil },

@@ -58,6 +58,8 @@ type record struct {
 	Options  Options
 	Registry process
 	Hosts    []hostRecord
+	// Losses are what the switch drops.
+	Losses []loss `json:",omitempty"`
 }
 
 // hostRecord is what is known of one host. A zero process is one that does not run.
@@ -70,6 +72,8 @@ type hostRecord struct {
 	Engine process
 	Daemon process
 	Cut    bool
+	// Faults are what was brought over the host and not ended, besides a cable that is out.
+	Faults []string `json:",omitempty"`
 }
 
 func (r *record) host(name string) (*hostRecord, error) {
@@ -116,7 +120,7 @@ func readRecord(dir string) (*record, error) {
 		r.Owner, r.Builder, r.Registry = staleProcess(r.Owner), process{}, process{}
 		for i := range r.Hosts {
 			h := &r.Hosts[i]
-			h.Init, h.Engine, h.Daemon, h.Cut = process{}, process{}, process{}, false
+			h.Init, h.Engine, h.Daemon, h.Cut, h.Faults = process{}, process{}, process{}, false, nil
 		}
 	}
 	return &r, nil

@@ -12,11 +12,15 @@ import (
 
 const linux = false
 
-func hostAttr() *syscall.SysProcAttr     { return nil }
-func detachedAttr() *syscall.SysProcAttr { return nil }
-func groupAttr() *syscall.SysProcAttr    { return nil }
-func keepDescriptors()                   {}
-func killGroup(int) error                { return errors.ErrUnsupported }
-func signalProcess(process, bool) error  { return errors.ErrUnsupported }
-func tryLock(*os.File) (bool, error)     { return false, errors.ErrUnsupported }
-func hideLower(string) error             { return errors.ErrUnsupported }
+func hostAttr() *syscall.SysProcAttr              { return nil }
+func detachedAttr() *syscall.SysProcAttr          { return nil }
+func groupAttr() *syscall.SysProcAttr             { return nil }
+func keepDescriptors()                            {}
+func killGroup(int) error                         { return errors.ErrUnsupported }
+func signalProcess(process, syscall.Signal) error { return errors.ErrUnsupported }
+func tryLock(*os.File) (bool, error)              { return false, errors.ErrUnsupported }
+func hideLower(string) error                      { return errors.ErrUnsupported }
+func takeRoom(string) error                       { return errors.ErrUnsupported }
+func holdWrites(string, bool) error               { return errors.ErrUnsupported }
+
+const sigTerm, sigKill, sigStop, sigCont syscall.Signal = 15, 9, 19, 18

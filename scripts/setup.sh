@@ -18,7 +18,7 @@ die() {
 # programs count.
 need=(
 	dockerd:docker.io docker:docker.io containerd:containerd runc:runc docker-registry:docker-registry
-	iptables:iptables nft:nftables ip:iproute2 nsenter:util-linux mount:mount modprobe:kmod
+	iptables:iptables nft:nftables ip:iproute2 nsenter:util-linux mount:mount mkfs.ext4:e2fsprogs modprobe:kmod
 )
 case $what in
 demo) ;;

@@ -40,13 +40,21 @@ func labCommand(e *env) *cli.Command {
    miniswarm lab exec vm2 -- docker ps
    miniswarm lab fail vm2              (pull its power cord)
    miniswarm lab start vm2
+   miniswarm lab cut vm2 --to vm1      (what vm2 sends to vm1 is lost)
+   miniswarm lab heal vm2
+   miniswarm lab pause vm3             (freeze it; resume thaws it)
    miniswarm lab down`,
 		Subcommands: []*cli.Command{
 			labUp(e), labDown(e), labList(e), labExec(e), labEnv(e), labLogs(e),
 			labDo(e, "fail", "pull a host's power cord", "failed: no power", (*lab.Lab).Fail),
 			labDo(e, "start", "boot a host, or start what is missing on it", "is up", (*lab.Lab).Start),
-			labDo(e, "cut", "unplug a host's network; it runs on", "is cut off", (*lab.Lab).Cut),
-			labDo(e, "heal", "plug a host's network in again", "is connected", (*lab.Lab).Heal),
+			labCut(e),
+			labDo(e, "heal", "end what is wrong with a host's network", "is connected", (*lab.Lab).Heal),
+			labPause(e), labStarve(e),
+			labDo(e, "fill", "leave no room on the disk of a host's state (lab up --disk)", "has no room on its disk", (*lab.Lab).FillDisk),
+			labDo(e, "free", "give the room back", "has room on its disk", (*lab.Lab).FreeDisk),
+			labDo(e, "hang", "let writes to the disk of a host's state wait (lab up --disk)", "waits for its disk", (*lab.Lab).HangDisk),
+			labDo(e, "resume", "end pause, starve and hang", "goes on", (*lab.Lab).Resume),
 		}}
 }
 
@@ -56,6 +64,7 @@ func labUp(e *env) *cli.Command {
 		Flags: labFlags(
 			&cli.IntFlag{Name: "nodes", Aliases: []string{"n"}, Value: 3, Usage: "hosts, named vm1 and so on"},
 			&cli.IntFlag{Name: "managers", Aliases: []string{"m"}, Value: 1, Usage: "how many of them, from vm1 on, are managers"},
+			&cli.IntFlag{Name: "disk", Usage: "give each daemon's state a disk of its own, of so many `MIB`, that fill and hang work on"},
 			&cli.BoolFlag{Name: "no-cluster", Usage: "do not make a cluster of them"}),
 		Action: func(c *cli.Context) error {
 			if n := c.Int("nodes"); n < 1 {
@@ -63,7 +72,7 @@ func labUp(e *env) *cli.Command {
 			}
 			began := time.Now()
 			l, err := lab.Up(c.Context, lab.Options{Name: c.String("name"), StateDir: c.String("state-dir"), Nodes: c.Int("nodes"), Managers: c.Int("managers"),
-				MiniswarmBinary: e.executable, Cluster: !c.Bool("no-cluster")}, e.stderr)
+				MiniswarmBinary: e.executable, Cluster: !c.Bool("no-cluster"), DiskMiB: c.Int("disk")}, e.stderr)
 			if err != nil {
 				return err
 			}
@@ -131,20 +140,20 @@ func labList(e *env) *cli.Command {
 				return nil
 			}
 			w := tabwriter.NewWriter(e.stdout, 0, 8, 3, ' ', 0)
-			fmt.Fprintln(w, "LAB\tHOST\tADDRESS\tPOWER\tNETWORK\tENGINE\tDAEMON")
+			fmt.Fprintln(w, "LAB\tHOST\tADDRESS\tPOWER\tNETWORK\tENGINE\tDAEMON\tFAULTS")
 			for _, r := range rows {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Lab, r.Host, r.Address, r.Power, r.Network, r.Engine, r.Daemon)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Lab, r.Host, r.Address, r.Power, r.Network, r.Engine, r.Daemon, r.Faults)
 			}
 			return w.Flush()
 		}}
 }
 
 // labRow is a host in a listing.
-type labRow struct{ Lab, Host, Address, Power, Network, Engine, Daemon, EngineSocket, DaemonSocket string }
+type labRow struct{ Lab, Host, Address, Power, Network, Engine, Daemon, Faults, EngineSocket, DaemonSocket string }
 
 func newLabRow(name string, h lab.Host) labRow {
 	r := labRow{Lab: name, Host: h.Name, Address: h.Addr.String(), EngineSocket: h.EngineSocket, DaemonSocket: h.DaemonSocket,
-		Power: word(h.On, "on", "off"), Network: "connected", Engine: word(h.Engine, "running", "stopped"), Daemon: word(h.Daemon, "running", "stopped")}
+		Power: word(h.On, "on", "off"), Network: "connected", Engine: word(h.Engine, "running", "stopped"), Daemon: word(h.Daemon, "running", "stopped"), Faults: strings.Join(h.Faults, ", ")}
 	switch {
 	case !h.On:
 		r.Network = "off"
