@@ -50,7 +50,8 @@ type Node struct {
 	ids         cluster.IDs
 	api         *engineapi.Server
 
-	changing sync.Mutex // held while init, join or leave change the membership
+	changing sync.Mutex    // held while init, join or leave change the membership
+	broken   chan struct{} // told when the part in the swarm has failed for a reason that may pass; holds one
 
 	mu     sync.Mutex
 	root   context.Context      // guarded by mu; the context of Run, parent of every member
@@ -71,7 +72,7 @@ func New(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
-	n := &Node{cfg: cfg, credentials: creds, ids: cluster.RandomIDs(rand.Reader), local: swarm.LocalNodeStateInactive}
+	n := &Node{cfg: cfg, credentials: creds, ids: cluster.RandomIDs(rand.Reader), local: swarm.LocalNodeStateInactive, broken: make(chan struct{}, 1)}
 	n.api, err = engineapi.New(engineapi.Config{Local: n, Engine: cfg.Engine, Logger: cfg.Logger, Version: cfg.Version})
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
@@ -106,6 +107,7 @@ func (n *Node) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error { return n.api.Run(gctx) })
+	g.Go(func() error { n.takeUpAgain(gctx); return nil })
 	g.Go(func() error {
 		n.resume()
 		<-gctx.Done()
@@ -132,6 +134,10 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) resume() {
 	n.changing.Lock()
 	defer n.changing.Unlock()
+	n.resumeLocked()
+}
+
+func (n *Node) resumeLocked() {
 	st, err := loadState(n.cfg.StateDir)
 	if err == nil && st == nil || n.ending() {
 		return
@@ -143,7 +149,7 @@ func (n *Node) resume() {
 	}
 	if err != nil {
 		n.cfg.Logger.Error("this node could not resume its part in the swarm", "err", err)
-		n.setState(swarm.LocalNodeStateError, err)
+		n.fails(err)
 	}
 }
 
@@ -180,7 +186,7 @@ func (n *Node) start(st *state, first func() *cluster.Txn, peers []protocol.Memb
 		m.fail(err)
 		if err != nil && ctx.Err() == nil {
 			n.cfg.Logger.Error("this node's part in the swarm failed", "err", err)
-			n.setState(swarm.LocalNodeStateError, err)
+			n.fails(err)
 		}
 	}()
 	return nil
