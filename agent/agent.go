@@ -70,7 +70,7 @@ type Config struct {
 	Hostname string
 	// Version is miniswarm's version.
 	Version string
-	// TLSInfo completes the node's description; may be nil.
+	// TLSInfo completes the node's description, and is asked whenever that is sent; may be nil. See [Agent.Redescribe].
 	TLSInfo func() swarm.TLSInfo
 	// Heartbeat overrides the period that the leader asks for; 0 does not.
 	Heartbeat time.Duration
@@ -80,6 +80,9 @@ type Config struct {
 	// return quickly. Both may be nil.
 	OnNode     func(*cluster.Node)
 	OnManagers func([]protocol.ManagerAddr)
+	// OnTrust is called with what the node is to trust at the beginning of a session, when that changes, and when the node is
+	// to be reminded of it. It must return quickly. It may be nil.
+	OnTrust func(protocol.Trust)
 	// Logger is told about events; nil means silence.
 	Logger *slog.Logger
 }
@@ -340,6 +343,10 @@ func (a *Agent) setSession(s *session) {
 	defer a.mu.Unlock()
 	a.session = s
 }
+
+// Redescribe tells the leader what the node is like, as when its certificate has changed. It returns when that is sent, or
+// there is nobody to send it to: a later session begins with it anyway.
+func (a *Agent) Redescribe() { a.redescribe() }
 
 // redescribe tells the leader that the node has changed.
 func (a *Agent) redescribe() {

@@ -74,8 +74,12 @@ func newDescriber(e docker.Engine, hostname string, tls func() swarm.TLSInfo, lo
 // description is the newest.
 func (d *describer) description() swarm.NodeDescription {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.current
+	now := d.current
+	d.mu.Unlock()
+	if d.tls != nil {
+		now.TLSInfo = d.tls()
+	}
+	return now
 }
 
 // assume takes what the node was like when the agent last ran, until the engine says what it is like now: a node whose
@@ -116,10 +120,8 @@ func (d *describer) ask(ctx context.Context) error {
 		return err
 	}
 	next := describe(info)
-	if d.tls != nil {
-		next.TLSInfo = d.tls()
-	}
 	d.mu.Lock()
+	next.TLSInfo = d.current.TLSInfo // whose changes are told by Redescribe
 	same := reflect.DeepEqual(next, d.current)
 	d.current = next
 	d.mu.Unlock()

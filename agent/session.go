@@ -188,7 +188,7 @@ func (s *session) beat(ctx context.Context, period time.Duration) error {
 		if s.silence() > limit {
 			return errSilent
 		}
-		if err := s.send(protocol.FromAgent{Heartbeat: &protocol.Heartbeat{}}); err != nil {
+		if err := s.send(protocol.FromAgent{Heartbeat: &protocol.Heartbeat{Clock: time.Now()}}); err != nil {
 			return err
 		}
 	}
@@ -231,6 +231,10 @@ func (s *session) handle(m *protocol.ToAgent) error {
 		s.periods <- s.a.period(m.Welcome)
 	case m.Managers != nil:
 		s.a.setManagers(m.Managers)
+	case m.Trust != nil:
+		if s.a.cfg.OnTrust != nil {
+			s.a.cfg.OnTrust(*m.Trust)
+		}
 	case m.Leave != nil:
 		return &RemovedError{Reason: m.Leave.Reason}
 	}

@@ -85,9 +85,13 @@ type Cluster struct {
 	swarm.ClusterInfo
 	// JoinTokens are the current tokens, in Swarm's text form.
 	JoinTokens swarm.JoinTokens
-	// RootCA is the trust root in PEM; RootCAKey is its private key in PEM. The key leaves the managers never and is
-	// sealed on disk with everything else in the log.
+	// RootCA is the trust root in PEM; RootCAKey is its private key in PEM, empty where an external CA has it. The key
+	// leaves the managers never and is sealed on disk with everything else in the log.
 	RootCA, RootCAKey []byte
+	// Rotation is the root that is about to take RootCA's place, nil while there is none.
+	Rotation *RootRotation
+	// LastForcedRotation is the value of Spec.CAConfig.ForceRotate that was acted upon.
+	LastForcedRotation uint64
 	// MeshKey is a secret of the cluster's nodes, by which their data planes know each other's probes. It never changes.
 	MeshKey []byte
 	// Removed maps the id of each node removed from the cluster to when its certificate is surely expired, until
@@ -97,6 +101,16 @@ type Cluster struct {
 	UnlockKeys []byte
 	// Epoch orders the lives of a cluster that was recovered: see [NextEpoch]. It is 0 in the first life.
 	Epoch uint64
+}
+
+// RootRotation is a new root CA while the cluster changes over to it: certificates are issued by it already, but RootCA is
+// still what newcomers recognise the cluster by. It is immutable.
+type RootRotation struct {
+	// RootCA and RootCAKey are as in [Cluster].
+	RootCA, RootCAKey []byte
+	// CrossSigned certifies the new root's key with the old root's, in PEM. Behind a certificate of the new root it lets
+	// those verify that certificate who know the old root only.
+	CrossSigned []byte
 }
 
 // Node is one machine. Spec is the user's wish; the other fields are what was observed or allocated.

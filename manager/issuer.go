@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -51,11 +52,7 @@ func (i *issuer) Issue(ctx context.Context, req identity.IssueRequest, peer *ide
 	if err != nil {
 		return identity.IssueResponse{}, err
 	}
-	ca, err := identity.LoadCA(c.RootCA, c.RootCAKey, identity.CAConfig{})
-	if err != nil {
-		return identity.IssueResponse{}, fmt.Errorf("load the root CA: %w", err)
-	}
-	cert, err := ca.Issue([]byte(req.CSR), identity.Identity{NodeID: grant.NodeID, ClusterID: c.ID, Role: role}, c.Spec.CAConfig.NodeCertExpiry)
+	cert, err := i.m.authority.Sign(ctx, c, []byte(req.CSR), identity.Identity{NodeID: grant.NodeID, ClusterID: c.ID, Role: role})
 	if err != nil {
 		return identity.IssueResponse{}, err
 	}
@@ -75,6 +72,9 @@ func (i *issuer) admit(ctx context.Context, g identity.Grant, avail swarm.NodeAv
 		}
 		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.CreateOf(newNode(g.NodeID, role, avail, addr))}}, nil
 	})
+	if refusal, ok := errors.AsType[*identity.StatusError](err); ok {
+		return "", refusal // the node knows by its words what it means: see identity.ErrRemoved
+	}
 	if err != nil {
 		return "", fmt.Errorf("admit node %s: %w", g.NodeID, err)
 	}

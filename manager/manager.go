@@ -50,6 +50,8 @@ type Config struct {
 	EngineAPI http.Handler
 	// HeartbeatPeriod overrides the cluster's setting where positive, for tests.
 	HeartbeatPeriod time.Duration
+	// Now is the clock that certificates are made and judged by; nil means time.Now.
+	Now func() time.Time
 }
 
 // watchBuffer is how many batches of events a follower of the store may lag before its watch ends and it starts anew.
@@ -57,10 +59,12 @@ const watchBuffer = 4096
 
 // Manager is one manager. Its methods may be called concurrently.
 type Manager struct {
-	cfg     Config
-	ids     cluster.IDs
-	client  *identity.Client
-	handler http.Handler
+	cfg    Config
+	ids    cluster.IDs
+	client *identity.Client
+	// authority signs certificates and plans rotations of the root CA.
+	authority *identity.Authority
+	handler   http.Handler
 
 	mu         sync.Mutex
 	dispatcher *dispatcher.Dispatcher // guarded by mu; nil while not leading
@@ -75,7 +79,11 @@ func New(cfg Config) (*Manager, error) {
 	if cfg.NodeID == "" || cfg.Store == nil || cfg.Credentials == nil || cfg.Logger == nil {
 		return nil, errors.New("manager: node id, store, credentials and logger must be given")
 	}
-	m := &Manager{cfg: cfg, ids: cluster.RandomIDs(rand.Reader), client: identity.NewClient(identity.ClientConfig{}), decisions: newDecisionLog()}
+	m := &Manager{cfg: cfg, ids: cluster.RandomIDs(rand.Reader), client: identity.NewClient(identity.ClientConfig{Now: cfg.Now}), decisions: newDecisionLog()}
+	var err error
+	if m.authority, err = identity.NewAuthority(identity.AuthorityConfig{Store: cfg.Credentials, Now: cfg.Now, Logger: cfg.Logger}); err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
 	h, err := m.newHandler()
 	if err != nil {
 		return nil, fmt.Errorf("manager: %w", err)
@@ -154,6 +162,7 @@ func (m *Manager) lead(ctx context.Context, former dispatcher.Former) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.Run(ctx, watch.Start, watch.Events()) })
 	g.Go(func() error { return m.plan(ctx) })
+	g.Go(func() error { return m.watchRotation(ctx, d) })
 	return g.Wait()
 }
 

@@ -22,7 +22,7 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca, err := identity.NewHandler(identity.HandlerConfig{Issuer: &issuer{m: m}, Guard: guard, Logger: m.cfg.Logger})
+	ca, err := identity.NewHandler(identity.HandlerConfig{Issuer: &issuer{m: m}, Guard: guard, Now: m.cfg.Now, Logger: m.cfg.Logger})
 	if err != nil {
 		return nil, err
 	}

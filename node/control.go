@@ -82,6 +82,11 @@ func (c control) Watch() (*cluster.Snapshot, <-chan []cluster.Event, func()) {
 	return w.Start, w.Events(), w.Close
 }
 
+// ConfigureCA implements engineapi.Control.
+func (c control) ConfigureCA(ctx context.Context, cl *cluster.Cluster, want swarm.CAConfig) (*cluster.Cluster, error) {
+	return c.m.manager.ConfigureCA(ctx, cl, want)
+}
+
 // IDs implements engineapi.Control.
 func (c control) IDs() cluster.IDs { return c.m.node.ids }
 

@@ -45,6 +45,7 @@ type member struct {
 	transports *transports
 	welcome    chan struct{} // closed at the first session
 	once       sync.Once
+	trust      chan protocol.Trust // capacity 1: what the leader said last of the root CA
 
 	stop    context.CancelCauseFunc
 	done    chan struct{}
@@ -62,7 +63,7 @@ func newMember(n *Node, st *state, first func() *cluster.Txn, peers []protocol.M
 		return nil, errors.New("this node has no certificate; leave the swarm with --force and join again")
 	}
 	m := &member{node: n, nodeID: creds.Identity.NodeID, state: st, logger: n.cfg.Logger, done: make(chan struct{}), known: st.Managers,
-		welcome: make(chan struct{}), transports: &transports{node: n, all: map[string]*http.Transport{}}}
+		welcome: make(chan struct{}), trust: make(chan protocol.Trust, 1), transports: &transports{node: n, all: map[string]*http.Transport{}}}
 	if creds.Identity.Role == identity.Manager {
 		if err := m.prepareManager(creds, first, peers); err != nil {
 			return nil, err
@@ -98,7 +99,7 @@ func (m *member) prepareManager(creds *identity.Credentials, first func() *clust
 		return fmt.Errorf("open the store: %w", err)
 	}
 	m.manager, err = manager.New(manager.Config{NodeID: m.nodeID, Addr: m.state.AdvertiseAddr, Store: m.store, Credentials: m.node.credentials,
-		Logger: m.logger, Bootstrap: first, EngineAPI: m.node.api.Cluster()})
+		Logger: m.logger, Bootstrap: first, EngineAPI: m.node.api.Cluster(), Now: m.node.cfg.Now})
 	if err != nil {
 		return errors.Join(err, m.closeStore())
 	}

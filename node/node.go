@@ -41,6 +41,8 @@ type Config struct {
 	// Version is reported to managers and by /version.
 	Version string
 	Logger  *slog.Logger
+	// Now is the clock that certificates are judged by; nil means time.Now.
+	Now func() time.Time
 }
 
 // Node is the daemon of one machine. Make it with New, run it with Run.
@@ -65,10 +67,14 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Logger == nil || cfg.StateDir == "" || cfg.RunDir == "" || cfg.Socket == "" || cfg.Engine == "" {
 		return nil, errors.New("node: state directory, run directory, socket, engine and logger must be given")
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("node: create the state directory: %w", err)
 	}
-	creds, err := identity.NewStore(identity.StoreConfig{Dir: cfg.StateDir})
+	// A certificate that expired while the machine was off is the first thing that a member renews.
+	creds, err := identity.NewStore(identity.StoreConfig{Dir: cfg.StateDir, Now: cfg.Now, AllowExpired: true})
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
@@ -218,6 +224,9 @@ func (n *Node) Info() swarm.Info {
 		return info
 	}
 	info.NodeID = m.nodeID
+	if info.Error == "" && m.expired() {
+		info.Error = "this node's certificate has expired; it is renewed as soon as a manager answers"
+	}
 	info.NodeAddr, _, _ = net.SplitHostPort(m.state.AdvertiseAddr)
 	info.ControlAvailable = m.manager != nil
 	for _, a := range m.managers() {

@@ -35,7 +35,7 @@ func (m *member) prepareAgent() error {
 		Files:    docker.NewFiles(filepath.Join(m.node.cfg.RunDir, m.nodeID), docker.MountMemory),
 		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
 		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers,
-		OnNode: m.learnNode, Logger: m.logger}
+		OnNode: m.learnNode, OnTrust: m.learnTrust, Logger: m.logger}
 	if m.node.cfg.DataPlane {
 		mesh, err := ingress.New(ingress.Config{Logger: m.logger, StateDir: dir, Engine: networks})
 		switch {
@@ -63,7 +63,7 @@ func (m *member) dial(ctx context.Context, addr string) (net.Conn, error) {
 
 func (m *member) tlsInfo() swarm.TLSInfo {
 	if c := m.node.credentials.Current(); c != nil {
-		return c.Root.TLSInfo()
+		return c.TLSInfo()
 	}
 	return swarm.TLSInfo{}
 }
@@ -83,27 +83,6 @@ func (m *member) closeParts() error {
 		}
 	})
 	return errors.Join(errs...)
-}
-
-// renew keeps the certificate fresh.
-func (m *member) renew(ctx context.Context) error {
-	client := identity.NewClient(identity.ClientConfig{})
-	r, err := identity.NewRenewer(identity.RenewerConfig{Store: m.node.credentials, Logger: m.logger,
-		Request: func(ctx context.Context, csrPEM []byte) (identity.IssueResponse, error) {
-			var errs []error
-			for _, a := range m.managers() {
-				resp, err := client.RenewCertificate(ctx, a.Addr, m.node.credentials, csrPEM)
-				if err == nil {
-					return resp, nil
-				}
-				errs = append(errs, err)
-			}
-			return identity.IssueResponse{}, errors.Join(errs...)
-		}})
-	if err != nil {
-		return err
-	}
-	return r.Run(ctx)
 }
 
 // clear takes everything of the membership off the machine: containers, engine networks and kernel state. Run must

@@ -43,7 +43,7 @@ var fieldNames = []string{
 	"Spread", "Segments", "URL", "CACert", "File", "SecretID", "SecretName", "ConfigID", "ConfigName", "Hard",
 	"Soft", "Registry", "Disable", "Level", "Profile", "Propagation", "NonRecursive", "CreateMountpoint",
 	"ReadOnlyNonRecursive", "ReadOnlyForceRecursive", "NoCopy", "Subpath", "DriverConfig", "SizeBytes",
-	"SpreadDescriptor", "UID", "GID",
+	"SpreadDescriptor", "UID", "GID", "Rotation", "LastForcedRotation", "CrossSigned",
 }
 
 var fieldNumbers = func() map[string]uint64 {

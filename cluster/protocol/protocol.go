@@ -79,6 +79,7 @@ type ToAgent struct {
 	Stream      *StreamRequest `json:",omitempty"`
 	Managers    []ManagerAddr  `json:",omitempty"`
 	Leave       *LeaveRequired `json:",omitempty"`
+	Trust       *Trust         `json:",omitempty"`
 	// Heartbeat answers a heartbeat at once. A leader that answers the first must answer all: an agent that then hears
 	// nothing for several periods takes it for dead or frozen and looks for another, before it is itself called DOWN.
 	Heartbeat *Heartbeat `json:",omitempty"`
@@ -99,7 +100,18 @@ type Hello struct {
 }
 
 // Heartbeat says that the agent lives.
-type Heartbeat struct{}
+type Heartbeat struct {
+	// Clock is what the sender's clock says, by which the leader notices clocks that are wrong; zero if it does not say.
+	Clock time.Time `json:",omitzero"`
+}
+
+// Trust tells a node what to recognise its cluster by. The node trusts Root, and Next besides while there is one; if its own
+// certificate is not of the last of them, it is to renew it.
+type Trust struct {
+	// Root is the cluster's root certificate in PEM, Next the one that is about to take its place; empty: none is.
+	Root string
+	Next string `json:",omitempty"`
+}
 
 // Status carries the latest status of tasks; an agent keeps each until it is acknowledged.
 type Status struct {

@@ -48,6 +48,8 @@ type session struct {
 	meshAcked atomic.Uint64
 	stored    atomic.Uint64 // last batch of reports that is stored
 	beats     atomic.Bool   // a heartbeat is to be answered
+	distrust  atomic.Bool   // what to trust is to be said again
+	clock     clock
 	wake      chan struct{} // capacity 1: something may have to be sent
 	reports   chan protocol.Status
 
@@ -288,6 +290,7 @@ func (s *session) read(ctx context.Context) error {
 		}
 		switch {
 		case m.Heartbeat != nil:
+			s.readClock(m.Heartbeat.Clock)
 			s.beats.Store(true)
 			s.poke()
 		case m.Status != nil, m.Hello != nil:

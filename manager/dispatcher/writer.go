@@ -31,7 +31,7 @@ func (d *Dispatcher) terms() terms {
 
 // write sends what the node does not know yet, whenever something may have changed.
 func (s *session) write(ctx context.Context) error {
-	told, said, stored := newTold(), terms{}, uint64(0)
+	told, said, trust, stored := newTold(), terms{}, protocol.Trust{}, uint64(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -42,6 +42,9 @@ func (s *session) write(ctx context.Context) error {
 			return s.dismiss() // it was there when the session began, so that it is gone for good
 		}
 		if err := s.sendTerms(&said); err != nil {
+			return err
+		}
+		if err := s.sendTrust(&trust); err != nil {
 			return err
 		}
 		if s.beats.Swap(false) {

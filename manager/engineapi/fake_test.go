@@ -22,6 +22,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/orchestrator"
 	"github.com/miniswarm/miniswarm/scheduler"
 )
@@ -126,12 +127,21 @@ type fakeControl struct {
 	logs         map[string]func(ctx context.Context, req protocol.LogRequest, each func(protocol.LogMessage) error) error // by task id
 	decisions    map[string][]orchestrator.Decision
 	readErr      error
+	authority    *identity.Authority
 
 	onLeaderAsked func() // runs once, after the next question who leads; guarded by mu
 }
 
 func newFakeControl() *fakeControl {
-	return &fakeControl{state: cluster.NewState(), watchers: map[chan []cluster.Event]bool{}, ids: cluster.SeededIDs(1), now: time.Unix(1_700_000_000, 0).UTC(),
+	store, err := identity.NewStore(identity.StoreConfig{Dir: "unused"})
+	if err != nil {
+		panic(err)
+	}
+	authority, err := identity.NewAuthority(identity.AuthorityConfig{Store: store})
+	if err != nil {
+		panic(err)
+	}
+	return &fakeControl{authority: authority, state: cluster.NewState(), watchers: map[chan []cluster.Event]bool{}, ids: cluster.SeededIDs(1), now: time.Unix(1_700_000_000, 0).UTC(),
 		self: true, leader: "node1", addr: "10.0.0.1:2377", members: []protocol.Member{{RaftID: 1, NodeID: "node1", Addr: "10.0.0.1:2377"}},
 		logs:      map[string]func(context.Context, protocol.LogRequest, func(protocol.LogMessage) error) error{},
 		decisions: map[string][]orchestrator.Decision{}}
@@ -192,6 +202,10 @@ func (c *fakeControl) Update(ctx context.Context, fn func(*cluster.Snapshot) (*c
 		}
 		return index, err
 	}
+}
+
+func (c *fakeControl) ConfigureCA(ctx context.Context, cl *cluster.Cluster, want swarm.CAConfig) (*cluster.Cluster, error) {
+	return c.authority.Configure(ctx, cl, want)
 }
 
 // endWatches closes every watch, as a store does whose reader lags.
@@ -663,10 +677,24 @@ func serviceSpec(name string) swarm.ServiceSpec {
 	}
 }
 
+// testCA is the root CA of all fake clusters.
+var testCA = sync.OnceValue(func() *identity.CA {
+	ca, err := identity.NewCA(identity.CAConfig{})
+	if err != nil {
+		panic(err)
+	}
+	return ca
+})
+
 // aCluster is the cluster object with the ingress network.
 func aCluster() []cluster.Object {
 	limit := int64(5)
-	c := &cluster.Cluster{RootCA: []byte("root"), RootCAKey: []byte("key"), JoinTokens: swarm.JoinTokens{Worker: "SWMTKN-1-w", Manager: "SWMTKN-1-m"}}
+	ca := testCA()
+	key, err := ca.KeyPEM()
+	if err != nil {
+		panic(err)
+	}
+	c := &cluster.Cluster{RootCA: ca.Root().PEM(), RootCAKey: key, JoinTokens: swarm.JoinTokens{Worker: "SWMTKN-1-w", Manager: "SWMTKN-1-m"}}
 	c.ID = "cluster1"
 	c.Spec.Name, c.Spec.Labels = "default", map[string]string{}
 	c.Spec.Orchestration.TaskHistoryRetentionLimit = &limit

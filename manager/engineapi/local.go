@@ -61,6 +61,9 @@ type Control interface {
 	Update(ctx context.Context, fn func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error)
 	// Watch follows committed changes from start on; stop ends it. events is closed at the end or when the reader lags.
 	Watch() (start *cluster.Snapshot, events <-chan []cluster.Event, stop func())
+	// ConfigureCA gives the cluster that cl becomes with another CAConfig, which may begin a rotation of its root CA; it commits
+	// nothing. Errors with the status 400 are refusals in Docker's words.
+	ConfigureCA(ctx context.Context, cl *cluster.Cluster, want swarm.CAConfig) (*cluster.Cluster, error)
 	// IDs makes ids for new objects.
 	IDs() cluster.IDs
 	// Members are the members of the raft group; Reachability says how the leader sees one.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
 const failed = "rpc error: code = FailedPrecondition desc = "
@@ -284,15 +286,8 @@ func TestSwarmInspectAndUpdate(t *testing.T) {
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.CAConfig.NodeCertExpiry = time.Minute }), 400, invalid+"minimum certificate expiry time is: 1h0m0s")
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = -1 }), 400, invalid+"heartbeat time period cannot be a negative duration")
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Millisecond }), 400, invalid+"minimum heartbeat time period is: 100ms")
-	for name, spec := range map[string]swarm.Spec{
-		"autolock":    change(func(s *swarm.Spec) { s.EncryptionConfig.AutoLockManagers = true }),
-		"external CA": change(func(s *swarm.Spec) { s.CAConfig.ExternalCAs = []*swarm.ExternalCA{{}} }),
-		"signing CA":  change(func(s *swarm.Spec) { s.CAConfig.SigningCACert = "pem" }),
-		"rotation":    change(func(s *swarm.Spec) { s.CAConfig.ForceRotate = 1 }),
-	} {
-		if a := w.do("POST", update(""), spec); a.status != 501 {
-			t.Errorf("%s: %d %s", name, a.status, a.body)
-		}
+	if a := w.do("POST", update(""), change(func(s *swarm.Spec) { s.EncryptionConfig.AutoLockManagers = true })); a.status != 501 {
+		t.Errorf("autolock: %d %s", a.status, a.body)
 	}
 	limit := int64(2)
 	if a := w.do("POST", update(""), change(func(s *swarm.Spec) { s.Orchestration.TaskHistoryRetentionLimit = &limit })); a.status != 200 {
@@ -300,5 +295,65 @@ func TestSwarmInspectAndUpdate(t *testing.T) {
 	}
 	if got := must[swarm.Swarm](w, 200, "GET", "/swarm", nil); *got.Spec.Orchestration.TaskHistoryRetentionLimit != 2 || got.JoinTokens != sw.JoinTokens {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestRotateCA is about what the API says of it; what it does is package identity's.
+func TestRotateCA(t *testing.T) {
+	w := newWorld(t)
+	w.control.put(t, aCluster()...)
+	old := testCA().Root().TLSInfo()
+	ca, err := identity.NewCA(identity.CAConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ca.KeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func() swarm.Swarm { t.Helper(); return must[swarm.Swarm](w, 200, "GET", "/swarm", nil) }
+	update := func() string {
+		return fmt.Sprintf("/swarm/update?version=%d", w.control.snapshot().Cluster().Version.Index)
+	}
+	with := func(f func(*swarm.CAConfig)) swarm.Spec { spec := get().Spec; f(&spec.CAConfig); return spec }
+	for want, f := range map[string]func(*swarm.CAConfig){
+		invalid + "if a signing CA key is provided, the signing CA cert must also be provided": func(c *swarm.CAConfig) { c.SigningCAKey = string(key) },
+		invalid + "there must be at least one valid, reachable external CA corresponding to the desired CA certificate": func(c *swarm.CAConfig) {
+			c.SigningCACert = string(ca.Root().PEM())
+		},
+		`invalid protocol: "x"`: func(c *swarm.CAConfig) { c.ExternalCAs = []*swarm.ExternalCA{{Protocol: "x"}} },
+		`invalid protocol: ""`:  func(c *swarm.CAConfig) { c.ExternalCAs = []*swarm.ExternalCA{nil} },
+	} {
+		w.refused("POST", update(), with(f), 400, want)
+	}
+	if a := w.do("POST", update(), with(func(c *swarm.CAConfig) { c.ForceRotate++ })); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	generated := get()
+	if !generated.RootRotationInProgress || generated.TLSInfo.TrustRoot != old.TrustRoot || string(generated.TLSInfo.CertIssuerPublicKey) == string(old.CertIssuerPublicKey) {
+		t.Errorf("a rotation shows as %+v", generated.TLSInfo)
+	}
+	// An update that is about something else changes nothing of it, nor does it need the key that nobody was shown.
+	if a := w.do("POST", update(), get().Spec); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	if now := get(); !reflect.DeepEqual(now.TLSInfo, generated.TLSInfo) || !now.RootRotationInProgress {
+		t.Errorf("after another update it shows as %+v", now.TLSInfo)
+	}
+	a := w.do("POST", update(), with(func(c *swarm.CAConfig) { c.SigningCACert, c.SigningCAKey = string(ca.Root().PEM()), string(key) }))
+	if a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	own := ca.Root().TLSInfo()
+	if now := get(); string(now.TLSInfo.CertIssuerPublicKey) != string(own.CertIssuerPublicKey) || now.TLSInfo.TrustRoot != old.TrustRoot {
+		t.Errorf("a rotation to a root that was brought shows as %+v", now.TLSInfo)
+	}
+	for _, path := range []string{"/swarm", "/info"} {
+		if a := w.do("GET", path, nil); strings.Contains(a.body, "PRIVATE") || strings.Contains(a.body, "CrossSigned") || strings.Contains(a.body, "SigningCA") {
+			t.Errorf("%s shows keys: %s", path, a.body)
+		}
+	}
+	if c := w.control.snapshot().Cluster(); c.Spec.CAConfig.SigningCAKey != "" || len(c.Rotation.RootCAKey) == 0 {
+		t.Error("the key is not where it belongs")
 	}
 }

@@ -3,6 +3,7 @@ package engineapi
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -130,16 +131,22 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 		return rpcErrorf(invalidArgument, "minimum certificate expiry time is: %s", "1h0m0s")
 	case spec.EncryptionConfig.AutoLockManagers:
 		return rpcErrorf(unimplemented, "autolock is not supported: leave it off")
-	case len(spec.CAConfig.ExternalCAs) > 0:
-		return rpcErrorf(unimplemented, "external CAs are not supported: certificates come from the swarm's own root")
-	case spec.CAConfig.SigningCACert != "" || spec.CAConfig.SigningCAKey != "":
-		return rpcErrorf(unimplemented, "a rotation of the root CA is not supported")
 	case spec.Dispatcher.HeartbeatPeriod < 0:
 		return rpcErrorf(invalidArgument, "heartbeat time period cannot be a negative duration")
 	case spec.Dispatcher.HeartbeatPeriod != 0 && spec.Dispatcher.HeartbeatPeriod < minHeartbeat:
 		return rpcErrorf(invalidArgument, "minimum heartbeat time period is: %s", minHeartbeat)
 	}
+	for _, e := range spec.CAConfig.ExternalCAs {
+		if e == nil || !strings.EqualFold(string(e.Protocol), string(swarm.ExternalCAProtocolCFSSL)) {
+			return errorf(http.StatusBadRequest, "invalid protocol: %q", protocolOf(e))
+		}
+	}
 	spec.Name = cluster.ClusterName
+	// Making keys and asking external CAs takes its time; the version tells below if the cluster was changed meanwhile.
+	rerooted, err := configureCA(r.Context(), c, version, spec.CAConfig)
+	if err != nil {
+		return err
+	}
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		cl := snap.Cluster()
 		if cl == nil {
@@ -148,10 +155,8 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 		if cl.Version.Index != version {
 			return nil, rpcErrorf(unknownCode, "update out of sequence")
 		}
-		if spec.CAConfig.ForceRotate != cl.Spec.CAConfig.ForceRotate {
-			return nil, rpcErrorf(unimplemented, "a rotation of the root CA is not supported")
-		}
-		next := *cl
+		next := *rerooted
+		spec.CAConfig = rerooted.Spec.CAConfig // without the key that was taken from it
 		next.Spec = spec
 		if next.Spec.Labels == nil {
 			next.Spec.Labels = map[string]string{}
@@ -175,6 +180,33 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 	}
 	w.WriteHeader(http.StatusOK)
 	return nil
+}
+
+// configureCA gives the cluster at a version with the root CA that want asks for.
+func configureCA(ctx context.Context, c Control, version uint64, want swarm.CAConfig) (*cluster.Cluster, error) {
+	snap, err := c.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cl := snap.Cluster()
+	switch {
+	case cl == nil:
+		return nil, errorf(http.StatusServiceUnavailable, "the swarm is being created; try again")
+	case cl.Version.Index != version:
+		return nil, rpcErrorf(unknownCode, "update out of sequence")
+	}
+	next, err := c.ConfigureCA(ctx, cl, want)
+	if refusal, ok := errors.AsType[*identity.StatusError](err); ok && refusal.Status == http.StatusBadRequest {
+		return nil, rpcErrorf(invalidArgument, "%s", refusal.Message)
+	}
+	return next, err
+}
+
+func protocolOf(e *swarm.ExternalCA) swarm.ExternalCAProtocol {
+	if e == nil {
+		return ""
+	}
+	return e.Protocol
 }
 
 // flag reads a boolean query parameter in Docker's lenient way: everything but "", 0, no, false and none is true.

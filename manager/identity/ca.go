@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -62,7 +63,7 @@ type CA struct {
 	cfg  CAConfig
 	root *Root
 	cert *x509.Certificate // the certificate of key, first of root's
-	key  *ecdsa.PrivateKey
+	key  crypto.Signer
 }
 
 // NewCA creates the root of a new cluster: ECDSA P-256, common name swarm-ca, valid for 20 years.
@@ -107,14 +108,17 @@ func LoadCA(rootPEM, keyPEM []byte, cfg CAConfig) (*CA, error) {
 	return ca, nil
 }
 
-func newCA(cfg CAConfig, rootPEM []byte, key *ecdsa.PrivateKey) (*CA, error) {
+// errKeyMismatch is Docker Swarm's text.
+var errKeyMismatch = errors.New("certificate key mismatch")
+
+func newCA(cfg CAConfig, rootPEM []byte, key crypto.Signer) (*CA, error) {
 	root, err := ParseRoot(rootPEM)
 	if err != nil {
 		return nil, err
 	}
 	ca := &CA{cfg: cfg, root: root, cert: root.certs[0], key: key}
-	if !key.PublicKey.Equal(ca.cert.PublicKey) {
-		return nil, errors.New("the key does not belong to the root certificate")
+	if !certifies(ca.cert, key) {
+		return nil, fmt.Errorf("%w: the key does not belong to the root certificate", errKeyMismatch)
 	}
 	return ca, nil
 }
@@ -137,6 +141,11 @@ func (ca *CA) KeyPEM() ([]byte, error) {
 //
 // A request that cannot be used is a [StatusError] with status 400.
 func (ca *CA) Issue(csrPEM []byte, id Identity, validity time.Duration) ([]byte, error) {
+	return ca.issue(csrPEM, id, ca.cfg.Now().Add(-backdate), validity)
+}
+
+// issue is Issue with another beginning.
+func (ca *CA) issue(csrPEM []byte, id Identity, notBefore time.Time, validity time.Duration) ([]byte, error) {
 	csr, err := parseRequest(csrPEM)
 	if err != nil {
 		return nil, err
@@ -155,14 +164,9 @@ func (ca *CA) Issue(csrPEM []byte, id Identity, validity time.Duration) ([]byte,
 	if validity <= 0 {
 		validity = DefaultValidity
 	}
-	now := ca.cfg.Now()
-	notAfter := now.Add(validity)
+	notAfter := ca.cfg.Now().Add(validity)
 	if notAfter.After(ca.cert.NotAfter) {
 		notAfter = ca.cert.NotAfter
-	}
-	names := []string{unit, id.NodeID}
-	if id.Role == Manager {
-		names = append(names, caName) // any manager may answer requests for certificates
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial,
@@ -171,8 +175,8 @@ func (ca *CA) Issue(csrPEM []byte, id Identity, validity time.Duration) ([]byte,
 			OrganizationalUnit: []string{unit},
 			Organization:       []string{id.ClusterID},
 		},
-		DNSNames:              names,
-		NotBefore:             now.Add(-backdate),
+		DNSNames:              namesOf(unit, id),
+		NotBefore:             notBefore,
 		NotAfter:              notAfter,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -181,6 +185,40 @@ func (ca *CA) Issue(csrPEM []byte, id Identity, validity time.Duration) ([]byte,
 	der, err := x509.CreateCertificate(ca.cfg.Rand, template, ca.cert, csr.PublicKey, ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate for node %s: sign: %w", id.NodeID, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}), nil
+}
+
+// namesOf gives the names that a node's certificate bears besides its subject.
+func namesOf(unit string, id Identity) []string {
+	names := []string{unit, id.NodeID}
+	if id.Role == Manager {
+		names = append(names, caName) // any manager may answer requests for certificates
+	}
+	return names
+}
+
+// CrossSign certifies the first of other's certificates with this CA's key and returns that in PEM: whoever trusts this CA's
+// root only then verifies what other's key signed, if it is given the result as well.
+func (ca *CA) CrossSign(other *Root) ([]byte, error) {
+	serial, err := newSerial(ca.cfg.Rand)
+	if err != nil {
+		return nil, fmt.Errorf("cross-sign root CA: %w", err)
+	}
+	target := other.certs[0]
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		RawSubject:            target.RawSubject,
+		SubjectKeyId:          target.SubjectKeyId,
+		NotBefore:             target.NotBefore,
+		NotAfter:              target.NotAfter,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(ca.cfg.Rand, template, ca.cert, target.PublicKey, ca.key)
+	if err != nil {
+		return nil, fmt.Errorf("cross-sign root CA: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}), nil
 }

@@ -97,14 +97,14 @@ func (c *Client) RequestCertificate(ctx context.Context, addr string, root *Root
 }
 
 // RenewCertificate asks the manager at addr for a new certificate for the node whose current one is in store, for the key of
-// csrPEM. Its role may differ from the current one.
+// csrPEM. Its role may differ from the current one, which may have expired: see [RenewProtocol].
 func (c *Client) RenewCertificate(ctx context.Context, addr string, store *Store, csrPEM []byte) (IssueResponse, error) {
 	own, err := store.required()
 	if err != nil {
 		return IssueResponse{}, fmt.Errorf("renew certificate at %s: %w", addr, err)
 	}
 	req := IssueRequest{CSR: string(csrPEM), NodeID: own.Identity.NodeID}
-	resp, err := c.issue(ctx, addr, ClientTLS(store, Manager, "", "http/1.1"), req, own.Root, &own.Identity)
+	resp, err := c.issue(ctx, addr, ClientTLS(store, Manager, "", RenewProtocol, "http/1.1"), req, own.Root, &own.Identity)
 	if err == nil && resp.NodeID != own.Identity.NodeID {
 		err = fmt.Errorf("asked for a certificate for node %s and got one for node %s", own.Identity.NodeID, resp.NodeID)
 	}

@@ -1,19 +1,24 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/docker/docker/api/types/swarm"
 )
 
 // Credentials are what a node proves its identity with: certificate, key, and the root it trusts. They are immutable;
-// renewal makes new ones.
+// renewal and a rotation of the root make new ones.
 type Credentials struct {
 	Identity Identity
 	Root     *Root
 	leaf     *x509.Certificate
+	issuer   *x509.Certificate // of leaf: a root, or the cross-signed certificate of one
 	tls      *tls.Certificate
 	certPEM  []byte
 	keyPEM   []byte
@@ -39,7 +44,7 @@ func ParseCredentials(rootPEM, certPEM, keyPEM []byte) (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node certificate: %w", err)
 	}
-	if !key.PublicKey.Equal(leaf.PublicKey) {
+	if !certifies(leaf, key) {
 		return nil, fmt.Errorf("node key: it does not belong to the certificate of node %s", id.NodeID)
 	}
 	// Whether it is valid now is another question than whether it is of this cluster. A complaint about the root's own
@@ -48,7 +53,7 @@ func ParseCredentials(rootPEM, certPEM, keyPEM []byte) (*Credentials, error) {
 	if _, ok := errors.AsType[*ClockError](err); err != nil && !ok {
 		return nil, fmt.Errorf("node certificate: the root CA certificate next to it did not sign it: %w", err)
 	}
-	c := &Credentials{Identity: id, Root: root, leaf: leaf, certPEM: certPEM, keyPEM: keyPEM}
+	c := &Credentials{Identity: id, Root: root, leaf: leaf, issuer: issuerOf(chain, root), certPEM: certPEM, keyPEM: keyPEM}
 	c.tls = &tls.Certificate{PrivateKey: key, Leaf: leaf}
 	for _, cert := range chain {
 		c.tls.Certificate = append(c.tls.Certificate, cert.Raw)
@@ -59,6 +64,24 @@ func ParseCredentials(rootPEM, certPEM, keyPEM []byte) (*Credentials, error) {
 // Validity returns when the certificate begins and ceases to be valid.
 func (c *Credentials) Validity() (notBefore, notAfter time.Time) {
 	return c.leaf.NotBefore, c.leaf.NotAfter
+}
+
+// TLSInfo describes trust and issuer the way nodes show them in the Engine API. While the cluster changes over to another
+// root, the issuer is the root that signed the node's certificate, whichever that is.
+func (c *Credentials) TLSInfo() swarm.TLSInfo {
+	info := c.Root.TLSInfo()
+	info.CertIssuerSubject, info.CertIssuerPublicKey = bytes.Clone(c.issuer.RawSubject), bytes.Clone(c.issuer.RawSubjectPublicKeyInfo)
+	return info
+}
+
+// issuerOf finds who signed chain[0], which descends from root.
+func issuerOf(chain []*x509.Certificate, root *Root) *x509.Certificate {
+	for _, c := range slices.Concat(chain[1:], root.certs) {
+		if chain[0].CheckSignatureFrom(c) == nil {
+			return c
+		}
+	}
+	return root.certs[0]
 }
 
 // CheckTime returns an error that matches [ErrExpired] if the certificate has expired at now, and one that speaks of the

@@ -34,9 +34,9 @@ var (
 )
 
 var (
-	// ErrExpired means that the node's certificate has expired, so that no peer accepts it any more.
-	//lint:ignore ST1005 Swarm's text, which clients match on
-	ErrExpired = errors.New("Swarm certificates have expired. To replace them, leave the swarm and join again.")
+	// ErrExpired means that the node's certificate has expired, so that no peer accepts it for anything but its renewal.
+	// Docker Swarm would have the node leave and join again.
+	ErrExpired = errors.New("this node's certificate has expired")
 	// ErrNotJoined means that the node has no certificate: it is not part of a cluster.
 	ErrNotJoined = errors.New("this node has no certificate: it is not part of a swarm")
 	// ErrUnreachable means that nobody at the address answered; a later attempt may succeed.

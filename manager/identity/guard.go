@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,12 +64,33 @@ func (g *Guard) RequireRole(next http.Handler, roles ...Role) http.Handler {
 }
 
 // identify returns the node that sent r, or an error with status 403.
-func (g *Guard) identify(r *http.Request) (Identity, error) {
+func (g *Guard) identify(r *http.Request) (Identity, error) { return g.recognise(r, FromTLS) }
+
+// identifyRenewing is identify for requests to renew a certificate, which may have expired: see [RenewProtocol].
+func (g *Guard) identifyRenewing(r *http.Request) (Identity, error) {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 || len(r.TLS.VerifiedChains) > 0 {
+		return g.identify(r)
+	}
+	return g.recognise(r, func(cs *tls.ConnectionState) (Identity, error) {
+		own, err := g.store.required()
+		if err != nil {
+			return Identity{}, err
+		}
+		at := g.store.cfg.Now()
+		if until := cs.PeerCertificates[0].NotAfter; at.After(until) {
+			at = until
+		}
+		return verifyChain(cs.PeerCertificates, own.Root, at, x509.ExtKeyUsageClientAuth)
+	})
+}
+
+// recognise returns the node that from reads from the connection of r if it is one of ours.
+func (g *Guard) recognise(r *http.Request, from func(*tls.ConnectionState) (Identity, error)) (Identity, error) {
 	own := g.store.Current()
 	if own == nil {
 		return Identity{}, &StatusError{http.StatusServiceUnavailable, ErrNotJoined.Error()}
 	}
-	id, err := FromTLS(r.TLS)
+	id, err := from(r.TLS)
 	if errors.Is(err, errNoCertificate) {
 		return Identity{}, forbidden("a node's certificate is required")
 	}

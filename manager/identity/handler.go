@@ -106,7 +106,11 @@ func (h *handler) onBehalfOf(r *http.Request, req *IssueRequest) (*Identity, str
 	if forwarded == nil && req.Token != "" {
 		return nil, r.RemoteAddr, nil
 	}
-	id, err := h.Guard.identify(r)
+	identify := h.Guard.identify
+	if forwarded == nil {
+		identify = h.Guard.identifyRenewing
+	}
+	id, err := identify(r)
 	switch {
 	case err != nil && forwarded == nil && (r.TLS == nil || len(r.TLS.PeerCertificates) == 0):
 		return nil, "", ErrInvalidToken // neither token nor certificate: Swarm's answer

@@ -2,9 +2,11 @@ package identity
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -12,16 +14,18 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
 )
 
-// Root is a cluster's root certificate as everybody may have it. It is immutable.
+// Root is what a node trusts: the cluster's root certificate as everybody may have it and behind it, while the cluster
+// changes over to another root, that one too. It is immutable.
 type Root struct {
 	pem   []byte
-	certs []*x509.Certificate
+	certs []*x509.Certificate // the cluster's root first
 	pool  *x509.CertPool
 }
 
@@ -50,13 +54,29 @@ func (r *Root) Digest() string { return digestOf(r.pem) }
 // Pool returns the root as a set for verification, which the caller must not change.
 func (r *Root) Pool() *x509.CertPool { return r.pool }
 
-// TLSInfo describes the root the way nodes and the cluster show it in the Engine API.
+// TLSInfo describes the cluster's root the way nodes and the cluster show it in the Engine API. One that is trusted besides
+// is not shown, as in Docker Swarm, where it is trusted by way of the cluster's.
 func (r *Root) TLSInfo() swarm.TLSInfo {
+	first := r.certs[0]
 	return swarm.TLSInfo{
-		TrustRoot:           string(r.pem),
-		CertIssuerSubject:   bytes.Clone(r.certs[0].RawSubject),
-		CertIssuerPublicKey: bytes.Clone(r.certs[0].RawSubjectPublicKeyInfo),
+		TrustRoot:           string(encodeCertificates(first)),
+		CertIssuerSubject:   bytes.Clone(first.RawSubject),
+		CertIssuerPublicKey: bytes.Clone(first.RawSubjectPublicKeyInfo),
 	}
+}
+
+// equal reports whether two roots trust the same certificates in the same order.
+func (r *Root) equal(o *Root) bool {
+	return slices.EqualFunc(r.certs, o.certs, (*x509.Certificate).Equal)
+}
+
+// encodeCertificates gives certificates in PEM, without the text that people put around it.
+func encodeCertificates(certs ...*x509.Certificate) []byte {
+	var text []byte
+	for _, c := range certs {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: c.Raw})...)
+	}
+	return text
 }
 
 // NewRequest makes a key and the request to have it certified, both PEM. The request is the same whatever it will be
@@ -134,33 +154,52 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-func parseKey(text []byte) (*ecdsa.PrivateKey, error) {
+// parseKey reads a private key of the kinds that certificates of a cluster may have.
+func parseKey(text []byte) (crypto.Signer, error) {
 	block, _ := pem.Decode(text)
 	if block == nil {
 		return nil, errors.New("private key: it holds no PEM block")
 	}
-	if block.Type == pemKey {
-		key, err := x509.ParseECPrivateKey(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("private key: %w", err)
-		}
+	var parsed any
+	var err error
+	switch block.Type {
+	case pemKey:
+		parsed, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		parsed, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	default:
+		parsed, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	}
+	if err != nil {
+		// What the parsers say names the kind of key, never a part of it.
+		return nil, fmt.Errorf("private key: it is no unencrypted key that can be read: %w", err)
+	}
+	switch key := parsed.(type) {
+	case *ecdsa.PrivateKey:
+		return key, nil
+	case *rsa.PrivateKey:
 		return key, nil
 	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("private key: %w", err)
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("private key: it is a %T, not an ECDSA key", parsed)
-	}
-	return key, nil
+	return nil, fmt.Errorf("private key: it is a %T, neither an ECDSA nor an RSA key", parsed)
 }
 
-func marshalKey(key *ecdsa.PrivateKey) ([]byte, error) {
-	der, err := x509.MarshalECPrivateKey(key)
+// certifies reports whether cert is for the public part of key.
+func certifies(cert *x509.Certificate, key crypto.Signer) bool {
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && public.Equal(cert.PublicKey)
+}
+
+func marshalKey(key crypto.Signer) ([]byte, error) {
+	if ec, ok := key.(*ecdsa.PrivateKey); ok {
+		der, err := x509.MarshalECPrivateKey(ec)
+		if err != nil {
+			return nil, err
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }

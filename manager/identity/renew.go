@@ -16,6 +16,8 @@ const (
 
 	minRenewBackoff = 5 * time.Second
 	maxRenewBackoff = time.Hour
+	// maxExpiredBackoff is for a node whose certificate has expired: nothing else works until it has another.
+	maxExpiredBackoff = 30 * time.Second
 
 	// clockCheck is how long the renewer sleeps at most before it looks at the clock again: timers stand still while a
 	// machine is suspended and do not notice when its clock is set.
@@ -73,10 +75,11 @@ func (r *Renewer) RenewNow() {
 }
 
 // Run renews the store's certificate whenever a random point between 50 % and 80 % of its validity is reached, until ctx is
-// done, whose cause it returns. Failures are repeated after 5 s, doubling up to 1 h.
+// done, whose cause it returns. Failures are repeated after 5 s, doubling up to 1 h, or to 30 s once the certificate has
+// expired. The answer that this node is not a member any more ([ErrRemoved]) is final and ends Run.
 //
-// Run goes on when the certificate has expired, because the clock may be what is wrong, or the leader may be this
-// very machine; it then logs Docker Swarm's words at level Error.
+// Run goes on when the certificate has expired, because that is still good for its own renewal; failures are then logged
+// at level Error.
 func (r *Renewer) Run(ctx context.Context) error {
 	for {
 		c, err := r.cfg.Store.required()
@@ -119,9 +122,9 @@ func (r *Renewer) waitUntil(ctx context.Context, at time.Time) error {
 	}
 }
 
-// renewUntilDone tries until it succeeds; it returns an error only when ctx is done.
+// renewUntilDone tries until it succeeds; it returns an error only when ctx is done or the node is not a member any more.
 func (r *Renewer) renewUntilDone(ctx context.Context) error {
-	for backoff := minRenewBackoff; ; backoff = min(2*backoff, maxRenewBackoff) {
+	for backoff := minRenewBackoff; ; backoff = min(2*backoff, r.maxBackoff()) {
 		select {
 		case <-r.now: // this attempt is what was asked for
 		default:
@@ -133,6 +136,9 @@ func (r *Renewer) renewUntilDone(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if errors.Is(err, ErrRemoved) {
+			return fmt.Errorf("renew certificate: %w", err)
+		}
 		r.report(err, backoff)
 		if err := r.waitUntil(ctx, r.cfg.Now().Add(backoff)); err != nil {
 			return err
@@ -140,10 +146,17 @@ func (r *Renewer) renewUntilDone(ctx context.Context) error {
 	}
 }
 
+func (r *Renewer) maxBackoff() time.Duration {
+	if c := r.cfg.Store.Current(); c != nil && errors.Is(c.CheckTime(r.cfg.Now()), ErrExpired) {
+		return maxExpiredBackoff
+	}
+	return maxRenewBackoff
+}
+
 func (r *Renewer) report(err error, retry time.Duration) {
 	if c := r.cfg.Store.Current(); c != nil {
 		if expired := c.CheckTime(r.cfg.Now()); expired != nil {
-			r.cfg.Logger.Error("certificate is not valid and cannot be renewed", "err", errors.Join(expired, err), "retry", retry)
+			r.cfg.Logger.Error("the certificate is not valid, and could not be renewed yet", "err", errors.Join(expired, err), "retry", retry)
 			return
 		}
 	}
@@ -154,8 +167,7 @@ func (r *Renewer) report(err error, retry time.Duration) {
 func (r *Renewer) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	old, err := r.cfg.Store.required()
-	if err != nil {
+	if _, err := r.cfg.Store.required(); err != nil {
 		return err
 	}
 	keyPEM, csrPEM, err := NewRequest()
@@ -166,18 +178,22 @@ func (r *Renewer) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := ParseCredentials(old.Root.pem, []byte(resp.Certificate), keyPEM)
+	// The root is the one that is trusted now, which a rotation may have changed since the request.
+	old, fresh, err := r.cfg.Store.replace(func(old *Credentials) (*Credentials, error) {
+		fresh, err := ParseCredentials(old.Root.pem, []byte(resp.Certificate), keyPEM)
+		if err != nil {
+			return nil, fmt.Errorf("renewed certificate: %w", err)
+		}
+		if fresh.Identity.NodeID != old.Identity.NodeID || fresh.Identity.ClusterID != old.Identity.ClusterID {
+			return nil, fmt.Errorf("renewed certificate is for node %s of cluster %s instead of node %s of cluster %s",
+				fresh.Identity.NodeID, fresh.Identity.ClusterID, old.Identity.NodeID, old.Identity.ClusterID)
+		}
+		if err := fresh.CheckTime(r.cfg.Now()); err != nil {
+			return nil, fmt.Errorf("renewed certificate: %w", err)
+		}
+		return fresh, nil
+	})
 	if err != nil {
-		return fmt.Errorf("renewed certificate: %w", err)
-	}
-	if fresh.Identity.NodeID != old.Identity.NodeID || fresh.Identity.ClusterID != old.Identity.ClusterID {
-		return fmt.Errorf("renewed certificate is for node %s of cluster %s instead of node %s of cluster %s",
-			fresh.Identity.NodeID, fresh.Identity.ClusterID, old.Identity.NodeID, old.Identity.ClusterID)
-	}
-	if err := fresh.CheckTime(r.cfg.Now()); err != nil {
-		return fmt.Errorf("renewed certificate: %w", err)
-	}
-	if err := r.cfg.Store.Save(fresh); err != nil {
 		return err
 	}
 	_, until := fresh.Validity()

@@ -35,8 +35,8 @@ type StoreConfig struct {
 	Now func() time.Time
 	// Sealer encrypts the key on disk; nil leaves it plain.
 	Sealer KeySealer
-	// AllowExpired makes Load accept an expired certificate, for the start that recovers a lost quorum
-	// (swarm-semantics.md, 7.4). Peers will not accept it, so the first thing to do is to renew.
+	// AllowExpired makes Load accept an expired certificate. Peers accept it for nothing but its renewal, which is the first
+	// thing to do: see [RenewProtocol].
 	AllowExpired bool
 }
 
@@ -97,6 +97,11 @@ func (s *Store) Load() (*Credentials, error) {
 func (s *Store) Save(c *Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.put(c)
+}
+
+// put is Save under the lock.
+func (s *Store) put(c *Credentials) error {
 	_, before := s.read(false)
 	if err := s.save(c); err != nil {
 		if errors.Is(before, ErrNotJoined) {
@@ -106,6 +111,36 @@ func (s *Store) Save(c *Credentials) error {
 	}
 	s.current.Store(c)
 	return nil
+}
+
+// replace saves what build makes of the current credentials, and returns both; nobody else changes them meanwhile. An error
+// of build's own leaves them as they are.
+func (s *Store) replace(build func(old *Credentials) (*Credentials, error)) (old, fresh *Credentials, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, err = s.required(); err != nil {
+		return nil, nil, err
+	}
+	if fresh, err = build(old); err != nil {
+		return nil, nil, err
+	}
+	return old, fresh, s.put(fresh)
+}
+
+// Trust makes root what this node verifies its peers by from now on; changed is false where it is that already. It is refused
+// if the node's own certificate does not descend from root, because no peer would accept this node then.
+func (s *Store) Trust(root *Root) (changed bool, err error) {
+	c, err := s.required()
+	if err != nil || c.Root.equal(root) {
+		return false, err
+	}
+	_, _, err = s.replace(func(old *Credentials) (*Credentials, error) {
+		return ParseCredentials(root.pem, old.certPEM, old.keyPEM)
+	})
+	if err != nil {
+		return false, fmt.Errorf("trust another root CA: %w", err)
+	}
+	return true, nil
 }
 
 // Clear removes the credentials from memory and disk, as leaving a cluster does. It may be repeated.

@@ -5,7 +5,22 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 )
+
+// RenewProtocol is what a client offers by ALPN, before HTTP/1.1, that connects to renew its certificate. On such a connection a server takes
+// an expired certificate as well, so that a node that was off for longer than its certificate lived is still the node
+// that it was (landscape.md, F19), and need not leave and join.
+//
+// This gives nobody more than the renewal itself. The handshake proves possession of the key, as on any connection: TLS has
+// the client sign the transcript, whether its certificate is verified or not. But the connection counts as not
+// verified, so that [FromTLS], and with it [Guard.RequireRole], refuses everything that asks who the peer is; the one handler
+// that does not go by these is that of [IssuePath]. It verifies the chain up to the cluster's root as it was when
+// the certificate expired, and the cluster; the issuer then looks for the node in the store, where one that was removed is
+// missing for ever, not only until its certificate has expired. So an expired certificate is worth something to its node only
+// while an operator has not removed the node, and to a thief of the key no more than the unexpired one was, with which he
+// could have renewed just as well.
+const RenewProtocol = "miniswarm-renew/1"
 
 // httpProtocols are offered when the caller of ServerTLS or ClientTLS names none.
 var httpProtocols = []string{"h2", "http/1.1"}
@@ -13,8 +28,8 @@ var httpProtocols = []string{"h2", "http/1.1"}
 // ServerTLS returns the configuration of a node's listener. A client certificate is optional, since newcomers have none,
 // but one that is given must be valid: an invalid one ends the handshake. Who may do what [Guard] decides.
 //
-// protocols are offered by ALPN in this order; none means HTTP/2 and HTTP/1.1. The configuration follows the store: while it
-// is empty handshakes fail.
+// protocols are offered by ALPN in this order; none means HTTP/2 and HTTP/1.1. Clients that offer
+// [RenewProtocol] get HTTP/1.1. The configuration follows the store: while it is empty handshakes fail.
 func ServerTLS(store *Store, protocols ...string) *tls.Config {
 	if len(protocols) == 0 {
 		protocols = httpProtocols
@@ -37,13 +52,16 @@ func ServerTLS(store *Store, protocols ...string) *tls.Config {
 		return c.tls, nil
 	}
 	inner := conf.Clone()
-	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		c, err := store.required()
 		if err != nil {
 			return nil, err
 		}
 		fresh := inner.Clone()
 		fresh.ClientCAs = c.Root.pool
+		if slices.Contains(hello.SupportedProtos, RenewProtocol) {
+			fresh.NextProtos, fresh.ClientAuth = []string{"http/1.1"}, tls.RequestClientCert
+		}
 		return fresh, nil
 	}
 	return conf

@@ -1,0 +1,132 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/docker/docker/api/types/swarm"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/miniswarm/miniswarm/agent"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/identity"
+)
+
+// renew keeps the certificate fresh, and it and what is trusted in step with the cluster's root CA.
+func (m *member) renew(ctx context.Context) error {
+	r, err := identity.NewRenewer(identity.RenewerConfig{Store: m.node.credentials, Now: m.node.cfg.Now, Logger: m.logger, Request: m.certify,
+		Renewed: func(identity.Identity, identity.Identity) { m.agent.Redescribe() }})
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		err := r.Run(ctx)
+		if errors.Is(err, identity.ErrRemoved) {
+			return &agent.RemovedError{Reason: err.Error()}
+		}
+		return err
+	})
+	g.Go(func() error { return m.followTrust(ctx, r) })
+	return g.Wait()
+}
+
+// certify has a key certified for this node: by this manager if it leads, else by any manager that can be reached. A manager
+// whose certificate has expired may find that those of all others have expired as well, so that nobody leads.
+func (m *member) certify(ctx context.Context, csrPEM []byte) (identity.IssueResponse, error) {
+	if m.manager != nil {
+		if self, _, _ := m.manager.Leader(); self {
+			return m.manager.RenewHere(ctx, csrPEM)
+		}
+	}
+	client := identity.NewClient(identity.ClientConfig{Now: m.node.cfg.Now})
+	var errs []error
+	refused := false
+	for _, a := range m.managers() {
+		if a.NodeID == m.nodeID {
+			continue // would only point to the leader
+		}
+		resp, err := client.RenewCertificate(ctx, a.Addr, m.node.credentials, csrPEM)
+		if err == nil {
+			return resp, nil
+		}
+		errs = append(errs, err)
+		if answer, ok := errors.AsType[*identity.StatusError](err); ok && answer.Status < 500 {
+			refused = true
+		}
+	}
+	if m.manager == nil || refused || !m.expired() {
+		if len(errs) == 0 {
+			errs = append(errs, errors.New("no manager is known that could renew the certificate"))
+		}
+		return identity.IssueResponse{}, errors.Join(errs...)
+	}
+	resp, err := m.manager.RenewAlone(csrPEM)
+	if err != nil {
+		err = errors.Join(append(errs, err)...)
+	}
+	return resp, err
+}
+
+// expired says whether this node's certificate has expired.
+func (m *member) expired() bool {
+	c := m.node.credentials.Current()
+	return c != nil && errors.Is(c.CheckTime(m.node.cfg.Now()), identity.ErrExpired)
+}
+
+// learnTrust passes on what the leader says is to be trusted; the latest counts.
+func (m *member) learnTrust(t protocol.Trust) {
+	select {
+	case <-m.trust:
+	default:
+	}
+	m.trust <- t // from the one session alone, so that there is room
+}
+
+// followTrust has this node trust what the cluster trusts, and renews its certificate when it is of another root than the one
+// that certificates are issued by.
+func (m *member) followTrust(ctx context.Context, r *identity.Renewer) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case t := <-m.trust:
+			if err := m.adopt(t, r); err != nil {
+				m.logger.Warn("the swarm's root CA could not be taken over", "err", err)
+			}
+		}
+	}
+}
+
+func (m *member) adopt(t protocol.Trust, r *identity.Renewer) error {
+	root, err := identity.ParseRoot([]byte(t.Root + t.Next))
+	if err != nil {
+		return err
+	}
+	issuer, err := identity.ParseRoot([]byte(t.Root))
+	if t.Next != "" {
+		issuer, err = identity.ParseRoot([]byte(t.Next))
+	}
+	if err != nil {
+		return err
+	}
+	changed, err := m.node.credentials.Trust(root)
+	if err != nil {
+		// The certificate is of a root that is gone already. Those who are still trusted can give another.
+		r.RenewNow()
+		return fmt.Errorf("this node's certificate is renewed first: %w", err)
+	}
+	if changed {
+		m.logger.Info("the swarm's root CA has changed", "trusted", 1+min(1, len(t.Next)), "digest", issuer.Digest())
+		m.agent.Redescribe()
+	}
+	if own := m.node.credentials.Current(); own != nil && !sameIssuer(own.TLSInfo(), issuer.TLSInfo()) {
+		r.RenewNow()
+	}
+	return nil
+}
+
+func sameIssuer(a, b swarm.TLSInfo) bool {
+	return string(a.CertIssuerPublicKey) == string(b.CertIssuerPublicKey) && string(a.CertIssuerSubject) == string(b.CertIssuerSubject)
+}
