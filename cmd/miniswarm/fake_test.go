@@ -37,6 +37,9 @@ type fakeDaemon struct {
 	secrets  []swarm.Secret
 	configs  []swarm.Config
 	tokens   swarm.JoinTokens
+	ca       swarm.CAConfig
+	root     swarm.TLSInfo
+	rotating int // answers until a rotation is over
 	nodes    []swarm.Node
 	engine   *fake.Engine // of all nodes; has the one container that every task is seen to have
 }
@@ -62,6 +65,7 @@ func startFake(t testing.TB, dir string) *fakeDaemon {
 		}
 		f.nodes = append(f.nodes, n)
 	}
+	f.root = swarm.TLSInfo{TrustRoot: "root 0", CertIssuerPublicKey: []byte("root 0")}
 	f.engine = fake.New()
 	f.engine.SetImage("any", fake.Program{})
 	id, err := f.engine.Create(t.Context(), &docker.Container{Name: "c", Config: container.Config{Image: "any"}})
@@ -197,13 +201,33 @@ func (f *fakeDaemon) inspect(*http.Request) (any, error) {
 	if !f.member {
 		return nil, refusal{http.StatusServiceUnavailable, notManager}
 	}
-	return swarm.Swarm{ClusterInfo: swarm.ClusterInfo{ID: "cluster1", Meta: swarm.Meta{Version: swarm.Version{Index: f.version}}}, JoinTokens: f.tokens}, nil
+	if f.rotating > 0 {
+		if f.rotating--; f.rotating == 0 {
+			f.root.TrustRoot = string(f.root.CertIssuerPublicKey)
+			for i := range f.nodes {
+				f.nodes[i].Description.TLSInfo = f.root
+			}
+		}
+	}
+	info := swarm.ClusterInfo{ID: "cluster1", Meta: swarm.Meta{Version: swarm.Version{Index: f.version}}, TLSInfo: f.root, RootRotationInProgress: f.rotating > 0}
+	info.Spec.CAConfig = f.ca
+	return swarm.Swarm{ClusterInfo: info, JoinTokens: f.tokens}, nil
 }
 
 func (f *fakeDaemon) update(r *http.Request) (any, error) {
 	if r.FormValue("rotateWorkerToken") == "true" {
 		f.tokens.Worker = "SWMTKN-1-rotated"
 	}
+	var spec swarm.Spec
+	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
+		return nil, err
+	}
+	if spec.CAConfig.ForceRotate != f.ca.ForceRotate || spec.CAConfig.SigningCACert != "" {
+		f.rotating = 4
+		f.root.CertIssuerPublicKey = []byte(fmt.Sprintf("root %d%s", spec.CAConfig.ForceRotate, spec.CAConfig.SigningCACert))
+	}
+	f.ca = spec.CAConfig
+	f.ca.SigningCACert, f.ca.SigningCAKey = "", ""
 	return struct{}{}, nil
 }
 

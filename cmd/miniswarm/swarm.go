@@ -21,7 +21,7 @@ import (
 
 // swarmCommands are the commands about the cluster as a whole: Docker has them under "docker swarm".
 func swarmCommands(e *env) []*cli.Command {
-	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e)}
+	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), caCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e)}
 }
 
 // The headings of the list of commands.
