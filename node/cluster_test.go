@@ -52,12 +52,16 @@ func TestAWorkerFindsTheNextLeader(t *testing.T) {
 		return voters == 3
 	})
 	waitFor(t, "a worker that knows three managers", func() bool { return len(worker.Info().RemoteManagers) == 3 })
+	gone, stays := first.Info().NodeID, worker.Info().NodeID
 	must(t, stopFirst())
 
-	gone, stays := first.Info().NodeID, worker.Info().NodeID
 	waitFor(t, "a new leader that calls the first manager down", func() bool {
 		snap := snapshot(t, later[0])
-		return snap != nil && snap.Node(gone).Status.State == swarm.NodeStateDown
+		if snap == nil {
+			return false
+		}
+		node := snap.Node(gone)
+		return node != nil && node.Status.State == swarm.NodeStateDown
 	})
 	snap := snapshot(t, later[0])
 	if snap == nil || snap.Node(stays).Status.State != swarm.NodeStateReady {
