@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"time"
 
@@ -90,21 +91,29 @@ func (a *Authority) brought(want swarm.CAConfig) (*Root, *CA, error) {
 	if err != nil {
 		return nil, nil, badRequest("%s", err)
 	}
-	if len(root.certs) != 1 {
-		return nil, nil, badRequest("the desired CA certificate cannot contain multiple certificates")
-	}
-	cert := root.certs[0]
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: root.pool, CurrentTime: a.cfg.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		return nil, nil, badRequest("error while validating Root CA Certificate: %s", err)
+	for _, cert := range root.certs {
+		own := x509.NewCertPool()
+		own.AddCert(cert)
+		opts := x509.VerifyOptions{Roots: own, CurrentTime: a.cfg.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
+		if _, err := cert.Verify(opts); err != nil {
+			return nil, nil, badRequest("error while validating Root CA Certificate: %s", err)
+		}
 	}
 	var ca *CA
 	if want.SigningCAKey != "" {
 		// The words are about certificate and key; none of them is a part of the key.
-		if ca, err = LoadCA(root.pem, []byte(want.SigningCAKey), a.ca); err != nil {
+		ca, err = LoadCA(root.pem, []byte(want.SigningCAKey), a.ca)
+		if errors.Is(err, errKeyMismatch) {
+			err = errKeyMismatch
+		}
+		if err != nil {
 			return nil, nil, badRequest("%s", err)
 		}
 	}
-	if cert.NotAfter.Before(a.cfg.Now().Add(minRootValidity)) {
+	switch {
+	case len(root.certs) != 1:
+		return nil, nil, badRequest("the desired CA certificate cannot contain multiple certificates")
+	case root.certs[0].NotAfter.Before(a.cfg.Now().Add(minRootValidity)):
 		return nil, nil, badRequest("CA certificate expires too soon")
 	}
 	return root, ca, nil

@@ -1,0 +1,205 @@
+package identity
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+)
+
+// cfssl is an external CA as a CFSSL server is one: it does what the request says, and wants to see a node's certificate.
+type cfssl struct {
+	*httptest.Server
+	t  *testing.T
+	ca *CA
+
+	mu     sync.Mutex
+	forge  func(*x509.Certificate)          // guarded by mu; changes what is signed
+	answer func(w http.ResponseWriter) bool // guarded by mu; answers itself if it returns true
+	asked  []cfsslRequest                   // guarded by mu
+}
+
+func newCFSSL(t *testing.T, cert, key []byte) *cfssl {
+	t.Helper()
+	e := &cfssl{t: t, ca: must(LoadCA(cert, key, CAConfig{}))}
+	e.Server = httptest.NewUnstartedServer(http.HandlerFunc(e.sign))
+	keyPEM, csrPEM, err := NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: must(newSerial(rand.Reader)), Subject: pkix.Name{CommonName: "ca"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour)}
+	own := e.issue(template, must(parseRequest(csrPEM)).PublicKey)
+	e.TLS = &tls.Config{Certificates: []tls.Certificate{must(tls.X509KeyPair(own, keyPEM))}, ClientAuth: tls.RequireAnyClientCert}
+	e.Config.ErrorLog = log.New(io.Discard, "", 0)
+	e.StartTLS()
+	t.Cleanup(e.Close)
+	return e
+}
+
+func (e *cfssl) issue(template *x509.Certificate, key any) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: must(x509.CreateCertificate(rand.Reader, template, e.ca.cert, key, e.ca.key))})
+}
+
+func (e *cfssl) sign(w http.ResponseWriter, r *http.Request) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var req cfsslRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil || r.URL.Path != "/sign" || r.Method != http.MethodPost {
+		http.Error(w, "what?", http.StatusBadRequest)
+		return
+	}
+	e.asked = append(e.asked, req)
+	if e.answer != nil && e.answer(w) {
+		return
+	}
+	block, _ := pem.Decode([]byte(req.Request))
+	csr := must(x509.ParseCertificateRequest(block.Bytes))
+	template := &x509.Certificate{SerialNumber: must(newSerial(rand.Reader)), Subject: pkix.Name{CommonName: req.Subject.CN}, DNSNames: req.Hosts,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(DefaultValidity), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	for _, n := range req.Subject.Names {
+		if n.O != "" {
+			template.Subject.Organization = append(template.Subject.Organization, n.O)
+		}
+		if n.OU != "" {
+			template.Subject.OrganizationalUnit = append(template.Subject.OrganizationalUnit, n.OU)
+		}
+	}
+	if req.Profile == crossSignProfile {
+		template.ExtKeyUsage, template.KeyUsage = nil, x509.KeyUsageCertSign
+		for _, x := range req.Extensions {
+			template.ExtraExtensions = append(template.ExtraExtensions, pkix.Extension{Id: []int{2, 5, 29, 19}, Critical: x.Critical, Value: must(hex.DecodeString(x.Value))})
+		}
+	}
+	if e.forge != nil {
+		e.forge(template)
+	}
+	key := csr.PublicKey
+	if template.PublicKey != nil {
+		key = template.PublicKey
+	}
+	var answer cfsslAnswer
+	answer.Success, answer.Result.Certificate = true, string(e.issue(template, key))
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (e *cfssl) set(forge func(*x509.Certificate), answer func(http.ResponseWriter) bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.forge, e.answer = forge, answer
+}
+
+func (e *cfssl) spec(cert []byte) *swarm.ExternalCA {
+	return &swarm.ExternalCA{Protocol: swarm.ExternalCAProtocolCFSSL, URL: e.URL + "/sign", CACert: string(cert)}
+}
+
+func TestAnExternalCASignsAndIsChecked(t *testing.T) {
+	a := newAuthority(t)
+	old := a.c.RootCA
+	cert, key := operatorsRoot(t, time.Now().Add(2*year), false)
+	e := newCFSSL(t, cert, key)
+	away := &swarm.ExternalCA{Protocol: swarm.ExternalCAProtocolCFSSL, URL: "https://127.0.0.1:1/sign", CACert: string(cert)}
+	other := &swarm.ExternalCA{Protocol: swarm.ExternalCAProtocolCFSSL, URL: "https://127.0.0.1:2/sign"}
+	err := a.change(func(c *swarm.CAConfig) {
+		c.SigningCACert, c.ExternalCAs = string(cert), []*swarm.ExternalCA{away, other, e.spec(cert)}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a.c.Rotation.RootCAKey) != 0 || !strings.Contains(a.log.String(), "external CA is unreachable") || strings.Contains(a.log.String(), ":2/") {
+		t.Errorf("the log: %s", a.log.String())
+	}
+	if _, verified := a.sign(old, cert); !verified[0] || !verified[1] {
+		t.Errorf("signed during the rotation, it descends from the old root: %v, from the new: %v", verified[0], verified[1])
+	}
+	if asked := e.asked[0]; asked.Subject.CN != testIdentity.NodeID || strings.Join(asked.Hosts, " ") != workerUnit+" "+testIdentity.NodeID || asked.Profile != "" {
+		t.Errorf("it was asked for %+v", asked)
+	}
+	a.c = must(a.Complete(a.c))
+	if len(a.c.RootCAKey) != 0 {
+		t.Error("the key of the old root is kept for the new one")
+	}
+	if _, verified := a.sign(old, cert); verified[0] || !verified[1] {
+		t.Errorf("signed after it, it descends from the old root: %v, from the new: %v", verified[0], verified[1])
+	}
+
+	_, csr, err := NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, otherCSR, err := NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	strange := must(NewCA(CAConfig{}))
+	says := func(text string) func(http.ResponseWriter) bool {
+		return func(w http.ResponseWriter) bool { _, _ = io.WriteString(w, text); return true }
+	}
+	for name, tc := range map[string]struct {
+		forge  func(*x509.Certificate)
+		answer func(http.ResponseWriter) bool
+		words  string
+	}{
+		"another node":   {func(c *x509.Certificate) { c.Subject.CommonName = "x" }, nil, "is for {NodeID:x"},
+		"another role":   {func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{managerUnit} }, nil, "Role:manager} instead of"},
+		"two roles":      {func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{workerUnit, managerUnit} }, nil, "not a node certificate"},
+		"a CA's":         {func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, nil, "is a CA's"},
+		"another key":    {func(c *x509.Certificate) { c.PublicKey = must(parseRequest(otherCSR)).PublicKey }, nil, "for another key"},
+		"expired":        {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, nil, "not usable: clocks disagree"},
+		"for servers":    {func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }, nil, "not usable"},
+		"another root":   {nil, says(string(must(json.Marshal(map[string]any{"success": true, "result": map[string]any{"certificate": string(must(strange.Issue(csr, testIdentity, 0)))}})))), "not signed by this cluster's root"},
+		"a refusal":      {nil, says(`{"success":false,"errors":[{"code":5100,"message":"policy"}]}`), "it refuses to sign: policy"},
+		"no reason":      {nil, says(`{"success":false}`), "it refuses to sign"},
+		"nothing":        {nil, says(`{"success":true,"result":{"certificate":""}}`), "it holds no PEM block"},
+		"no JSON":        {nil, says(`<html>`), "no JSON as CFSSL sends it"},
+		"another status": {nil, func(w http.ResponseWriter) bool { http.Error(w, "busy", http.StatusTooManyRequests); return true }, "429 Too Many Requests: busy"},
+	} {
+		e.set(tc.forge, tc.answer)
+		if cert, err := a.Sign(t.Context(), a.c, csr, testIdentity); err == nil || !strings.Contains(err.Error(), tc.words) {
+			t.Errorf("%s: %v, want %q; signed:\n%s", name, err, tc.words, cert)
+		}
+	}
+	e.set(nil, nil)
+
+	if err := a.change(func(c *swarm.CAConfig) { c.ExternalCAs = nil }); err == nil || !strings.Contains(err.Error(), "corresponding to the current CA certificate") {
+		t.Errorf("giving up the only signer: %v", err)
+	}
+	third, thirdKey := operatorsRoot(t, time.Now().Add(2*year), true)
+	f := newCFSSL(t, third, thirdKey)
+	if err := a.change(func(c *swarm.CAConfig) {
+		c.SigningCACert, c.ExternalCAs = string(third), []*swarm.ExternalCA{e.spec(cert), f.spec(third)}
+	}); err == nil ||
+		err.Error() != "rotating from one external CA to a different external CA is not supported" {
+		t.Errorf("from one to another: %v", err)
+	}
+	// Back to a root of the managers' own, which the external CA has to certify.
+	if err := a.change(func(c *swarm.CAConfig) { c.ForceRotate++ }); err != nil {
+		t.Fatal(err)
+	}
+	if _, verified := a.sign(cert, a.c.Rotation.RootCA); !verified[0] || !verified[1] {
+		t.Errorf("on the way back it descends from the old root: %v, from the new: %v", verified[0], verified[1])
+	}
+	if err := a.change(bring(cert, key)); err != nil || a.c.Rotation != nil || len(a.c.RootCAKey) == 0 {
+		t.Errorf("taking the external CA's key over: %v", err)
+	}
+	a.c.RootCAKey, a.c.Spec.CAConfig.ExternalCAs = nil, nil
+	if _, err := a.Sign(t.Context(), a.c, csr, testIdentity); !errors.As(err, new(*StatusError)) {
+		t.Errorf("with nobody to sign: %v", err)
+	}
+}
