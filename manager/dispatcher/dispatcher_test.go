@@ -166,6 +166,8 @@ type fakeAgent struct {
 	drivers  map[string]string // log drivers by task
 	payloads map[string]string // what secrets and configs hold, by id
 	streams  []string          // ids of the streams that were asked for
+	trust    []protocol.Trust  // what was to be trusted, one after the other
+	ahead    time.Duration     // of the node's clock before the leader's
 }
 
 // pipeWriter lets ServeSession take a connection over as if from an HTTP server.
@@ -205,7 +207,10 @@ func (w *world) connect(nodeID string) *fakeAgent {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				a.send(protocol.FromAgent{Heartbeat: &protocol.Heartbeat{}})
+				a.mu.Lock()
+				now := time.Now().Add(a.ahead)
+				a.mu.Unlock()
+				a.send(protocol.FromAgent{Heartbeat: &protocol.Heartbeat{Clock: now}})
 			}
 		}
 	}()
@@ -239,6 +244,8 @@ func (a *fakeAgent) read(in *bufio.Reader) {
 		switch {
 		case m.Welcome != nil:
 			a.period, a.managers = m.Welcome.HeartbeatPeriod, m.Welcome.Managers
+		case m.Trust != nil:
+			a.trust = append(a.trust, *m.Trust)
 		case m.Stream != nil:
 			a.streams = append(a.streams, m.Stream.ID)
 		case m.Managers != nil:
