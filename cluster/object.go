@@ -97,7 +97,7 @@ type Cluster struct {
 	// Removed maps the id of each node removed from the cluster to when its certificate is surely expired, until
 	// which its connections must be refused.
 	Removed map[string]time.Time
-	// UnlockKeys is reserved for sealed managers; empty while autolock is off.
+	// UnlockKeys is the key that opens locked managers; empty while autolock is off.
 	UnlockKeys []byte
 	// Epoch orders the lives of a cluster that was recovered: see [NextEpoch]. It is 0 in the first life.
 	Epoch uint64

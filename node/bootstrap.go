@@ -31,6 +31,7 @@ const (
 type founding struct {
 	clusterID, nodeID string
 	ca                *identity.CA
+	unlock            identity.UnlockKey // nil: managers do not lock themselves
 	req               swarm.InitRequest
 	dataAddr          string
 	ids               cluster.IDs
@@ -49,7 +50,7 @@ func (f *founding) objects() (*cluster.Txn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("found the cluster: %w", err)
 	}
-	c := &cluster.Cluster{RootCA: root.PEM(), RootCAKey: keyPEM, JoinTokens: tokens, MeshKey: make([]byte, meshKeySize)}
+	c := &cluster.Cluster{RootCA: root.PEM(), RootCAKey: keyPEM, JoinTokens: tokens, MeshKey: make([]byte, meshKeySize), UnlockKeys: f.unlock}
 	if _, err := io.ReadFull(f.random, c.MeshKey); err != nil {
 		return nil, fmt.Errorf("found the cluster: make the key of the mesh: %w", err)
 	}

@@ -27,6 +27,8 @@ func (n *Node) Control() (engineapi.Control, error) {
 	switch {
 	case m == nil && local == swarm.LocalNodeStateInactive:
 		return nil, unavailable(textNever)
+	case local == swarm.LocalNodeStateLocked:
+		return nil, unavailable(textLocked)
 	case m == nil || local == swarm.LocalNodeStateError:
 		return nil, unavailable(textNoReady)
 	case m.manager == nil:
@@ -40,6 +42,9 @@ func (n *Node) Attach(ctx context.Context, req protocol.AttachRequest) (*enginea
 	m := n.current()
 	if m == nil {
 		return nil, unavailable(textNever)
+	}
+	if m.locked {
+		return nil, unavailable(textLocked)
 	}
 	at, err := m.agent.Attach(ctx, req)
 	if err != nil {

@@ -42,6 +42,10 @@ type member struct {
 	mesh    *ingress.Mesh // nil without a data plane
 	names   *names.Server // nil without a data plane
 
+	// locked says that the keys cannot be opened: the agent and the data plane go on by themselves, and nothing else runs.
+	locked bool
+	halted chan struct{} // closed when run is to end; for what a locked member waits for
+
 	transports *transports
 	welcome    chan struct{} // closed at the first session
 	once       sync.Once
@@ -62,8 +66,7 @@ func newMember(n *Node, st *state, first func() *cluster.Txn, peers []protocol.M
 	if creds == nil {
 		return nil, errors.New("this node has no certificate; leave the swarm with --force and join again")
 	}
-	m := &member{node: n, nodeID: creds.Identity.NodeID, state: st, logger: n.cfg.Logger, done: make(chan struct{}), known: st.Managers,
-		welcome: make(chan struct{}), trust: make(chan protocol.Trust, 1), transports: &transports{node: n, all: map[string]*http.Transport{}}}
+	m := blankMember(n, st, creds.Identity.NodeID)
 	if creds.Identity.Role == identity.Manager {
 		if err := m.prepareManager(creds, first, peers); err != nil {
 			return nil, err
@@ -75,6 +78,11 @@ func newMember(n *Node, st *state, first func() *cluster.Txn, peers []protocol.M
 	return m, nil
 }
 
+func blankMember(n *Node, st *state, nodeID string) *member {
+	return &member{node: n, nodeID: nodeID, state: st, logger: n.cfg.Logger, done: make(chan struct{}), known: st.Managers, halted: make(chan struct{}),
+		welcome: make(chan struct{}), trust: make(chan protocol.Trust, 1), transports: &transports{node: n, all: map[string]*http.Transport{}}}
+}
+
 // closeStore lets go of a store that was never run.
 func (m *member) closeStore() error {
 	if m.store == nil {
@@ -84,7 +92,7 @@ func (m *member) closeStore() error {
 }
 
 func (m *member) prepareManager(creds *identity.Credentials, first func() *cluster.Txn, peers []protocol.Member) error {
-	key, err := raftKey(m.node.cfg.StateDir)
+	key, older, err := m.node.vault.dataKeys()
 	if err != nil {
 		return err
 	}
@@ -94,7 +102,7 @@ func (m *member) prepareManager(creds *identity.Credentials, first func() *clust
 		},
 		Logger: m.logger})
 	m.store, err = raftstore.Open(raftstore.Config{Dir: filepath.Join(m.node.cfg.StateDir, raftDir), NodeID: m.nodeID, ClusterID: creds.Identity.ClusterID,
-		RaftID: m.state.RaftID, Addr: m.state.AdvertiseAddr, Bootstrap: first != nil, Peers: peers, Transport: transport, Key: key, Logger: m.logger})
+		RaftID: m.state.RaftID, Addr: m.state.AdvertiseAddr, Bootstrap: first != nil, Peers: peers, Transport: transport, Key: key, OlderKeys: older, Logger: m.logger})
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
@@ -110,6 +118,7 @@ func (m *member) prepareManager(creds *identity.Credentials, first func() *clust
 // acknowledged is on disk. The engine and the data plane are still open afterwards, for whoever cleans up: see
 // closeParts.
 func (m *member) run(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { close(m.halted) })()
 	storeCtx, stopStore := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopStore()
 	storeDone := make(chan error, 1)
@@ -128,6 +137,7 @@ func (m *member) run(ctx context.Context) error {
 		}
 		g.Go(func() error { return m.serve(gctx, listener) })
 		g.Go(func() error { return m.manager.Run(gctx) })
+		g.Go(func() error { return m.followLock(gctx) })
 		g.Go(func() error {
 			select {
 			case err := <-storeDone:
@@ -138,7 +148,9 @@ func (m *member) run(ctx context.Context) error {
 			}
 		})
 	}
-	g.Go(func() error { return m.renew(gctx) })
+	if !m.locked {
+		g.Go(func() error { return m.renew(gctx) })
+	}
 	if m.mesh != nil {
 		g.Go(func() error { return m.mesh.Run(gctx) })
 	}

@@ -15,7 +15,6 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/identity"
-	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 const (
@@ -36,6 +35,7 @@ const (
 	textInSwarm = `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`
 	textNever   = `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`
 	textWorker  = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
+	textLocked  = `Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.`
 	textNoReady = "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
 )
 
@@ -48,9 +48,6 @@ func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) 
 	}
 	if req.ForceNewCluster {
 		return "", &requestError{http.StatusNotImplemented, "--force-new-cluster is not supported yet: this node has no cluster to start from"}
-	}
-	if req.AutoLockManagers {
-		return "", &requestError{http.StatusNotImplemented, "autolock is not supported yet: start the swarm without it"}
 	}
 	st, err := n.addresses(req.ListenAddr, req.AdvertiseAddr, req.DataPathAddr)
 	if err != nil {
@@ -83,7 +80,14 @@ func (n *Node) initialize(ctx context.Context, st *state, req swarm.InitRequest)
 	if err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)
 	}
-	f := &founding{clusterID: n.ids.Next(), nodeID: n.ids.Next(), ca: ca, req: req, dataAddr: st.DataAddr, ids: n.ids, random: rand.Reader, now: time.Now()}
+	var unlock identity.UnlockKey
+	if req.AutoLockManagers {
+		if unlock, err = identity.NewUnlockKey(nil); err != nil {
+			return "", fmt.Errorf("init swarm: %w", err)
+		}
+		n.vault.lockFirst(unlock)
+	}
+	f := &founding{clusterID: n.ids.Next(), nodeID: n.ids.Next(), ca: ca, unlock: unlock, req: req, dataAddr: st.DataAddr, ids: n.ids, random: rand.Reader, now: time.Now()}
 	id := identity.Identity{NodeID: f.nodeID, ClusterID: f.clusterID, Role: identity.Manager}
 	if _, err := identity.Found(ca, n.credentials, id, req.Spec.CAConfig.NodeCertExpiry); err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)
@@ -182,6 +186,9 @@ func (n *Node) Leave(_ context.Context, force bool) error {
 		return unavailable(textNoSwarm)
 	}
 	m := n.current()
+	if m != nil && m.locked && !force {
+		return unavailable("Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")
+	}
 	if m != nil && m.manager != nil && !force {
 		return unavailable("%s", m.leaveWarning())
 	}
@@ -258,6 +265,7 @@ func (n *Node) wipe() error {
 	if err := removeDurably(filepath.Join(n.cfg.StateDir, stateFile)); err != nil {
 		return fmt.Errorf("clear this node's former state: %w", err)
 	}
+	n.vault.forget()
 	errs := []error{n.credentials.Clear()}
 	for _, name := range []string{raftDir, raftKeyFile, agentDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))
@@ -283,27 +291,4 @@ func (n *Node) abandon() error {
 	n.member, n.local, n.failed = nil, swarm.LocalNodeStateInactive, nil
 	n.mu.Unlock()
 	return errors.Join(append(errs, n.wipe())...)
-}
-
-// raftKey reads the key that seals the log, and makes it at first.
-func raftKey(dir string) ([]byte, error) {
-	path := filepath.Join(dir, raftKeyFile)
-	key, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && raftstore.Exists(filepath.Join(dir, raftDir)) {
-		return nil, fmt.Errorf("read the key of the log: %s is missing; restore it from a backup, or leave the swarm with --force", path)
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		key = make([]byte, raftstore.KeySize)
-		if _, err := rand.Read(key); err != nil {
-			return nil, fmt.Errorf("make the key of the log: %w", err)
-		}
-		return key, writeFileDurably(path, key)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the key of the log: %w", err)
-	}
-	if len(key) != raftstore.KeySize {
-		return nil, fmt.Errorf("read the key of the log: %s has %d bytes instead of %d; restore it from a backup, or leave the swarm with --force", path, len(key), raftstore.KeySize)
-	}
-	return key, nil
 }

@@ -48,11 +48,12 @@ type Config struct {
 // Node is the daemon of one machine. Make it with New, run it with Run.
 type Node struct {
 	cfg         Config
+	vault       *vault
 	credentials *identity.Store
 	ids         cluster.IDs
 	api         *engineapi.Server
 
-	changing sync.Mutex    // held while init, join or leave change the membership
+	changing sync.Mutex    // held while init, join, leave or unlock change the membership
 	broken   chan struct{} // told when the part in the swarm has failed for a reason that may pass; holds one
 
 	mu     sync.Mutex
@@ -73,12 +74,13 @@ func New(cfg Config) (*Node, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("node: create the state directory: %w", err)
 	}
+	v := &vault{dir: cfg.StateDir}
 	// A certificate that expired while the machine was off is the first thing that a member renews.
-	creds, err := identity.NewStore(identity.StoreConfig{Dir: cfg.StateDir, Now: cfg.Now, AllowExpired: true})
+	creds, err := identity.NewStore(identity.StoreConfig{Dir: cfg.StateDir, Now: cfg.Now, AllowExpired: true, Sealer: v})
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
-	n := &Node{cfg: cfg, credentials: creds, ids: cluster.RandomIDs(rand.Reader), local: swarm.LocalNodeStateInactive, broken: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, vault: v, credentials: creds, ids: cluster.RandomIDs(rand.Reader), local: swarm.LocalNodeStateInactive, broken: make(chan struct{}, 1)}
 	n.api, err = engineapi.New(engineapi.Config{Local: n, Engine: cfg.Engine, Logger: cfg.Logger, Version: cfg.Version})
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
@@ -148,7 +150,13 @@ func (n *Node) resumeLocked() {
 	if err == nil && st == nil || n.ending() {
 		return
 	}
-	if err == nil {
+	if err == nil && !n.vault.isOpen() { // it stays open when the member has failed that was unlocked
+		err = n.vault.open(nil)
+	}
+	switch {
+	case errors.Is(err, errLocked):
+		err = n.startLocked(st)
+	case err == nil:
 		if _, err = n.credentials.Load(); err == nil {
 			err = n.start(st, nil, nil)
 		}
@@ -167,20 +175,23 @@ func (n *Node) setState(s swarm.LocalNodeState, err error) {
 
 // start brings the member up under the context of Run. first gives the founding objects on the machine that ran init.
 func (n *Node) start(st *state, first func() *cluster.Txn, peers []protocol.Member) error {
-	n.mu.Lock()
-	root := n.root
-	n.mu.Unlock()
-	if root == nil || root.Err() != nil {
+	if !n.serving() {
 		return errors.New("the daemon is not running")
 	}
 	m, err := newMember(n, st, first, peers)
 	if err != nil {
 		return err
 	}
+	n.launch(m, swarm.LocalNodeStateActive)
+	return nil
+}
+
+// launch has a member run under the context of Run.
+func (n *Node) launch(m *member, local swarm.LocalNodeState) {
 	n.mu.Lock()
-	n.member, n.local, n.failed = m, swarm.LocalNodeStateActive, nil
+	n.member, n.local, n.failed = m, local, nil
+	ctx, cancel := context.WithCancelCause(n.root)
 	n.mu.Unlock()
-	ctx, cancel := context.WithCancelCause(root)
 	m.stop = cancel
 	go func() {
 		defer close(m.done)
@@ -195,7 +206,13 @@ func (n *Node) start(st *state, first func() *cluster.Txn, peers []protocol.Memb
 			n.fails(err)
 		}
 	}()
-	return nil
+}
+
+// serving says whether Run has begun and is not about to end.
+func (n *Node) serving() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.root != nil && n.root.Err() == nil
 }
 
 // ending says whether Run is about to end.
@@ -221,6 +238,10 @@ func (n *Node) Info() swarm.Info {
 	}
 	n.mu.Unlock()
 	if m == nil {
+		return info
+	}
+	if m.locked {
+		info.NodeAddr, _, _ = net.SplitHostPort(m.state.AdvertiseAddr)
 		return info
 	}
 	info.NodeID = m.nodeID

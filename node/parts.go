@@ -57,6 +57,10 @@ func (m *member) prepareAgent() error {
 
 // dial opens a connection to a manager's cluster port that only a manager of this cluster can answer.
 func (m *member) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if m.locked {
+		<-m.halted // there is nothing to prove this node's identity with, and no use in trying again and again
+		return nil, errLocked
+	}
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: identity.ClientTLS(m.node.credentials, identity.Manager, "", "http/1.1")}
 	return d.DialContext(ctx, "tcp", addr)
 }

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/miniswarm/miniswarm/cluster/protocol"
-	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 func TestStateSurvivesAndSaysWhatIsWrong(t *testing.T) {
@@ -53,29 +52,6 @@ func TestStateSurvivesAndSaysWhatIsWrong(t *testing.T) {
 	must(t, err)
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("the state has mode %v, want 0600", info.Mode().Perm())
-	}
-}
-
-func TestTheKeyOfTheLog(t *testing.T) {
-	dir := t.TempDir()
-	first, err := raftKey(dir)
-	must(t, err)
-	again, err := raftKey(dir)
-	must(t, err)
-	if string(first) != string(again) || len(first) != raftstore.KeySize {
-		t.Errorf("keys %x and %x, want the same %d bytes", first, again, raftstore.KeySize)
-	}
-	must(t, os.WriteFile(filepath.Join(dir, raftKeyFile), []byte("short"), 0o600))
-	if _, err := raftKey(dir); err == nil || !strings.Contains(err.Error(), "5 bytes instead of") {
-		t.Errorf("a short key: %v", err)
-	}
-	must(t, os.Remove(filepath.Join(dir, raftKeyFile)))
-	store, err := raftstore.Open(raftstore.Config{Dir: filepath.Join(dir, raftDir), NodeID: "n1", ClusterID: "c1", Addr: "192.0.2.1:2377", Bootstrap: true,
-		Transport: raftstore.Alone(), Key: first})
-	must(t, err)
-	must(t, store.Close())
-	if _, err := raftKey(dir); err == nil || !strings.Contains(err.Error(), "is missing") {
-		t.Errorf("a log without its key got a new one: %v", err)
 	}
 }
 

@@ -10,13 +10,16 @@ import (
 )
 
 // appendWork is one thing for the appender to do: what raft wants written, or the record of a snapshot that this member
-// has taken. The latter goes the same way because a snapshot counts only when the log says that its entries were
-// committed, which raft has handed out before.
+// has taken, or another key to seal with. A record goes the same way because a snapshot counts only when the log says that its
+// entries were committed, which raft has handed out before; a key, so that it is known what was sealed before.
 type appendWork struct {
 	m *raftpb.Message
 
 	record   *raftpb.SnapshotMetadata
 	recorded chan error
+
+	rekey   []byte
+	rekeyed chan rekeyed
 }
 
 // runAppends writes what raft hands out to the log, in order. Everything that has come together while the disk was busy
@@ -69,6 +72,11 @@ func (s *Store) append(batch []appendWork) error {
 			if err != nil {
 				return err
 			}
+		case w.rekey != nil:
+			if err := flush(); err != nil {
+				return err
+			}
+			w.rekeyed <- s.useKey(w.rekey)
 		case w.m.Snapshot != nil:
 			// It takes the place of everything before it.
 			if err := flush(); err != nil {
@@ -156,6 +164,10 @@ func (s *Store) install(snap *raftpb.Snapshot, state *raftpb.HardState, entries 
 	s.snapMu.Lock()
 	defer s.snapMu.Unlock()
 	meta := snap.GetMetadata()
+	// It may have begun to arrive before the key changed.
+	if err := s.disk.reseal(meta.GetTerm(), meta.GetIndex()); err != nil {
+		return err
+	}
 	if err := s.disk.record(meta); err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ type applyWork struct {
 	written *writtenSnapshot
 	// wanted asks for a snapshot now.
 	wanted bool
+	// covered asks for one from an index on, if there is none, and to be told.
+	covered *coverage
 }
 
 // applier owns the tables. It applies committed entries in order and publishes the result, a batch at a time. Snapshots are
@@ -49,6 +51,7 @@ type applier struct {
 	answers []*raftpb.Message
 
 	snapshots snapshotPolicy
+	coverages []*coverage
 	// leaving is set when this member's own removal was applied.
 	leaving bool
 }
@@ -62,7 +65,7 @@ type finished struct {
 const publishAfter = 512
 
 func newApplier(s *Store, state *cluster.State, meta snapshotMeta, conf *raftpb.ConfState) *applier {
-	a := &applier{s: s, pool: newInternPool(), snapshots: snapshotPolicy{every: s.cfg.SnapshotEvery}}
+	a := &applier{s: s, pool: newInternPool()}
 	a.reset(state, meta, conf)
 	return a
 }
@@ -74,6 +77,7 @@ func (a *applier) reset(state *cluster.State, meta snapshotMeta, conf *raftpb.Co
 	for _, m := range meta.Members {
 		a.members[m.RaftID] = m
 	}
+	a.follow(state.Snapshot().Cluster())
 	a.snapshots.begin(meta.Index)
 }
 
@@ -134,6 +138,8 @@ func (a *applier) run(batch []applyWork) error {
 			a.snapshotWritten(w.written)
 		case w.wanted:
 			a.snapshots.wanted = true
+		case w.covered != nil:
+			a.coverages = append(a.coverages, w.covered)
 		default:
 			if err := a.apply(w.m); err != nil {
 				return err
@@ -199,6 +205,11 @@ func (a *applier) applyTxn(e *raftpb.Entry) error {
 	events, err := a.state.Apply(txn, e.GetIndex())
 	a.mu.Unlock()
 	a.events = append(a.events, events...)
+	for _, e := range events {
+		if c, ok := e.New.(*cluster.Cluster); ok {
+			a.follow(c)
+		}
+	}
 	if p != nil {
 		a.results = append(a.results, finished{p, proposalResult{index: e.GetIndex(), before: before, err: err}})
 	}
@@ -235,7 +246,7 @@ func (a *applier) restore(meta *raftpb.SnapshotMetadata) error {
 	a.s.addresses.set(a.s, a.membership().members, true)
 	a.s.view.replace(a.index, a.term, a.membership())
 	a.s.log.Info("snapshot from the leader installed", "index", a.index, "term", a.term)
-	if err := a.s.disk.purge(a.index); err != nil {
+	if err := a.s.disk.purge(a.index, 0); err != nil {
 		a.s.log.Warn("delete old logs", "err", err)
 	}
 	return nil

@@ -30,6 +30,8 @@ type Config struct {
 	Transport Transport
 	// Key seals what is written to Dir: KeySize bytes. The other members may have different ones.
 	Key []byte
+	// OlderKeys open what was sealed before Key was in use; nothing is sealed with them any more.
+	OlderKeys [][]byte
 	// Logger may be nil.
 	Logger *slog.Logger
 	// Tick is raft's unit of time, 100 ms if 0.
@@ -37,11 +39,11 @@ type Config struct {
 	// ElectionTicks without a word from the leader make a follower stand for election, after up to as many more drawn
 	// at random; 10 if 0. HeartbeatTicks is how often the leader gives word, 1 if 0.
 	ElectionTicks, HeartbeatTicks int
-	// SnapshotEvery is the number of log entries between snapshots, 10000 if 0. A snapshot is also taken when the entries since the
+	// SnapshotEvery is the number of log entries between snapshots; 0: as the cluster's settings say. A snapshot is also taken when the entries since the
 	// last outgrow 64 MiB and twice the last snapshot.
 	SnapshotEvery uint64
 	// KeepEntries is the number of entries kept in memory before a snapshot, for followers that are only a little behind;
-	// 5000 if 0, and never more than 16 MiB of them.
+	// 0: as the cluster's settings say. It is never more than 16 MiB of them.
 	KeepEntries uint64
 	// Now is the clock that stamps transactions without a time; nil means the system's.
 	Now func() time.Time
@@ -77,12 +79,6 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if d.HeartbeatTicks == 0 {
 		d.HeartbeatTicks = 1
-	}
-	if d.SnapshotEvery == 0 {
-		d.SnapshotEvery = 10_000
-	}
-	if d.KeepEntries == 0 {
-		d.KeepEntries = 5_000
 	}
 	if d.Now == nil {
 		d.Now = time.Now

@@ -217,17 +217,27 @@ func (d *disk) record(meta *raftpb.SnapshotMetadata) error {
 	return nil
 }
 
-// purge deletes the snapshots older than the one at index and the segments of the log that only hold entries up to it.
-func (d *disk) purge(index uint64) error {
+// purge deletes the snapshots older than the one at index, but for the latest keep of them, and the segments of the log that
+// no snapshot needs which is left.
+func (d *disk) purge(index, keep uint64) error {
 	names, err := fileutil.ReadDir(snapDir(d.dir))
 	if err != nil {
 		return fmt.Errorf("delete old snapshots: %w", err)
 	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(b, a) }) // the latest first
+	newest := index
 	for _, name := range names {
-		if _, i, ok := parseSnapshotName(name); ok && i < index {
-			if err := os.Remove(filepath.Join(snapDir(d.dir), name)); err != nil {
-				return fmt.Errorf("delete old snapshots: %w", err)
-			}
+		_, i, ok := parseSnapshotName(name)
+		if !ok || i >= newest {
+			continue
+		}
+		if keep > 0 {
+			keep--
+			index = i
+			continue
+		}
+		if err := os.Remove(filepath.Join(snapDir(d.dir), name)); err != nil {
+			return fmt.Errorf("delete old snapshots: %w", err)
 		}
 	}
 	if err := d.wal.ReleaseLockTo(index); err != nil {

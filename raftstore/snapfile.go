@@ -190,7 +190,7 @@ func createSnapshotFile(dir string, term, index uint64, seal *sealer) (*snapshot
 	if err != nil {
 		return nil, fmt.Errorf("create snapshot: %w", err)
 	}
-	s := &snapshotFile{f: f, w: bufio.NewWriterSize(f, 128<<10), seal: seal, path: path, index: index}
+	s := &snapshotFile{f: f, w: bufio.NewWriterSize(f, 128<<10), seal: seal.fixed(), path: path, index: index}
 	if _, err := s.w.WriteString(snapMagic); err != nil {
 		return nil, errors.Join(err, s.abort())
 	}
@@ -254,6 +254,7 @@ type snapshotReader struct {
 	n      uint64
 	offset int64
 	ended  bool
+	older  bool // the last chunk was not sealed with the newest key
 }
 
 func openSnapshotFile(path string, index uint64, seal *sealer) (*snapshotReader, error) {
@@ -296,11 +297,12 @@ func (s *snapshotReader) read() ([]byte, int64, error) {
 	if len(sealed) == 0 {
 		return nil, 0, errors.New("is empty")
 	}
-	chunk, err := s.seal.open(sealed, place(sealChunk, s.index, s.n))
+	chunk, newest, err := s.seal.openAny(sealed, place(sealChunk, s.index, s.n))
 	if err != nil {
-		chunk, err = s.seal.open(sealed, place(sealChunk, s.index, s.n|lastChunkFlag))
+		chunk, newest, err = s.seal.openAny(sealed, place(sealChunk, s.index, s.n|lastChunkFlag))
 		s.ended = err == nil
 	}
+	s.older = !newest
 	return chunk, int64(8 + len(sealed)), err
 }
 

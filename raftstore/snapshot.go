@@ -42,7 +42,7 @@ type writtenSnapshot struct {
 // maybeSnapshot begins a snapshot if one is due. Writing it goes on beside the applier, from an immutable view.
 func (a *applier) maybeSnapshot() {
 	p := &a.snapshots
-	if !p.due() || a.index == 0 {
+	if covers := a.coverage() && !p.busy; !covers && !p.due() || a.index == 0 {
 		return
 	}
 	p.busy = true
@@ -121,7 +121,7 @@ func (s *Store) writeSnapshot(meta snapshotMeta, conf *raftpb.ConfState, snap *c
 	if err := s.compact(meta.Index); err != nil {
 		return f.size, err
 	}
-	return f.size, s.disk.purge(meta.Index)
+	return f.size, s.disk.purge(meta.Index, s.keepSnapshots.Load())
 }
 
 // compact forgets entries in memory before the snapshot, but for those a follower that is a little behind may need.
@@ -134,10 +134,11 @@ func (s *Store) compact(index uint64) error {
 	if err != nil {
 		return fmt.Errorf("raft storage: %w", err)
 	}
-	if index <= s.cfg.KeepEntries || index-s.cfg.KeepEntries < first {
+	keep := s.keepEntries.Load()
+	if index <= keep || index-keep < first {
 		return s.compactBytes(first, index)
 	}
-	return s.compactBytes(index-s.cfg.KeepEntries, index)
+	return s.compactBytes(index-keep, index)
 }
 
 // compactBytes keeps entries from about first to index, fewer if they are large.

@@ -50,6 +50,8 @@ type Store struct {
 	addresses addresses
 	// sending counts snapshots under way to followers, for which the log is kept.
 	sending atomic.Int32
+	// keepEntries and keepSnapshots follow the cluster's settings; see settings.go.
+	keepEntries, keepSnapshots atomic.Uint64
 	// snapMu makes writing and installing snapshots exclude each other.
 	snapMu sync.Mutex
 
@@ -71,7 +73,7 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	seal, err := newSealer(cfg.Key)
+	seal, err := newSealer(cfg.Key, cfg.OlderKeys...)
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -151,9 +153,6 @@ func (s *Store) load(d *disk, l *loaded) error {
 		if meta, state, err = loadSnapshot(snapDir(d.dir), l.snapshot.GetTerm(), index, d.seal); err != nil {
 			return err
 		}
-		if err := d.purge(index); err != nil {
-			return err
-		}
 	}
 	conf := l.snapshot.GetConfState()
 	memory, err := l.storage(conf)
@@ -162,6 +161,9 @@ func (s *Store) load(d *disk, l *loaded) error {
 	}
 	s.storage = &logStorage{MemoryStorage: memory, want: func() { s.applies.push(applyWork{wanted: true}) }}
 	s.applier = newApplier(s, state, meta, raftpb.EnsureConfState(conf))
+	if index := l.snapshot.GetIndex(); index > 0 {
+		return d.purge(index, s.keepSnapshots.Load())
+	}
 	return nil
 }
 

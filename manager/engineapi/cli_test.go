@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
 // cli runs the real docker command against a world's socket.
@@ -101,8 +103,18 @@ func TestDockerCommandSwarm(t *testing.T) {
 	if limit := c.control.snapshot().Cluster().Spec.Orchestration.TaskHistoryRetentionLimit; *limit != 7 {
 		t.Errorf("history limit %d", *limit)
 	}
-	c.fails("autolock is not supported", "swarm", "update", "--autolock=true")
 	c.fails("not locked", "swarm", "unlock")
+	c.fails("cannot rotate because autolock is not turned on", "swarm", "unlock-key", "--rotate")
+	key := func() string { return identity.UnlockKey(c.control.snapshot().Cluster().UnlockKeys).Text() }
+	c.shows(c.ok("swarm", "update", "--autolock=true"), "Swarm updated.", "To unlock a swarm manager after it restarts", key())
+	first := key()
+	c.shows(c.ok("swarm", "unlock-key", "-q"), first)
+	c.shows(c.ok("swarm", "unlock-key", "--rotate"), "Successfully rotated manager unlock key.", key())
+	if key() == first {
+		t.Error("the unlock key was not rotated")
+	}
+	c.ok("swarm", "update", "--autolock=false")
+	c.fails("no unlock key is set", "swarm", "unlock-key")
 	c.fails("already part of a swarm", "swarm", "init")
 	c.fails("last manager", "swarm", "leave")
 }

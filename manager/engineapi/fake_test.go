@@ -81,6 +81,22 @@ func (l *fakeLocal) Join(_ context.Context, req swarm.JoinRequest) error {
 	return nil
 }
 
+func (l *fakeLocal) Unlock(_ context.Context, key string) error {
+	if _, err := l.Control(); err != nil && l.Info().LocalNodeState != swarm.LocalNodeStateLocked {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.info.LocalNodeState != swarm.LocalNodeStateLocked {
+		return errorf(http.StatusConflict, "swarm is not locked")
+	}
+	if key != "SWMKEY-1-good" {
+		return errorf(http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided")
+	}
+	l.info.LocalNodeState, l.err = swarm.LocalNodeStateActive, nil
+	return nil
+}
+
 func (l *fakeLocal) Leave(_ context.Context, force bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

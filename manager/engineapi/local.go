@@ -23,6 +23,9 @@ type Local interface {
 	Join(ctx context.Context, req swarm.JoinRequest) error
 	// Leave takes this machine out of its swarm, with all its containers.
 	Leave(ctx context.Context, force bool) error
+	// Unlock starts the manager of a machine whose keys are locked. Errors have Docker's words and status codes, and
+	// change nothing.
+	Unlock(ctx context.Context, key string) error
 	// Info is the local part of /info's Swarm: node id, address, state, error, known managers, ControlAvailable. The
 	// handler adds what only the store knows (Nodes, Managers, Cluster).
 	Info() swarm.Info

@@ -286,9 +286,44 @@ func TestSwarmInspectAndUpdate(t *testing.T) {
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.CAConfig.NodeCertExpiry = time.Minute }), 400, invalid+"minimum certificate expiry time is: 1h0m0s")
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = -1 }), 400, invalid+"heartbeat time period cannot be a negative duration")
 	w.refused("POST", update(""), change(func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Millisecond }), 400, invalid+"minimum heartbeat time period is: 100ms")
-	if a := w.do("POST", update(""), change(func(s *swarm.Spec) { s.EncryptionConfig.AutoLockManagers = true })); a.status != 501 {
-		t.Errorf("autolock: %d %s", a.status, a.body)
+	unlock := func() string {
+		return must[swarm.UnlockKeyResponse](w, 200, "GET", "/swarm/unlockkey", nil).UnlockKey
 	}
+	locking := change(func(s *swarm.Spec) { s.EncryptionConfig.AutoLockManagers = true })
+	keys := map[string]bool{}
+	for i, step := range []struct {
+		query string
+		spec  swarm.Spec
+		keys  int // that were seen, with this one
+	}{
+		{"&rotateManagerUnlockKey=true", sw.Spec, 1}, // there is nothing to rotate
+		{"", locking, 2},
+		{"", locking, 2},
+		{"&rotateManagerUnlockKey=true", locking, 3},
+		{"&rotateManagerUnlockKey=false", locking, 3},
+		{"", sw.Spec, 3}, // none again
+		{"", locking, 4},
+	} {
+		a := w.do("POST", update(step.query), step.spec)
+		keys[unlock()] = true
+		if a.status != 200 || len(keys) != step.keys {
+			t.Errorf("step %d: %d %s; %d keys, want %d", i, a.status, a.body, len(keys), step.keys)
+		}
+		if all := w.do("GET", "/swarm", nil).body + w.do("GET", "/info", nil).body; keys[unlock()] && unlock() != "" && strings.Contains(all, unlock()) {
+			t.Errorf("the unlock key is shown: %s", all)
+		}
+	}
+	w.local.set(swarm.Info{LocalNodeState: swarm.LocalNodeStateLocked}, nil, errorf(503, "Swarm is encrypted and needs to be unlocked before it can be used."))
+	w.refused("GET", "/swarm", nil, 503, "Swarm is encrypted and needs to be unlocked before it can be used.")
+	if a := w.do("GET", "/_ping", nil); a.header.Get("Swarm") != "locked" {
+		t.Errorf("ping of a locked node says %q", a.header.Get("Swarm"))
+	}
+	w.refused("POST", "/swarm/unlock", swarm.UnlockRequest{UnlockKey: "x"}, 401, "swarm could not be unlocked: invalid key provided")
+	if a := w.do("POST", "/swarm/unlock", swarm.UnlockRequest{UnlockKey: "SWMKEY-1-good"}); a.status != 200 || a.body != "" {
+		t.Errorf("unlock: %d %s", a.status, a.body)
+	}
+	w.local.set(swarm.Info{NodeID: "node1", LocalNodeState: swarm.LocalNodeStateActive}, w.control, nil)
+
 	limit := int64(2)
 	if a := w.do("POST", update(""), change(func(s *swarm.Spec) { s.Orchestration.TaskHistoryRetentionLimit = &limit })); a.status != 200 {
 		t.Errorf("%d %s", a.status, a.body)

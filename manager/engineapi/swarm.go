@@ -75,25 +75,29 @@ func (s *Server) inspectSwarm(c Control, w http.ResponseWriter, r *http.Request)
 	return nil
 }
 
-// unlockSwarm refuses in Docker's words: managers are never locked here, since nothing of theirs is sealed with a key that
-// a person keeps.
-func (s *Server) unlockSwarm(_ http.ResponseWriter, r *http.Request) error {
+func (s *Server) unlockSwarm(w http.ResponseWriter, r *http.Request) error {
 	var req swarm.UnlockRequest
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	if _, err := s.cfg.Local.Control(); err != nil {
+	if err := s.cfg.Local.Unlock(r.Context(), req.UnlockKey); err != nil {
 		return err
 	}
-	return errorf(http.StatusConflict, "swarm is not locked")
+	w.WriteHeader(http.StatusOK)
+	return nil
 }
 
-// unlockKey answers with an empty key, as Docker does while autolock is off.
+// unlockKey answers with an empty key while autolock is off, as Docker does.
 func (s *Server) unlockKey(c Control, w http.ResponseWriter, r *http.Request) error {
-	if _, err := c.Read(r.Context()); err != nil {
+	snap, err := c.Read(r.Context())
+	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, swarm.UnlockKeyResponse{})
+	var answer swarm.UnlockKeyResponse
+	if cl := snap.Cluster(); cl != nil {
+		answer.UnlockKey = identity.UnlockKey(cl.UnlockKeys).Text()
+	}
+	writeJSON(w, http.StatusOK, answer)
 	return nil
 }
 
@@ -120,7 +124,7 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return err
 	}
-	rotate, err := rotation(r) // of the unlock key there is nothing to rotate, as in Docker while autolock is off
+	rotate, err := rotation(r)
 	if err != nil {
 		return err
 	}
@@ -129,8 +133,6 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 		return errorf(http.StatusBadRequest, `swarm spec must be named "default"`)
 	case spec.CAConfig.NodeCertExpiry != 0 && spec.CAConfig.NodeCertExpiry < minCertExpiry:
 		return rpcErrorf(invalidArgument, "minimum certificate expiry time is: %s", "1h0m0s")
-	case spec.EncryptionConfig.AutoLockManagers:
-		return rpcErrorf(unimplemented, "autolock is not supported: leave it off")
 	case spec.Dispatcher.HeartbeatPeriod < 0:
 		return rpcErrorf(invalidArgument, "heartbeat time period cannot be a negative duration")
 	case spec.Dispatcher.HeartbeatPeriod != 0 && spec.Dispatcher.HeartbeatPeriod < minHeartbeat:
@@ -173,6 +175,9 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 				next.JoinTokens.Manager = tokens.Manager
 			}
 		}
+		if next.UnlockKeys, err = nextUnlockKey(cl, spec.EncryptionConfig.AutoLockManagers, rotate.RotateManagerUnlockKey); err != nil {
+			return nil, err
+		}
 		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
 	})
 	if err != nil {
@@ -207,6 +212,18 @@ func protocolOf(e *swarm.ExternalCA) swarm.ExternalCAProtocol {
 		return ""
 	}
 	return e.Protocol
+}
+
+// nextUnlockKey gives the key with which managers are to lock themselves: none, the one they have, or a new one. There is
+// nothing to rotate while autolock is off, and asking for it is no error, as in Docker.
+func nextUnlockKey(cl *cluster.Cluster, autolock, rotate bool) (identity.UnlockKey, error) {
+	switch {
+	case !autolock:
+		return nil, nil
+	case len(cl.UnlockKeys) > 0 && !rotate:
+		return cl.UnlockKeys, nil
+	}
+	return identity.NewUnlockKey(rand.Reader)
 }
 
 // flag reads a boolean query parameter in Docker's lenient way: everything but "", 0, no, false and none is true.

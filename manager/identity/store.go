@@ -23,7 +23,8 @@ const (
 // KeySealer turns the node key into what is written on disk and back. Without one the key is written as plain PEM,
 // readable by root alone. Both methods may be called at any time and concurrently.
 type KeySealer interface {
-	Seal(plain []byte) (sealed []byte, err error)
+	// Seal is told whose key it is: a worker has nothing to seal with.
+	Seal(id Identity, plain []byte) (sealed []byte, err error)
 	Open(sealed []byte) (plain []byte, err error)
 }
 
@@ -178,7 +179,7 @@ func (s *Store) save(c *Credentials) error {
 	key := c.keyPEM
 	if s.cfg.Sealer != nil {
 		var err error
-		if key, err = s.cfg.Sealer.Seal(key); err != nil {
+		if key, err = s.cfg.Sealer.Seal(c.Identity, key); err != nil {
 			return fmt.Errorf("seal key: %w", err)
 		}
 	}
@@ -263,6 +264,39 @@ func (s *Store) read(staged bool) (*Credentials, error) {
 			err, rootFile, certFile, keyFile)
 	}
 	return c, nil
+}
+
+// Identity returns who this node is according to the certificate on disk, which can be read while the key is sealed and
+// nobody can open it.
+func (s *Store) Identity() (Identity, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	raw, err := os.ReadFile(s.path(certFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Identity{}, ErrNotJoined
+	}
+	if err != nil {
+		return Identity{}, fmt.Errorf("read this node's certificate: %w", err)
+	}
+	chain, err := parseCertificates(raw)
+	if err != nil {
+		return Identity{}, fmt.Errorf("read this node's certificate %s: %w", s.path(certFile), err)
+	}
+	return fromCertificate(chain[0])
+}
+
+// Reseal writes the current credentials anew, sealed with what the sealer seals with now.
+func (s *Store) Reseal() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.current.Load()
+	if c == nil {
+		return ErrNotJoined
+	}
+	if err := s.save(c); err != nil {
+		return fmt.Errorf("seal the key of node %s in %s anew: %w", c.Identity.NodeID, s.dir, err)
+	}
+	return nil
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }

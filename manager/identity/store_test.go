@@ -86,7 +86,7 @@ func TestStoreSavesAndLoads(t *testing.T) {
 
 type xorSealer byte
 
-func (x xorSealer) Seal(plain []byte) ([]byte, error) {
+func (x xorSealer) Seal(_ Identity, plain []byte) ([]byte, error) {
 	out := []byte{byte(x)}
 	for _, b := range plain {
 		out = append(out, b^byte(x))
@@ -98,7 +98,7 @@ func (x xorSealer) Open(sealed []byte) ([]byte, error) {
 	if len(sealed) == 0 || sealed[0] != byte(x) {
 		return nil, errors.New("wrong key")
 	}
-	out, err := x.Seal(sealed[1:])
+	out, err := x.Seal(Identity{}, sealed[1:])
 	return out[1:], err
 }
 

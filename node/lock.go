@@ -1,0 +1,146 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
+)
+
+// errUnlocked ends the member of a node that is unlocked, to make place for one with a manager.
+var errUnlocked = errors.New("the node was unlocked")
+
+// startLocked brings up what can run without keys: the agent keeps watch over its containers and the data plane over its
+// rules, as if no manager could be reached.
+func (n *Node) startLocked(st *state) error {
+	if !n.serving() {
+		return errors.New("the daemon is not running")
+	}
+	id, err := n.credentials.Identity()
+	if err != nil {
+		return err
+	}
+	m := blankMember(n, st, id.NodeID)
+	m.locked = true
+	if err := m.prepareAgent(); err != nil {
+		return err
+	}
+	n.launch(m, swarm.LocalNodeStateLocked)
+	n.cfg.Logger.Warn("this manager is locked: its containers go on, the manager starts with 'miniswarm unlock'", "node", id.NodeID)
+	return nil
+}
+
+// Unlock implements engineapi.Local. A key that does not fit changes nothing.
+func (n *Node) Unlock(_ context.Context, text string) error {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	m := n.current()
+	if m == nil || !m.locked {
+		if _, err := n.Control(); err != nil {
+			return err
+		}
+		return &requestError{http.StatusConflict, "swarm is not locked"}
+	}
+	key, err := identity.ParseUnlockKey(text)
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	switch err := n.vault.open(key); {
+	case errors.Is(err, errWrongKey):
+		return &requestError{http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided"}
+	case err != nil:
+		return fmt.Errorf("unlock swarm: %w", err)
+	}
+	if _, err := n.credentials.Load(); err != nil {
+		n.vault.forget()
+		return fmt.Errorf("unlock swarm: %w", err)
+	}
+	m.stop(errUnlocked)
+	<-m.done
+	err = m.closeParts()
+	if err == nil {
+		err = n.start(m.state, nil, nil)
+	}
+	if err != nil {
+		n.fails(err)
+		return fmt.Errorf("unlock swarm: swarm component could not be started: %w", err)
+	}
+	n.cfg.Logger.Info("unlocked", "node", m.nodeID)
+	return nil
+}
+
+// lockRetry is the pause after the keys could not be sealed as the cluster wants it.
+const lockRetry = 2 * time.Second
+
+// followLock seals this manager's keys as the cluster says, as soon as it says so, until ctx ends.
+func (m *member) followLock(ctx context.Context) error {
+	watch := m.store.Watch(64)
+	defer func() { watch.Close() }()
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		changed := false
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-retry.C:
+			changed = true
+		case events, ok := <-watch.Events():
+			if !ok && !errors.Is(watch.Err(), raftstore.ErrLagged) {
+				return fmt.Errorf("follow the swarm's unlock key: %w", watch.Err())
+			}
+			if !ok { // what it missed is in the store
+				watch.Close()
+				watch, changed = m.store.Watch(64), true
+			}
+			for _, e := range events {
+				changed = changed || e.Kind == cluster.KindCluster
+			}
+		}
+		if !changed {
+			continue
+		}
+		if err := m.sealKeys(ctx); err != nil && ctx.Err() == nil {
+			m.logger.Warn("the keys of this manager are not yet sealed as the swarm wants it", "err", err, "retry", lockRetry)
+			retry.Reset(lockRetry)
+		}
+	}
+}
+
+// sealKeys goes by what the managers have agreed on last, not by what this one knows: one that reads its log from the
+// beginning must not lock itself with a key that nobody keeps any more.
+func (m *member) sealKeys(ctx context.Context) error {
+	snap, err := m.store.Read(ctx)
+	if err != nil {
+		return err
+	}
+	c := snap.Cluster()
+	if c == nil {
+		return nil // about to be founded
+	}
+	changed, err := m.node.vault.follow(c.UnlockKeys, c.Version.Index)
+	if err != nil {
+		return err
+	}
+	if changed {
+		m.logger.Info("the keys of this manager follow the swarm's unlock key", "locked", len(c.UnlockKeys) > 0)
+	}
+	newest, older, err := m.node.vault.dataKeys()
+	if err != nil || len(older) == 0 {
+		return err
+	}
+	if err := m.store.Rekey(ctx, newest); err != nil {
+		return err
+	}
+	if err := m.node.credentials.Reseal(); err != nil {
+		return err
+	}
+	return m.node.vault.settle(newest)
+}

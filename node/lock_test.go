@@ -1,0 +1,224 @@
+package node
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/manager/identity"
+)
+
+// setLock changes the cluster's unlock key as the API does; nil turns autolock off.
+func setLock(t *testing.T, n *Node, key identity.UnlockKey) {
+	t.Helper()
+	c, err := n.Control()
+	must(t, err)
+	_, err = c.Update(t.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		next := *snap.Cluster()
+		next.UnlockKeys, next.Spec.EncryptionConfig.AutoLockManagers = key, key != nil
+		return &cluster.Txn{Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
+	})
+	must(t, err)
+}
+
+// sealedWith waits until a node's keys are sealed with a key and with nothing else, and the old ones are forgotten.
+func sealedWith(t *testing.T, n *Node, key identity.UnlockKey) {
+	t.Helper()
+	waitFor(t, "keys that follow the cluster", func() bool {
+		v := &vault{dir: n.cfg.StateDir}
+		return v.open(key) == nil && len(v.keys) == 1 && (v.lock.key == nil) == (key == nil)
+	})
+	if err := (&vault{dir: n.cfg.StateDir}).open(nil); key != nil && !errors.Is(err, errLocked) {
+		t.Errorf("opened without a key: %v", err)
+	}
+}
+
+func refused(t *testing.T, what string, err error, status int, text string) {
+	t.Helper()
+	var r *requestError
+	if !errors.As(err, &r) || r.status != status || r.text != text {
+		t.Errorf("%s: %v, want %d %s", what, err, status, text)
+	}
+}
+
+func leads(n *Node) func() bool {
+	return func() bool {
+		c, err := n.Control()
+		if err != nil {
+			return false
+		}
+		self, _, _ := c.Leader()
+		return self
+	}
+}
+
+// TestAManagerThatLocksItself goes through a life: locked from the start, restarted, unlocked, rotated, left open.
+func TestAManagerThatLocksItself(t *testing.T) {
+	first := newNode(t)
+	stop := run(t, first)
+	refused(t, "unlock without a swarm", first.Unlock(t.Context(), keyA.Text()), http.StatusServiceUnavailable, textNever)
+	_, err := first.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t), AutoLockManagers: true})
+	must(t, err)
+	refused(t, "unlock of what is open", first.Unlock(t.Context(), keyA.Text()), http.StatusConflict, "swarm is not locked")
+	key := identity.UnlockKey(snapshot(t, first).Cluster().UnlockKeys)
+	if len(key) != 32 || !snapshot(t, first).Cluster().Spec.EncryptionConfig.AutoLockManagers {
+		t.Fatalf("the cluster has an unlock key of %d bytes", len(key))
+	}
+	sealedWith(t, first, key)
+	nodeID := first.Info().NodeID
+	must(t, stop())
+
+	n, err := New(first.cfg)
+	must(t, err)
+	stop = run(t, n)
+	waitFor(t, "a locked node", func() bool { return n.Info().LocalNodeState == swarm.LocalNodeStateLocked })
+	if info := n.Info(); info.ControlAvailable || info.Error != "" || info.NodeAddr != "127.0.0.1" {
+		t.Errorf("a locked node tells %+v", info)
+	}
+	_, err = n.Control()
+	refused(t, "control of a locked node", err, http.StatusServiceUnavailable, textLocked)
+	_, err = n.Init(t.Context(), swarm.InitRequest{})
+	refused(t, "init of a locked node", err, http.StatusServiceUnavailable, textInSwarm)
+	refused(t, "join of a locked node", n.Join(t.Context(), swarm.JoinRequest{}), http.StatusServiceUnavailable, textInSwarm)
+	refused(t, "leave of a locked node", n.Leave(t.Context(), false), http.StatusServiceUnavailable,
+		"Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")
+	before := files(t, n.cfg.StateDir)
+	refused(t, "a key that is none", n.Unlock(t.Context(), "SWMKEY-1-x"), http.StatusBadRequest, "invalid key string")
+	refused(t, "a wrong key", n.Unlock(t.Context(), keyA.Text()), http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided")
+	if n.Info().LocalNodeState != swarm.LocalNodeStateLocked || files(t, n.cfg.StateDir) != before {
+		t.Error("a wrong key changed something")
+	}
+	must(t, n.Unlock(t.Context(), " "+key.Text()+"\n"))
+	waitFor(t, "a leader", leads(n))
+	if info := n.Info(); info.NodeID != nodeID || info.LocalNodeState != swarm.LocalNodeStateActive {
+		t.Errorf("after unlocking: %+v", info)
+	}
+
+	setLock(t, n, keyB)
+	sealedWith(t, n, keyB)
+	must(t, stop())
+	n, err = New(first.cfg)
+	must(t, err)
+	stop = run(t, n)
+	waitFor(t, "a locked node", func() bool { return n.Info().LocalNodeState == swarm.LocalNodeStateLocked })
+	refused(t, "the key before", n.Unlock(t.Context(), key.Text()), http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided")
+	must(t, n.Unlock(t.Context(), keyB.Text()))
+	waitFor(t, "a leader", leads(n))
+	setLock(t, n, nil)
+	sealedWith(t, n, nil)
+	must(t, stop())
+	n, err = New(first.cfg)
+	must(t, err)
+	run(t, n)
+	waitFor(t, "a leader without a key", leads(n))
+}
+
+// files gives the names and contents of the node's own files.
+func files(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, name := range []string{raftKeyFile, stateFile, "certificates/swarm-node.key", "certificates/swarm-node.crt"} {
+		raw, err := os.ReadFile(filepath.Join(dir, name))
+		must(t, err)
+		b.WriteString(name)
+		b.Write(raw)
+	}
+	return b.String()
+}
+
+// emptyEngine serves an engine that has nothing.
+func emptyEngine(t *testing.T, n *Node) {
+	t.Helper()
+	l, err := net.Listen("unix", strings.TrimPrefix(n.cfg.Engine, "unix://"))
+	must(t, err)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Api-Version", "1.41")
+		switch path.Base(r.URL.Path) {
+		case "json", "networks":
+			_, _ = io.WriteString(w, "[]")
+		case "events":
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		default:
+			_, _ = io.WriteString(w, "{}")
+		}
+	}))
+	s.Listener = l
+	s.Start()
+	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
+}
+
+func TestALockedManagerCanLeave(t *testing.T) {
+	n := newNode(t)
+	emptyEngine(t, n)
+	stop := run(t, n)
+	_, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t), AutoLockManagers: true})
+	must(t, err)
+	must(t, stop())
+	n, err = New(n.cfg)
+	must(t, err)
+	run(t, n)
+	waitFor(t, "a locked node", func() bool { return n.Info().LocalNodeState == swarm.LocalNodeStateLocked })
+	must(t, n.Leave(t.Context(), true))
+	if n.Info().LocalNodeState != swarm.LocalNodeStateInactive {
+		t.Errorf("after leaving: %+v", n.Info())
+	}
+	if _, err := os.Stat(filepath.Join(n.cfg.StateDir, raftKeyFile)); err == nil {
+		t.Error("the keys are still there")
+	}
+}
+
+// TestTheLockReachesEveryManager: those that are there at once, one that joins, and one that was off while the key was rotated:
+// it opens with the key that it knew, and takes up the new one.
+func TestTheLockReachesEveryManager(t *testing.T) {
+	first := newNode(t)
+	run(t, first)
+	_, err := first.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
+	must(t, err)
+	join := swarm.JoinRequest{RemoteAddrs: []string{first.current().state.AdvertiseAddr}, JoinToken: snapshot(t, first).Cluster().JoinTokens.Manager}
+	more := func() (*Node, func() error) {
+		n := newNode(t)
+		stop := run(t, n)
+		join.ListenAddr = freePort(t)
+		must(t, n.Join(t.Context(), join))
+		return n, stop
+	}
+	second, stopSecond := more()
+	setLock(t, first, keyA)
+	third, _ := more()
+	for _, n := range []*Node{first, second, third} {
+		sealedWith(t, n, keyA)
+	}
+	waitFor(t, "three voters", func() bool {
+		voters := 0
+		for _, m := range first.current().store.Status().Members {
+			if !m.Learner {
+				voters++
+			}
+		}
+		return voters == 3
+	})
+	must(t, stopSecond())
+	setLock(t, first, keyB)
+	sealedWith(t, first, keyB)
+	sealedWith(t, third, keyB)
+	second, err = New(second.cfg)
+	must(t, err)
+	run(t, second)
+	waitFor(t, "a locked node", func() bool { return second.Info().LocalNodeState == swarm.LocalNodeStateLocked })
+	refused(t, "the new key before the manager knows it", second.Unlock(t.Context(), keyB.Text()), http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided")
+	must(t, second.Unlock(t.Context(), keyA.Text()))
+	sealedWith(t, second, keyB)
+}
