@@ -90,32 +90,41 @@ func rotateTo(c *cli.Context, to *swarm.CAConfig) error {
 	if err != nil {
 		return err
 	}
-	var external dockerswarm.ExternalCAOption
-	for _, spec := range joinSpecs(c.StringSlice("external-ca")) {
-		if err := external.Set(spec); err != nil {
-			return usage("--external-ca %s: %v", spec, err)
-		}
+	external, err := externalCAs(c, cert)
+	if err != nil {
+		return err
 	}
 	switch {
-	case len(external.Value()) > 0 && cert == "":
+	case len(external) > 0 && cert == "":
 		return usage("--external-ca needs --ca-cert, the root certificate for which it signs")
-	case cert != "" && key == "" && len(external.Value()) == 0:
+	case cert != "" && key == "" && len(external) == 0:
 		return usage("--ca-cert needs --ca-key, or --external-ca that has the key")
 	}
 	if c.IsSet("cert-expiry") {
 		to.NodeCertExpiry = c.Duration("cert-expiry")
 	}
 	if c.IsSet("external-ca") {
-		to.ExternalCAs = external.Value()
-		for _, ca := range to.ExternalCAs {
-			ca.CACert = cert
-		}
+		to.ExternalCAs = external
 	}
 	to.SigningCACert, to.SigningCAKey = cert, key
 	if cert == "" && key == "" {
 		to.ForceRotate++
 	}
 	return nil
+}
+
+// externalCAs reads the flags that describe external CAs, which sign for the root certificate cert.
+func externalCAs(c *cli.Context, cert string) ([]*swarm.ExternalCA, error) {
+	var all dockerswarm.ExternalCAOption
+	for _, spec := range joinSpecs(c.StringSlice("external-ca")) {
+		if err := all.Set(spec); err != nil {
+			return nil, usage("--external-ca %s: %v", spec, err)
+		}
+	}
+	for _, ca := range all.Value() {
+		ca.CACert = cert
+	}
+	return all.Value(), nil
 }
 
 // joinSpecs puts the specs of external CAs together again, which the command line's parser takes apart at commas: each begins

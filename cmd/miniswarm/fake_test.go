@@ -37,11 +37,14 @@ type fakeDaemon struct {
 	secrets  []swarm.Secret
 	configs  []swarm.Config
 	tokens   swarm.JoinTokens
-	ca       swarm.CAConfig
+	spec     swarm.Spec
 	root     swarm.TLSInfo
 	rotating int // answers until a rotation is over
 	nodes    []swarm.Node
 	engine   *fake.Engine // of all nodes; has the one container that every task is seen to have
+
+	unlockKey string
+	locked    bool // as after a restart
 }
 
 // dialSocket connects to a unix socket whatever is asked for.
@@ -104,6 +107,8 @@ func (f *fakeDaemon) routes() http.Handler {
 		"POST /swarm/leave":                    f.leave,
 		"GET /swarm":                           f.inspect,
 		"POST /swarm/update":                   f.update,
+		"POST /swarm/unlock":                   f.unlock,
+		"GET /swarm/unlockkey":                 f.showUnlockKey,
 		"GET /nodes":                           func(*http.Request) (any, error) { return f.nodes, nil },
 		"GET /nodes/{id}":                      f.node,
 		"GET /services":                        f.listServices,
@@ -167,16 +172,25 @@ func (f *fakeDaemon) info(*http.Request) (any, error) {
 	info := system.Info{Name: "vm1", ServerVersion: "20.10.24", Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}}
 	if f.member {
 		info.Swarm = swarm.Info{LocalNodeState: swarm.LocalNodeStateActive, NodeID: f.nodes[0].ID, NodeAddr: "10.0.0.1", ControlAvailable: true, Managers: 1, Nodes: 3,
-			RemoteManagers: []swarm.Peer{{NodeID: f.nodes[0].ID, Addr: "10.0.0.1:2377"}}, Cluster: &swarm.ClusterInfo{ID: "cluster1"}}
+			RemoteManagers: []swarm.Peer{{NodeID: f.nodes[0].ID, Addr: "10.0.0.1:2377"}}, Cluster: &swarm.ClusterInfo{ID: "cluster1", Spec: f.spec}}
+	}
+	if f.locked {
+		info.Swarm = swarm.Info{LocalNodeState: swarm.LocalNodeStateLocked, NodeAddr: "10.0.0.1"}
 	}
 	return info, nil
 }
 
-func (f *fakeDaemon) init(*http.Request) (any, error) {
+func (f *fakeDaemon) init(r *http.Request) (any, error) {
 	if f.member {
 		return nil, refusal{http.StatusServiceUnavailable, `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`}
 	}
-	f.member = true
+	var req swarm.InitRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return nil, err
+	}
+	f.member, f.spec = true, req.Spec
+	f.spec.EncryptionConfig.AutoLockManagers = req.AutoLockManagers
+	f.seal(false)
 	return f.nodes[0].ID, nil
 }
 
@@ -209,8 +223,7 @@ func (f *fakeDaemon) inspect(*http.Request) (any, error) {
 			}
 		}
 	}
-	info := swarm.ClusterInfo{ID: "cluster1", Meta: swarm.Meta{Version: swarm.Version{Index: f.version}}, TLSInfo: f.root, RootRotationInProgress: f.rotating > 0}
-	info.Spec.CAConfig = f.ca
+	info := swarm.ClusterInfo{ID: "cluster1", Spec: f.spec, Meta: swarm.Meta{Version: swarm.Version{Index: f.version}}, TLSInfo: f.root, RootRotationInProgress: f.rotating > 0}
 	return swarm.Swarm{ClusterInfo: info, JoinTokens: f.tokens}, nil
 }
 
@@ -218,16 +231,45 @@ func (f *fakeDaemon) update(r *http.Request) (any, error) {
 	if r.FormValue("rotateWorkerToken") == "true" {
 		f.tokens.Worker = "SWMTKN-1-rotated"
 	}
-	var spec swarm.Spec
-	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
+	rotate := r.FormValue("rotateManagerUnlockKey") == "true"
+	before := f.spec.CAConfig
+	if err := json.NewDecoder(r.Body).Decode(&f.spec); err != nil {
 		return nil, err
 	}
-	if spec.CAConfig.ForceRotate != f.ca.ForceRotate || spec.CAConfig.SigningCACert != "" {
+	if ca := &f.spec.CAConfig; ca.ForceRotate != before.ForceRotate || ca.SigningCACert != "" {
 		f.rotating = 4
-		f.root.CertIssuerPublicKey = []byte(fmt.Sprintf("root %d%s", spec.CAConfig.ForceRotate, spec.CAConfig.SigningCACert))
+		f.root.CertIssuerPublicKey = []byte(fmt.Sprintf("root %d%s", ca.ForceRotate, ca.SigningCACert))
+		ca.SigningCACert, ca.SigningCAKey = "", ""
 	}
-	f.ca = spec.CAConfig
-	f.ca.SigningCACert, f.ca.SigningCAKey = "", ""
+	f.seal(rotate)
+	return struct{}{}, nil
+}
+
+// seal gives the swarm an unlock key if it is to have one.
+func (f *fakeDaemon) seal(rotate bool) {
+	switch {
+	case !f.spec.EncryptionConfig.AutoLockManagers:
+		f.unlockKey = ""
+	case rotate:
+		f.unlockKey = "SWMKEY-1-second"
+	case f.unlockKey == "":
+		f.unlockKey = "SWMKEY-1-first"
+	}
+}
+
+func (f *fakeDaemon) showUnlockKey(*http.Request) (any, error) {
+	return swarm.UnlockKeyResponse{UnlockKey: f.unlockKey}, nil
+}
+
+func (f *fakeDaemon) unlock(r *http.Request) (any, error) {
+	var req swarm.UnlockRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return nil, err
+	}
+	if req.UnlockKey != f.unlockKey {
+		return nil, refusal{http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided"}
+	}
+	f.locked = false
 	return struct{}{}, nil
 }
 

@@ -21,7 +21,7 @@ import (
 
 // swarmCommands are the commands about the cluster as a whole: Docker has them under "docker swarm".
 func swarmCommands(e *env) []*cli.Command {
-	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), caCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e)}
+	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), updateCommand(e), unlockCommand(e), unlockKeyCommand(e), caCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e)}
 }
 
 // The headings of the list of commands.
@@ -52,14 +52,11 @@ func availability(c *cli.Context) (swarm.NodeAvailability, error) {
 func initCommand(e *env) *cli.Command {
 	return &cli.Command{Name: "init", Usage: "start a cluster on this machine", Category: clusterCategory,
 		Description: "   miniswarm init\n   miniswarm init --advertise-addr 192.168.1.10\n   miniswarm init --advertise-addr eth1 --task-history-limit 10",
-		Flags: append(addressFlags(),
+		Flags: append(append(addressFlags(), settingsFlags()...),
 			&cli.StringSliceFlag{Name: "default-addr-pool", Usage: "`CIDR` from which overlay networks get their subnets"},
 			&cli.UintFlag{Name: "default-addr-pool-mask-length", Value: 24, Usage: "subnet size in bits"},
 			&cli.UintFlag{Name: "data-path-port", Usage: "UDP `PORT` of the overlay (default 4789)"},
-			&cli.Int64Flag{Name: "task-history-limit", Value: 5, Usage: "tasks kept of each slot"},
-			&cli.DurationFlag{Name: "dispatcher-heartbeat", Value: time.Second, Usage: "a node silent for three of these is Down"},
-			&cli.DurationFlag{Name: "cert-expiry", Value: 90 * 24 * time.Hour, Usage: "validity of node certificates"},
-			&cli.Uint64Flag{Name: "snapshot-interval", Value: 10000, Usage: "log entries between snapshots"}),
+			&cli.BoolFlag{Name: "autolock", Usage: "managers lock themselves when they restart: 'miniswarm unlock' asks for the key"}),
 		Action: func(c *cli.Context) error { return runInit(c.Context, e, c) }}
 }
 
@@ -75,19 +72,8 @@ func runInit(ctx context.Context, e *env, c *cli.Context) error {
 	defer cl.Close()
 	req := swarm.InitRequest{ListenAddr: c.String("listen-addr"), AdvertiseAddr: c.String("advertise-addr"), DataPathAddr: c.String("data-path-addr"),
 		DataPathPort: uint32(c.Uint("data-path-port")), DefaultAddrPool: c.StringSlice("default-addr-pool"), SubnetSize: uint32(c.Uint("default-addr-pool-mask-length")), Availability: avail}
-	if c.IsSet("task-history-limit") {
-		limit := c.Int64("task-history-limit")
-		req.Spec.Orchestration.TaskHistoryRetentionLimit = &limit
-	}
-	if c.IsSet("dispatcher-heartbeat") {
-		req.Spec.Dispatcher.HeartbeatPeriod = c.Duration("dispatcher-heartbeat")
-	}
-	if c.IsSet("cert-expiry") {
-		req.Spec.CAConfig.NodeCertExpiry = c.Duration("cert-expiry")
-	}
-	if c.IsSet("snapshot-interval") {
-		req.Spec.Raft.SnapshotInterval = c.Uint64("snapshot-interval")
-	}
+	mergeSettings(c, &req.Spec)
+	req.AutoLockManagers = c.Bool("autolock")
 	id, err := cl.SwarmInit(ctx, req)
 	if err != nil {
 		return err
@@ -97,6 +83,10 @@ func runInit(ctx context.Context, e *env, c *cli.Context) error {
 		return err
 	}
 	fmt.Fprintln(e.stdout, "To add a manager to this swarm, run 'miniswarm token manager' and follow the instructions.")
+	if req.AutoLockManagers {
+		fmt.Fprintln(e.stdout)
+		return printUnlockKey(ctx, e, cl)
+	}
 	return nil
 }
 
@@ -249,7 +239,7 @@ func infoCommand(e *env) *cli.Command {
 			}
 			s := info.Swarm
 			fmt.Fprintf(e.stdout, "Swarm: %s\n", s.LocalNodeState)
-			if s.LocalNodeState != swarm.LocalNodeStateInactive {
+			if s.LocalNodeState != swarm.LocalNodeStateInactive && s.LocalNodeState != swarm.LocalNodeStateLocked {
 				fmt.Fprintf(e.stdout, " NodeID: %s\n", s.NodeID)
 				if s.Error != "" {
 					fmt.Fprintf(e.stdout, " Error: %s\n", s.Error)
@@ -257,6 +247,7 @@ func infoCommand(e *env) *cli.Command {
 				fmt.Fprintf(e.stdout, " Is Manager: %v\n", s.ControlAvailable)
 				if s.Cluster != nil {
 					fmt.Fprintf(e.stdout, " ClusterID: %s\n Managers: %d\n Nodes: %d\n", s.Cluster.ID, s.Managers, s.Nodes)
+					printSettings(e.stdout, s.Cluster)
 				}
 				fmt.Fprintf(e.stdout, " Node Address: %s\n", s.NodeAddr)
 				fmt.Fprintln(e.stdout, " Manager Addresses:")
