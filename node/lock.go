@@ -53,7 +53,7 @@ func (n *Node) Unlock(_ context.Context, text string) error {
 		return badRequest("%v", err)
 	}
 	switch err := n.vault.open(key); {
-	case errors.Is(err, errWrongKey):
+	case errors.Is(err, errWrongKey), errors.Is(err, errLocked): // which an empty key gets
 		return &requestError{http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided"}
 	case err != nil:
 		return fmt.Errorf("unlock swarm: %w", err)

@@ -82,7 +82,7 @@ func TestAManagerThatLocksItself(t *testing.T) {
 	must(t, err)
 	stop = run(t, n)
 	waitFor(t, "a locked node", func() bool { return n.Info().LocalNodeState == swarm.LocalNodeStateLocked })
-	if info := n.Info(); info.ControlAvailable || info.Error != "" || info.NodeAddr != "127.0.0.1" {
+	if info := n.Info(); info.ControlAvailable || info.NodeID != "" || info.Error != textLocked || info.NodeAddr != "127.0.0.1" {
 		t.Errorf("a locked node tells %+v", info)
 	}
 	_, err = n.Control()
@@ -93,7 +93,8 @@ func TestAManagerThatLocksItself(t *testing.T) {
 	refused(t, "leave of a locked node", n.Leave(t.Context(), false), http.StatusServiceUnavailable,
 		"Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")
 	before := files(t, n.cfg.StateDir)
-	refused(t, "a key that is none", n.Unlock(t.Context(), "SWMKEY-1-x"), http.StatusBadRequest, "invalid key string")
+	refused(t, "a key that is none", n.Unlock(t.Context(), "SWMKEY-1-?"), http.StatusBadRequest, "invalid key string")
+	refused(t, "an empty key", n.Unlock(t.Context(), "SWMKEY-1-"), http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided")
 	refused(t, "a wrong key", n.Unlock(t.Context(), keyA.Text()), http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided")
 	if n.Info().LocalNodeState != swarm.LocalNodeStateLocked || files(t, n.cfg.StateDir) != before {
 		t.Error("a wrong key changed something")

@@ -241,6 +241,7 @@ func (n *Node) Info() swarm.Info {
 		return info
 	}
 	if m.locked {
+		info.Error = textLocked
 		info.NodeAddr, _, _ = net.SplitHostPort(m.state.AdvertiseAddr)
 		return info
 	}

@@ -24,9 +24,14 @@ func TestUnlockKeyTexts(t *testing.T) {
 	if UnlockKey(nil).Text() != "" {
 		t.Error("no key has a text")
 	}
-	for _, bad := range []string{"", "nonsense", "SWMKEY-1-", "SWMKEY-2-" + text[9:], text[:40], text + "AAAA", text[:20] + "!" + text[21:], "SWMTKN-1-x-y"} {
+	for _, bad := range []string{"", "nonsense", "SWMKEY-2-" + text[9:], text[:20] + "!" + text[21:], "SWMTKN-1-x-y"} {
 		if got, err := ParseUnlockKey(bad); !errors.Is(err, ErrMalformedUnlockKey) || got != nil || err.Error() != "invalid key string" {
 			t.Errorf("%q: %v, %v", bad, got, err)
+		}
+	}
+	for _, other := range []string{"SWMKEY-1-", text[:41], text + "AAAA"} {
+		if got, err := ParseUnlockKey(other); err != nil || bytes.Equal(got, k) {
+			t.Errorf("%q: %v", other, err)
 		}
 	}
 	if _, err := NewUnlockKey(bytes.NewReader(nil)); err == nil {
