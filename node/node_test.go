@@ -19,9 +19,14 @@ import (
 // newNode gives a node that has no engine and no data plane.
 func newNode(t *testing.T) *Node {
 	t.Helper()
+	return newLoggedNode(t, slog.New(slog.NewTextHandler(t.Output(), nil)))
+}
+
+func newLoggedNode(t *testing.T, logger *slog.Logger) *Node {
+	t.Helper()
 	dir := t.TempDir()
 	n, err := New(Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "files"), Socket: filepath.Join(dir, "run", "m.sock"), Engine: "unix://" + filepath.Join(dir, "no-engine.sock"),
-		Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		Version: "test", Logger: logger})
 	must(t, err)
 	return n
 }
