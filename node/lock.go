@@ -17,6 +17,22 @@ import (
 // errUnlocked ends the member of a node that is unlocked, to make place for one with a manager.
 var errUnlocked = errors.New("the node was unlocked")
 
+// openVault opens the keys of a manager's disk, if they are not locked. They stay open when the member fails that they were
+// unlocked for. What a worker has of them is left from the time when it was a manager.
+func (n *Node) openVault() error {
+	if n.vault.isOpen() {
+		return nil
+	}
+	id, err := n.credentials.Identity()
+	switch {
+	case err != nil:
+		return err
+	case id.Role == identity.Worker:
+		return n.vault.discard()
+	}
+	return n.vault.open(nil)
+}
+
 // startLocked brings up what can run without keys: the agent keeps watch over its containers and the data plane over its
 // rules, as if no manager could be reached.
 func (n *Node) startLocked(st *state) error {
@@ -114,7 +130,10 @@ func (m *member) followLock(ctx context.Context) error {
 	}
 }
 
-// sealKeys goes by what the managers have agreed on last, not by what this one knows: one that reads its log from the
+// sealKeys has the keys on disk be sealed as the cluster wants it, that of the certificate too: it lies open when the node was
+// promoted or recovered.
+//
+// It goes by what the managers have agreed on last, not by what this one knows: one that reads its log from the
 // beginning must not lock itself with a key that nobody keeps any more.
 func (m *member) sealKeys(ctx context.Context) error {
 	snap, err := m.store.Read(ctx)
@@ -133,11 +152,19 @@ func (m *member) sealKeys(ctx context.Context) error {
 		m.logger.Info("the keys of this manager follow the swarm's unlock key", "locked", len(c.UnlockKeys) > 0)
 	}
 	newest, older, err := m.node.vault.dataKeys()
-	if err != nil || len(older) == 0 {
+	if err != nil {
 		return err
 	}
-	if err := m.store.Rekey(ctx, newest); err != nil {
+	bare, err := m.node.credentials.Bare()
+	switch {
+	case err != nil:
 		return err
+	case len(older) > 0:
+		if err := m.store.Rekey(ctx, newest); err != nil {
+			return err
+		}
+	case !bare:
+		return nil
 	}
 	if err := m.node.credentials.Reseal(); err != nil {
 		return err

@@ -181,6 +181,46 @@ func TestALockedManagerCanLeave(t *testing.T) {
 	}
 }
 
+// TestKeysThatLieBareAreSealed: after a promotion or a recovery the key of a manager's certificate may be as it was made.
+func TestKeysThatLieBareAreSealed(t *testing.T) {
+	n := newNode(t)
+	stop := run(t, n)
+	_, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
+	must(t, err)
+	must(t, stop())
+	keyFile := filepath.Join(n.cfg.StateDir, "certificates", "swarm-node.key")
+	sealed, err := os.ReadFile(keyFile)
+	must(t, err)
+	plain, err := n.vault.Open(sealed)
+	must(t, err)
+	must(t, os.WriteFile(keyFile, plain, 0o600))
+	n, err = New(n.cfg)
+	must(t, err)
+	run(t, n)
+	waitFor(t, "a key that is sealed", func() bool {
+		now, err := os.ReadFile(keyFile)
+		return err == nil && strings.Contains(string(now), pemSealed)
+	})
+}
+
+// TestAWorkerHasNoLock: what is left of a manager's keys on a machine that was demoted keeps nobody out.
+func TestAWorkerHasNoLock(t *testing.T) {
+	n := newNode(t)
+	ca, err := identity.NewCA(identity.CAConfig{})
+	must(t, err)
+	_, err = identity.Found(ca, n.credentials, identity.Identity{NodeID: "n1", ClusterID: "c1", Role: identity.Worker}, 0)
+	must(t, err)
+	must(t, (&state{ListenAddr: freePort(t), AdvertiseAddr: freePort(t)}).save(n.cfg.StateDir))
+	v := &vault{dir: n.cfg.StateDir}
+	v.lockFirst(keyA)
+	newest(t, v)
+	run(t, n)
+	waitFor(t, "an active worker", func() bool { return n.Info().LocalNodeState == swarm.LocalNodeStateActive })
+	if _, err := os.Stat(v.path()); err == nil {
+		t.Error("the keys are still there")
+	}
+}
+
 // TestTheLockReachesEveryManager: those that are there at once, one that joins, and one that was off while the key was rotated:
 // it opens with the key that it knew, and takes up the new one.
 func TestTheLockReachesEveryManager(t *testing.T) {

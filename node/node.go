@@ -150,8 +150,8 @@ func (n *Node) resumeLocked() {
 	if err == nil && st == nil || n.ending() {
 		return
 	}
-	if err == nil && !n.vault.isOpen() { // it stays open when the member has failed that was unlocked
-		err = n.vault.open(nil)
+	if err == nil {
+		err = n.openVault()
 	}
 	switch {
 	case errors.Is(err, errLocked):

@@ -207,6 +207,15 @@ func (v *vault) forget() {
 	v.lock, v.keys = lock{}, nil
 }
 
+// discard removes the file, of a machine that is no manager any more.
+func (v *vault) discard() error {
+	v.forget()
+	if err := removeDurably(v.path()); err != nil {
+		return fmt.Errorf("remove the keys of the former log: %w", err)
+	}
+	return nil
+}
+
 // Seal implements identity.KeySealer: the keys of managers' certificates are sealed, workers have nothing to do so with.
 func (v *vault) Seal(id identity.Identity, plain []byte) ([]byte, error) {
 	if id.Role != identity.Manager {
@@ -219,7 +228,7 @@ func (v *vault) Seal(id identity.Identity, plain []byte) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: pemSealed, Bytes: seal(newest, certPurpose, plain, nil)}), nil
 }
 
-// Open implements identity.KeySealer.
+// Open implements identity.KeySealer. A key that is not sealed is what it is: a worker's, or that of one that was promoted.
 func (v *vault) Open(sealed []byte) ([]byte, error) {
 	block, _ := pem.Decode(sealed)
 	if block == nil || block.Type != pemSealed {

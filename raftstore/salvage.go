@@ -53,11 +53,13 @@ func (s *Salvaged) LastChange() (last time.Time) {
 // All entries count, because whoever has lost the others cannot know which of the last ones a majority had: one that was not
 // committed had no answer yet, or the answer that its outcome is not known, and may happen; one that was may have been
 // acknowledged, and must not be lost.
-func Salvage(dir string, key []byte, log *slog.Logger) (*Salvaged, error) {
+//
+// older are keys that were in use before key and may still be needed; see [Config].
+func Salvage(dir string, key []byte, log *slog.Logger, older ...[]byte) (*Salvaged, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	seal, err := newSealer(key)
+	seal, err := newSealer(key, older...)
 	if err != nil {
 		return nil, fmt.Errorf("salvage store: %w", err)
 	}

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -283,6 +284,21 @@ func (s *Store) Identity() (Identity, error) {
 		return Identity{}, fmt.Errorf("read this node's certificate %s: %w", s.path(certFile), err)
 	}
 	return fromCertificate(chain[0])
+}
+
+// Bare says whether the key lies on disk as it is, sealed by nothing.
+func (s *Store) Bare() (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.current.Load()
+	if c == nil {
+		return false, ErrNotJoined
+	}
+	onDisk, err := os.ReadFile(s.path(keyFile))
+	if err != nil {
+		return false, fmt.Errorf("read the key of this node's certificate: %w", err)
+	}
+	return bytes.Equal(onDisk, c.keyPEM), nil
 }
 
 // Reseal writes the current credentials anew, sealed with what the sealer seals with now.

@@ -62,6 +62,15 @@ func TestStoreSavesAndLoads(t *testing.T) {
 				t.Errorf("Load = %+v", got.Identity)
 			}
 			checkModes(t, s)
+			if bare, err := s.Bare(); bare != (sealer == nil) || err != nil {
+				t.Errorf("the key lies bare: %v, %v", bare, err)
+			}
+			if id, err := s.Identity(); id != testIdentity || err != nil {
+				t.Errorf("the certificate is of %+v, %v", id, err)
+			}
+			if err := again.Reseal(); err != nil || again.Current() != got {
+				t.Errorf("resealing: %v", err)
+			}
 			onDisk, err := os.ReadFile(s.path(keyFile))
 			if err != nil {
 				t.Fatal(err)
