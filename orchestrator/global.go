@@ -53,6 +53,9 @@ func (x *pass) superviseOnNode(sl *slot) {
 	case !x.meetsConstraints(sl.obj, n):
 		x.endOnNode(sl, fmt.Sprintf("node %s does not meet the constraints", hostname(n)))
 		return
+	case !cluster.Allowed(n.obj).Covers(cluster.Needs(sl.obj.Spec.TaskTemplate.ContainerSpec)):
+		x.endWhatDoesNotRun(sl, fmt.Sprintf("node %s does not allow what it asks for", hostname(n)))
+		return
 	case n.paused():
 		// What runs stays, what ends is not started again before the node is active.
 		for i, t := range sl.tasks {
@@ -85,6 +88,18 @@ func (x *pass) superviseOnNode(sl *slot) {
 func (x *pass) endOnNode(sl *slot, why string) {
 	for i, t := range sl.tasks {
 		if t.Wanted() {
+			sl.tasks[i] = x.shutdown(t)
+			x.because(ScaleDown, sl.service, t.ID, why)
+		}
+	}
+}
+
+// endWhatDoesNotRun is for a node whose person has taken back, or never given, what the service needs to be allowed: what runs
+// as the service is now goes on, and nothing else begins.
+func (x *pass) endWhatDoesNotRun(sl *slot, why string) {
+	for i, t := range sl.tasks {
+		runs := t.Status.State == swarm.TaskStateRunning || t.Status.State == swarm.TaskStateStarting
+		if t.Wanted() && (!runs || x.outdated(sl.service, t)) {
 			sl.tasks[i] = x.shutdown(t)
 			x.because(ScaleDown, sl.service, t.ID, why)
 		}

@@ -360,6 +360,10 @@ func editService(c *cluster.Service, args []string) error {
 			spec.Mode = swarm.ServiceMode{GlobalJob: &swarm.GlobalJob{}}
 		case "image":
 			tmpl.ContainerSpec = &swarm.ContainerSpec{Image: v}
+		case "privileged":
+			c := *tmpl.ContainerSpec
+			c.Labels = map[string]string{cluster.LabelPrivileged: v}
+			tmpl.ContainerSpec = &c
 		case "auth":
 			c.RegistryAuth = v
 		case "restart":

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -94,7 +95,7 @@ func nodeSource(c *cli.Context, logger *slog.Logger) (lb.Source, error) {
 				to[i] = net.JoinHostPort(strings.Trim(node, "[]"), port)
 			}
 		}
-		return lb.Static(to), nil
+		return lb.Static(to), findNames(c.Context, to)
 	case c.Bool("from-managers"):
 		cl, err := newClient(c)
 		if err != nil {
@@ -103,6 +104,24 @@ func nodeSource(c *cli.Context, logger *slog.Logger) (lb.Source, error) {
 		return &clusterNodes{client: cl, port: port, log: logger}, nil
 	}
 	return nil, usage("miniswarm lb needs nodes: --to vm1:80,vm2:80 or --from-managers")
+}
+
+// findNames is an error for nodes whose names do not exist: a balancer would wait for them for ever. What a name server that
+// does not answer would say is not known, and no reason to end.
+func findNames(ctx context.Context, nodes []string) error {
+	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
+	defer cancel()
+	var errs []error
+	for _, node := range nodes {
+		host, _, err := net.SplitHostPort(node)
+		if err == nil && host != "" {
+			_, err = net.DefaultResolver.LookupHost(ctx, host)
+		}
+		if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsNotFound {
+			errs = append(errs, fmt.Errorf("--to %s: there is no host of that name: %w", node, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // clusterNodes is a lb.Source that asks a manager for the nodes that are Ready.
