@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -105,7 +105,7 @@ func await(ctx context.Context, oc *observedCLI, id string, quiet bool) error {
 	defer stop(nil)
 	cl := oc.observer().APIClient
 	reader, writer := io.Pipe()
-	out := &progressPrinter{write: oc.Out(), last: make(map[string]string), quiet: quiet}
+	out := &progressPrinter{write: oc.Out(), last: make(map[string]string), quiet: quiet, nodes: nodesByID(ctx, cl)}
 	var done sync.WaitGroup
 	if !quiet && oc.Out().IsTerminal() {
 		screen, frames := io.Pipe()
@@ -137,7 +137,7 @@ var errAllComplete = errors.New("all tasks are complete")
 func watchTasks(ctx context.Context, cl client.APIClient, id string, out *progressPrinter, stop context.CancelCauseFunc) {
 	tick := time.NewTicker(waitPoll)
 	defer tick.Stop()
-	shown := make(map[string]bool)
+	shown, began := make(map[string]bool), time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -153,9 +153,13 @@ func watchTasks(ctx context.Context, cl client.APIClient, id string, out *progre
 			stop(errAllComplete)
 			return
 		}
-		at := slices.IndexFunc(current, func(t swarm.Task) bool { return t.NodeID == "" && time.Since(t.CreatedAt) > reasonAfter })
+		if len(current) == 0 && time.Since(began) > reasonAfter {
+			for _, r := range ineligible(ctx, cl, id) {
+				out.message(r)
+			}
+		}
 		now := make(map[string]bool)
-		if at >= 0 {
+		if at := slices.IndexFunc(current, func(t swarm.Task) bool { return t.NodeID == "" && time.Since(t.CreatedAt) > reasonAfter }); at >= 0 {
 			for _, r := range reasons(ctx, cl, current[at].ID) {
 				now[r.ID] = true
 				out.message(r)
@@ -227,11 +231,7 @@ func reasons(ctx context.Context, cl client.APIClient, taskID string) []message 
 				lacks = append(lacks, f.Detail)
 			}
 		}
-		name := row.Hostname
-		if name == "" {
-			name = row.NodeID
-		}
-		out = append(out, message{ID: name, Status: strings.Join(lacks, "; ")})
+		out = append(out, message{ID: cmp.Or(row.Hostname, row.NodeID), Status: strings.Join(lacks, "; ")})
 	}
 	if left > 0 {
 		out = append(out, message{ID: "other nodes", Status: fmt.Sprintf("%d more have no room either", left)})
@@ -239,93 +239,26 @@ func reasons(ctx context.Context, cl client.APIClient, taskID string) []message 
 	return out
 }
 
-// message is a line of progress in the form that Docker's display takes. One with the id of an earlier takes its place.
-type message struct {
-	ID     string `json:"id,omitempty"`
-	Status string `json:"status,omitempty"`
-}
-
-// progressPrinter shows progress: on a terminal as Docker does, elsewhere a line for each change that matters.
-type progressPrinter struct {
-	quiet  bool
-	frames io.WriteCloser // to Docker's display; nil where there is no terminal
-
-	mu    sync.Mutex        // guards what follows
-	write io.Writer         // standard output
-	last  map[string]string // what was said last, by id
-}
-
-// copy takes what Docker's progress says until it ends.
-func (p *progressPrinter) copy(r io.Reader) {
-	dec := json.NewDecoder(r)
-	for {
-		var raw json.RawMessage
-		if dec.Decode(&raw) != nil {
-			return
-		}
-		var m message
-		if p.frames != nil {
-			p.mu.Lock()
-			_, _ = p.frames.Write(append(bytes.Replace(bytes.TrimSpace(raw), []byte("docker service ps"), []byte("miniswarm service ps"), 1), '\n'))
-			p.mu.Unlock()
-			continue
-		}
-		if json.Unmarshal(raw, &m) == nil {
-			p.line(m)
-		}
-	}
-}
-
-// message shows a line of our own.
-func (p *progressPrinter) message(m message) {
-	if p.frames == nil {
-		p.line(m)
-		return
-	}
-	text, err := json.Marshal(m)
+// ineligible say of each node why it has no task of a global service.
+func ineligible(ctx context.Context, cl client.APIClient, serviceID string) []message {
+	body, err := get(ctx, cl, "/miniswarm/services/"+url.PathEscape(serviceID)+"/explain?limit=0")
 	if err != nil {
-		return
+		return nil
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, _ = p.frames.Write(append(text, '\n'))
-}
-
-// line prints a message where it is news: the counts, errors of tasks each once, and the end.
-func (p *progressPrinter) line(m message) {
-	status := strings.TrimSpace(m.Status)
-	if p.quiet || status == "" || knownState(status) {
-		return
+	var answer struct {
+		Without []struct{ ID, Hostname, Lacks string }
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	key, said := m.ID, status
-	switch {
-	case m.ID == "verify" && strings.HasPrefix(status, "Waiting "):
-		said = "Waiting" // the countdown is not news
-	case strings.Contains(m.ID, "/"):
-		key, m.ID = "task: "+status, "task "+m.ID
+	if json.Unmarshal(body, &answer) != nil {
+		return nil
 	}
-	if p.last[key] == said {
-		return
+	var out []message
+	for i, n := range answer.Without {
+		if i == reasonNodes {
+			return append(out, message{ID: "other nodes", Status: fmt.Sprintf("%d more take none either", len(answer.Without)-i)})
+		}
+		out = append(out, message{ID: cmp.Or(n.Hostname, n.ID), Status: n.Lacks})
 	}
-	p.last[key] = said
-	if m.ID == "" {
-		fmt.Fprintln(p.write, strings.Replace(status, "docker service ps", "miniswarm service ps", 1))
-		return
-	}
-	fmt.Fprintf(p.write, "%s: %s\n", m.ID, status)
-}
-
-// knownState says whether a status is no more than the state of a task.
-func knownState(status string) bool {
-	word, _, _ := strings.Cut(status, " ")
-	switch swarm.TaskState(word) {
-	case swarm.TaskStateNew, swarm.TaskStateAllocated, swarm.TaskStatePending, swarm.TaskStateAssigned, swarm.TaskStateAccepted, swarm.TaskStatePreparing,
-		swarm.TaskStateReady, swarm.TaskStateStarting, swarm.TaskStateRunning, swarm.TaskStateComplete, swarm.TaskStateShutdown:
-		return word == status
-	}
-	return false
+	return out
 }
 
 // filterOf builds filters from keys and values.

@@ -37,9 +37,14 @@ type ServiceExplanation struct {
 	Omitted int
 	// Next is where one replica more would go; nil for a global service, whose tasks follow the nodes, and for a job.
 	Next *scheduler.Decision `json:",omitempty"`
+	// Without are the nodes that a global service, or a global job, has no task on because they do not take any.
+	Without []NodeLack `json:",omitempty"`
 	// Text is all of it for people, or, with ?compact=1, a line for each task.
 	Text string
 }
+
+// NodeLack is a node with what it lacks for a task.
+type NodeLack struct{ ID, Hostname, Lacks string }
 
 const explainLimit = 20
 
@@ -153,12 +158,37 @@ func (s *Server) explainService(c Control, w http.ResponseWriter, r *http.Reques
 		b.WriteString("one replica more:\n")
 		b.WriteString(indent(next.Text()))
 	}
+	if m := svc.Spec.Mode; m.Global != nil || m.GlobalJob != nil {
+		e.Without = without(c, snap, svc)
+		writeWithout(&b, e.Without)
+	}
 	e.Text = b.String()
 	if compact {
 		e.Text = compactText(snap, svc, &e)
 	}
 	writeJSON(w, http.StatusOK, e)
 	return nil
+}
+
+// without gives the nodes that have no task of a global service, and what they lack.
+func without(c Control, snap *cluster.Snapshot, svc *cluster.Service) (out []NodeLack) {
+	has := make(map[string]bool)
+	for t := range snap.TasksOfService(svc.ID) {
+		has[t.NodeID] = has[t.NodeID] || t.Wanted()
+	}
+	d := c.Explain(snap, hypothetical(snap, svc))
+	for i := range d.Table {
+		if row := &d.Table[i]; !row.Fits && !has[row.NodeID] {
+			out = append(out, NodeLack{row.NodeID, row.Hostname, row.Lacks()})
+		}
+	}
+	return out
+}
+
+func writeWithout(b *strings.Builder, nodes []NodeLack) {
+	for _, n := range nodes {
+		fmt.Fprintf(b, "  not on %s: %s\n", n.Hostname, n.Lacks)
+	}
 }
 
 // hypothetical is the task that one replica more would be.
@@ -192,6 +222,7 @@ func compactText(snap *cluster.Snapshot, svc *cluster.Service, e *ServiceExplana
 	if e.Omitted > 0 {
 		fmt.Fprintf(&b, "  and %d more\n", e.Omitted)
 	}
+	writeWithout(&b, e.Without)
 	if e.Next == nil {
 		return b.String()
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/docker/docker/api/types/swarm"
 
+	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/orchestrator"
 )
 
@@ -51,6 +52,22 @@ func TestExplain(t *testing.T) {
 	w.refused("GET", "/miniswarm/tasks/x/explain", nil, 404, "task x not found")
 	w.refused("GET", "/miniswarm/services/x/explain", nil, 404, "service x not found")
 	w.refused("GET", "/miniswarm/services/web/explain?limit=few", nil, 400, "invalid value for limit: few: give a number of tasks")
+}
+
+// A global service has no tasks on nodes that do not take any, and says why.
+func TestExplainGlobal(t *testing.T) {
+	w := newWorld(t)
+	svc := aService("svc1", "agent", 1)
+	svc.Spec.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
+	svc.Spec.TaskTemplate.ContainerSpec.Labels = map[string]string{cluster.LabelPrivileged: "true"}
+	open := aNode("node1", "vm1")
+	open.Spec.Labels = map[string]string{cluster.LabelAllow: "privileged"}
+	task := aTask("task1", svc, 0, "node1", swarm.TaskStateRunning)
+	w.control.put(t, open, aNode("node2", "vm2"), svc, task)
+	e := must[ServiceExplanation](w, 200, "GET", "/miniswarm/services/agent/explain?compact=1", nil)
+	if len(e.Without) != 1 || e.Without[0].Hostname != "vm2" || !strings.Contains(e.Text, "not on vm2: the node allows nothing beyond the ordinary") {
+		t.Errorf("%+v\n%s", e.Without, e.Text)
+	}
 }
 
 // Between two attempts a service may have nothing but the attempt that failed, whose successor failed before it was begun.
