@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -81,7 +83,7 @@ func complete(ctx context.Context, e *env, app *cli.App, host string, words []st
 		if at < 0 {
 			return nil
 		}
-		return completeDocker(ctx, e, hostOf(words[:n], host), nouns[at], words[n:], current)
+		return completeDocker(ctx, e, flagIn(words[:n], host, flagHost, "H"), nouns[at], words[n:], current)
 	}
 	flags, commands := app.Flags, app.Commands
 	if cmd != nil {
@@ -116,11 +118,11 @@ func complete(ctx context.Context, e *env, app *cli.App, host string, words []st
 
 var fixedArguments = map[string][]string{"token": {"worker", "manager"}, "completion": {"bash", "fish", "zsh"}}
 
-// hostOf gives the daemon that --host names in front of the command, or the fallback.
-func hostOf(words []string, fallback string) string {
+// flagIn gives the value that one of the words gives to a flag, or the fallback.
+func flagIn(words []string, fallback string, names ...string) string {
 	for i, w := range words {
 		name, value, ok := strings.Cut(strings.TrimLeft(w, "-"), "=")
-		if !strings.HasPrefix(w, "-") || name != flagHost && name != "H" {
+		if !strings.HasPrefix(w, "-") || !slices.Contains(names, name) {
 			continue
 		}
 		if ok {
@@ -133,13 +135,10 @@ func hostOf(words []string, fallback string) string {
 	return fallback
 }
 
-// labHosts are the hosts of the lab that the words name.
+// labHosts are the hosts of the lab that the words, or else the environment, name.
 func labHosts(words []string) []string {
-	name := defaultLab
-	if at := slices.Index(words, "--name"); at >= 0 && at+1 < len(words) {
-		name = words[at+1]
-	}
-	l, err := lab.Open("", name)
+	name := flagIn(words, cmp.Or(os.Getenv(envLabName), defaultLab), "name")
+	l, err := lab.Open(flagIn(words, os.Getenv(envLabRoot), "state-dir"), name)
 	if err != nil {
 		return nil
 	}

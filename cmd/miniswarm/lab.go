@@ -18,6 +18,8 @@ import (
 
 const (
 	defaultLab      = "lab"
+	envLabName      = "MINISWARM_LAB_NAME"
+	envLabRoot      = "MINISWARM_LAB_ROOT"
 	execCommandName = "exec"
 	// labDownTimeout bounds taking a lab away once Ctrl-C has been pressed: half a lab is worse than a late prompt.
 	labDownTimeout = time.Minute
@@ -25,8 +27,8 @@ const (
 
 func labFlags(more ...cli.Flag) []cli.Flag {
 	return append([]cli.Flag{
-		&cli.StringFlag{Name: "name", Value: defaultLab, EnvVars: []string{"MINISWARM_LAB_NAME"}, Usage: "`NAME` of the lab"},
-		&cli.StringFlag{Name: "state-dir", Value: lab.DefaultRoot, EnvVars: []string{"MINISWARM_LAB_ROOT"}, Usage: "`DIRECTORY` below which labs are kept; not on an overlay file system"},
+		&cli.StringFlag{Name: "name", Value: defaultLab, EnvVars: []string{envLabName}, Usage: "`NAME` of the lab"},
+		&cli.StringFlag{Name: "state-dir", Value: lab.DefaultRoot, EnvVars: []string{envLabRoot}, Usage: "`DIRECTORY` below which labs are kept; not on an overlay file system"},
 	}, more...)
 }
 
