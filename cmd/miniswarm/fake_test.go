@@ -293,11 +293,15 @@ func (f *fakeDaemon) find(id string) (*swarm.Service, error) {
 
 func (f *fakeDaemon) service(r *http.Request) (any, error) { return f.find(r.PathValue("id")) }
 
-func (f *fakeDaemon) listServices(*http.Request) (any, error) {
+func (f *fakeDaemon) listServices(r *http.Request) (any, error) {
 	if !f.member {
 		return nil, refusal{http.StatusServiceUnavailable, notManager}
 	}
-	out := slices.Clone(f.services)
+	args, err := filters.FromJSON(r.FormValue("filters"))
+	if err != nil {
+		return nil, err
+	}
+	out := slices.DeleteFunc(slices.Clone(f.services), func(s swarm.Service) bool { return !args.MatchKVList("label", s.Spec.Labels) })
 	for i := range out {
 		n := uint64(len(f.tasksOf(&out[i])))
 		out[i].ServiceStatus = &swarm.ServiceStatus{RunningTasks: n, DesiredTasks: n}

@@ -7,24 +7,20 @@ import (
 	"strings"
 
 	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/compose/convert"
 	"github.com/docker/cli/opts"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/spf13/cobra"
 )
 
-// namePaused makes "service ls" speak of updates that wait for a person.
-func namePaused(dc command.Cli, cmd *cobra.Command) {
-	for _, sub := range cmd.Commands() {
-		if sub.Name() != "ls" {
-			continue
+// namePaused makes a command that lists services, "service ls" or "stack services", speak of updates that wait for a person.
+func namePaused(dc command.Cli, list *cobra.Command) {
+	run := list.RunE
+	list.RunE = func(list *cobra.Command, args []string) error {
+		if err := run(list, args); err != nil || !forPeople(dc, list) {
+			return err
 		}
-		list := sub.RunE
-		sub.RunE = func(sub *cobra.Command, args []string) error {
-			if err := list(sub, args); err != nil || !forPeople(dc, sub) {
-				return err
-			}
-			return warnOfPaused(sub.Context(), dc, sub)
-		}
+		return warnOfPaused(list.Context(), dc, list, args)
 	}
 }
 
@@ -37,12 +33,17 @@ func forPeople(dc command.Cli, ls *cobra.Command) bool {
 
 // warnOfPaused names the listed services whose update or rollback is paused below the table, on the error stream: the table
 // has no place for it, and a service whose update has stopped half way looks well there.
-func warnOfPaused(ctx context.Context, dc command.Cli, ls *cobra.Command) error {
-	filter, ok := ls.Flags().Lookup("filter").Value.(*opts.FilterOpt)
+// Of a stack, args has the name.
+func warnOfPaused(ctx context.Context, dc command.Cli, ls *cobra.Command, args []string) error {
+	flag, ok := ls.Flags().Lookup("filter").Value.(*opts.FilterOpt)
 	if !ok {
-		return fmt.Errorf("service ls: --filter is no filter but %T", ls.Flags().Lookup("filter").Value)
+		return fmt.Errorf("%s: --filter is no filter but %T", ls.CommandPath(), ls.Flags().Lookup("filter").Value)
 	}
-	services, err := dc.Client().ServiceList(ctx, swarm.ServiceListOptions{Filters: filter.Value()})
+	filter := flag.Value().Clone()
+	for _, stack := range args {
+		filter.Add("label", convert.LabelNamespace+"="+stack)
+	}
+	services, err := dc.Client().ServiceList(ctx, swarm.ServiceListOptions{Filters: filter})
 	if err != nil {
 		return err
 	}

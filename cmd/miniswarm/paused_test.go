@@ -12,7 +12,7 @@ func TestPausedUpdatesAreLoud(t *testing.T) {
 	f.member = true
 	host := "unix://" + f.socket
 	for _, name := range []string{"web", "back", "fine"} {
-		if code, _, errs := call(t.Context(), "--host", host, "service", "create", "--detach", "--quiet", "--name", name, "image:1"); code != 0 {
+		if code, _, errs := call(t.Context(), "--host", host, "service", "create", "--detach", "--quiet", "--label", "com.docker.stack.namespace=of-"+name, "--name", name, "image:1"); code != 0 {
 			t.Fatal(errs)
 		}
 	}
@@ -30,6 +30,9 @@ func TestPausedUpdatesAreLoud(t *testing.T) {
 		if code, _, said := call(t.Context(), append([]string{"--host", host, "service", "ls"}, args...)...); code != 0 || said != "" {
 			t.Errorf("service ls %v: code %d, beside it %q", args, code, said)
 		}
+	}
+	if code, _, said := call(t.Context(), "--host", host, "stack", "services", "of-back"); code != 0 || !strings.HasPrefix(said, "back: rollback paused") || strings.Contains(said, "web") {
+		t.Errorf("stack services: code %d, beside it %q", code, said)
 	}
 	f.member = false
 	if code, _, said := call(t.Context(), "--host", host, "service", "ls"); code == 0 || strings.Contains(said, "paused") {

@@ -172,11 +172,12 @@ func adaptNodes(oc *observedCLI, cmd *cobra.Command) {
 // adaptServices gives the commands about services their waiting and dry runs, and what else miniswarm has beside Docker's.
 func adaptServices(oc *observedCLI, cmd *cobra.Command) {
 	addExtras(cmd)
-	namePaused(oc, cmd)
 	for _, sub := range cmd.Commands() {
 		switch sub.Name() {
 		case "create", "update", "scale", "rollback":
 			adaptConverging(oc, sub)
+		case "ls":
+			namePaused(oc, sub)
 		case "rm":
 			adaptRemoval(oc, sub, waitForServices)
 		}

@@ -39,6 +39,8 @@ func adaptStack(oc *observedCLI, cmd *cobra.Command) {
 			adaptDeploy(oc, sub)
 		case "config":
 			adaptConfig(oc, sub)
+		case "services":
+			namePaused(oc, sub)
 		case "rm":
 			adaptRemoval(oc, sub, waitForStacks)
 		}
