@@ -15,7 +15,7 @@ const (
 	// againFirst is how long after this node's part in the swarm has failed it is taken up again; after each further failure
 	// twice as long, up to againMost. One that went well for againMost begins anew.
 	againFirst = time.Second
-	againMost  = 30 * time.Second
+	againMost  = 10 * time.Second
 )
 
 // passing says whether a failure may pass by itself: a disk that was full has room again, a port is free. What the cluster or this

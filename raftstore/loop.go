@@ -278,7 +278,7 @@ func (l *loop) tick() {
 }
 
 // wedgedTimeouts is after how many election timeouts a leader whose disk does not answer gives up leading.
-const wedgedTimeouts = 10
+const wedgedTimeouts = 3
 
 // resign hands leadership over when the disk hangs: heartbeats would go on for ever, and no write ever end.
 func (l *loop) resign() {

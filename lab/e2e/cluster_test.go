@@ -222,10 +222,10 @@ func (c *testCluster) ready(ctx context.Context) error {
 	return nil
 }
 
-// leader names a manager whose daemon runs; any manager will do for any request.
+// leader names a manager whose daemon runs and suffers from nothing; any manager will do for any request.
 func (c *testCluster) leader() string {
 	for _, m := range c.managers {
-		if h, err := c.Host(m); err == nil && h.Daemon && !h.Cut {
+		if h, err := c.Host(m); err == nil && h.Daemon && !h.Cut && len(h.Faults) == 0 {
 			return m
 		}
 	}

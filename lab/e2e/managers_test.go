@@ -220,7 +220,7 @@ func (c *testCluster) currentLeader(t *testing.T) string {
 	eventually(t, "the managers agree on a leader", patience, func() error {
 		leader = ""
 		for _, m := range c.managers {
-			if h, err := c.Host(m); err != nil || !h.Daemon || h.Cut {
+			if h, err := c.Host(m); err != nil || !h.Daemon || h.Cut || len(h.Faults) > 0 {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
