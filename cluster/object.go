@@ -165,6 +165,10 @@ type Task struct {
 	Replaces string
 	// AppliedAt is the leader's clock when the latest status report was stored.
 	AppliedAt time.Time
+	// Attempts counts the restarts that led to this task since AttemptsSince, where the restart policy allows more than the
+	// slot's history is kept for; 0 elsewhere.
+	Attempts      int
+	AttemptsSince time.Time
 }
 
 // OptionAddress is the driver option of a network attachment that names the IP address wanted there, for which Docker's

@@ -76,6 +76,8 @@ func MayRunAgain(t *cluster.Task, slot []*cluster.Task) bool {
 		return cluster.Before(t.Status.State, swarm.TaskStateStarting)
 	case attempts(t) == 0, !hasFailed(t):
 		return true
+	case attempts(t) > countedAttempts:
+		return carried(t) < attempts(t)
 	}
 	since, count := countedFrom(t), 0
 	for _, o := range slot {
@@ -109,7 +111,7 @@ func (sl *slot) jobHistory(list []*cluster.Task) []*cluster.Task {
 			failures = append(failures, t)
 		}
 	}
-	if n := attempts(sl.tasks[0]); n > 0 {
+	if n := attempts(sl.tasks[0]); n > 0 && n <= countedAttempts {
 		failures = failures[:max(0, len(failures)-n)]
 	}
 	return slices.Concat(lost, others, failures)

@@ -184,7 +184,7 @@ func (x *pass) trim(sl *slot) {
 	if limit < 0 {
 		return
 	}
-	if n := attempts(sl.tasks[0]); n > 0 {
+	if n := attempts(sl.tasks[0]); n > 0 && n <= countedAttempts {
 		limit = n + 1
 	}
 	if len(sl.tasks) <= limit {

@@ -27,6 +27,33 @@ func restartDelay(t *cluster.Task) time.Duration {
 	return defaultRestartDelay
 }
 
+// countedAttempts is the largest limit of restarts that is counted in the tasks of the slot, for which these are kept. Under a
+// larger one each task carries the number on to the next, so that a limit of a million keeps no million tasks.
+const countedAttempts = 100
+
+// carried is the number of restarts that led to the task, as far as they count under the window of its policy. A window is
+// not moved along with the time but begun anew when it is over: to move it, each restart would have to be remembered.
+func carried(t *cluster.Task) int {
+	if since := countedFrom(t); since != noTime && t.AttemptsSince.Before(since) {
+		return 0
+	}
+	return t.Attempts
+}
+
+// carry notes in t, which takes old's place, how many restarts there were; counts says that this is one.
+func (x *pass) carry(t, old *cluster.Task, counts bool) {
+	if attempts(t) <= countedAttempts {
+		return
+	}
+	t.AttemptsSince = x.now
+	if n := carried(old); n > 0 && t.SpecVersion == old.SpecVersion {
+		t.Attempts, t.AttemptsSince = n, old.AttemptsSince
+	}
+	if counts {
+		t.Attempts++
+	}
+}
+
 // restarted says whether the task was created by the restart policy. Only such tasks carry a StartAfter, which makes
 // the history of restarts part of the store.
 func restarted(t *cluster.Task) bool { return !t.StartAfter.IsZero() }
@@ -47,8 +74,11 @@ func (x *pass) mayRestart(t *cluster.Task, slot []*cluster.Task) bool {
 		return false
 	}
 	limit := attempts(t)
-	if limit == 0 {
+	switch {
+	case limit == 0:
 		return true
+	case limit > countedAttempts:
+		return carried(t) < limit
 	}
 	since, count := countedFrom(t), 0
 	for _, o := range slot {
@@ -172,6 +202,7 @@ func (x *pass) restart(sl *slot, old *cluster.Task, ended bool, why string) bool
 		delay = restartDelay(old)
 	}
 	t.StartAfter = x.now.Add(delay)
+	x.carry(t, old, old.JobIteration == nil || hasFailed(old) && !lostBefore(old, sl.tasks))
 	wait := x.mayRun(old)
 	if old.DesiredState == swarm.TaskStateShutdown && x.wasHeldBack(old) {
 		// old never started. What it waited for is what t waits for.
