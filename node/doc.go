@@ -9,12 +9,15 @@
 //	state.json                 addresses, known managers; present exactly while the machine is part of a swarm
 //	certificates/              root, certificate and key: see package identity
 //	raft/                      a manager's log and snapshots, sealed: see package raftstore
-//	raft.key                   the key that seals them
+//	raft.key                   the keys that seal them and the key of the certificate: see vault
 //	agent/                     the tasks of this machine: see package agent
 //	daemon.lock                held while a daemon runs on this directory
 //
 // Join and init write state.json last and leave removes it first, so that a crash at any moment leaves a machine that is
 // part of a swarm with all it needs, or of none.
+//
+// A manager of a swarm that locks its managers cannot read raft.key, and thus nothing else, after a restart. Its agent and its data
+// plane go on by themselves, as if no manager could be reached, until Unlock brings the key.
 //
 // # Order
 //
