@@ -134,15 +134,20 @@ func (v *vault) dataKeys() (newest []byte, older [][]byte, err error) {
 	return v.keys[0], slices.Clone(v.keys[1:]), nil
 }
 
-// needLocked makes the first key where there is none.
+// needLocked makes the first key where there is none, and the file where it is gone: nothing may be sealed with keys that are
+// on no disk.
 func (v *vault) needLocked() error {
-	if len(v.keys) > 0 {
+	_, err := os.Lstat(v.path())
+	missing := errors.Is(err, os.ErrNotExist)
+	switch {
+	case len(v.keys) > 0 && !missing:
 		return nil
+	case len(v.keys) > 0:
+		return v.replaceLocked(v.lock, v.keys)
+	case missing:
+		return v.replaceLocked(v.lock, [][]byte{newDataKey()})
 	}
-	if _, err := os.Lstat(v.path()); !errors.Is(err, os.ErrNotExist) {
-		return errors.Join(errLocked, err)
-	}
-	return v.replaceLocked(v.lock, [][]byte{newDataKey()})
+	return errors.Join(errLocked, err)
 }
 
 // lockFirst says what a machine that has no keys yet seals its first ones with.

@@ -183,6 +183,13 @@ func TestTheKeysOfManagersCertificatesAreSealed(t *testing.T) {
 	if bytes.Contains(sealed, []byte("AAAA\n")) {
 		t.Error("a manager's key is in the clear")
 	}
+	must(t, os.Remove(v.path()))
+	if _, err := v.Seal(identity.Identity{Role: identity.Manager}, plain); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := reopened(t, v, nil).Open(sealed); err != nil || !bytes.Equal(got, plain) {
+		t.Errorf("a file that was taken away came back with other keys: %v", err)
+	}
 	// A promoted node's key is found again after a crash, and one sealed before the keys changed as well.
 	again := reopened(t, v, nil)
 	_, err = again.follow(keyA, 1)
