@@ -88,8 +88,11 @@ func openDisk(dir string, seal *sealer, log *slog.Logger) (*disk, *loaded, error
 	if err := removeTemporary(snapDir(dir)); err != nil {
 		return nil, nil, err
 	}
+	if err := d.checkEnd(); err != nil {
+		return nil, nil, err
+	}
 	l, err := d.replay(wal.Open)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.ErrUnexpectedEOF) && d.tornTail() {
 		// The last write was torn by a crash; it was never acknowledged to anyone.
 		log.Warn("write-ahead log ends in the middle of a record, cutting it off", "dir", walDir(dir), "err", err)
 		if !wal.Repair(walLogger(log), walDir(dir)) {
@@ -164,27 +167,71 @@ func (d *disk) locate(err error) error {
 		return fmt.Errorf("%s: %w", walDir(d.dir), err)
 	}
 	for _, name := range names {
-		if at, bad := firstBadRecord(name); bad != nil {
+		if at, _, bad := firstBadRecord(name); bad != nil {
 			return fmt.Errorf("%s: record at offset %d: %w; restore the file or remove this manager and join it again", name, at, err)
 		}
 	}
 	return fmt.Errorf("%s: %w", walDir(d.dir), err)
 }
 
-func firstBadRecord(name string) (int64, error) {
+// tornTail says whether the log is unreadable because of a torn write at its end.
+func (d *disk) tornTail() bool {
+	names, err := filepath.Glob(filepath.Join(walDir(d.dir), "*.wal"))
+	if err != nil || len(names) == 0 {
+		return false
+	}
+	for i, name := range names {
+		at, crc, bad := firstBadRecord(name)
+		if bad == nil {
+			continue
+		}
+		segment, err := os.ReadFile(name)
+		return err == nil && i == len(names)-1 && torn(segment, int(at), crc)
+	}
+	return true // each for itself is sound: the sum of all is checked when they are read again
+}
+
+// checkEnd refuses a log that only seems to end where it does: opening it would overwrite what follows.
+func (d *disk) checkEnd() error {
+	names, err := filepath.Glob(filepath.Join(walDir(d.dir), "*.wal"))
+	if err != nil || len(names) == 0 {
+		return nil // who opens it says so
+	}
+	last := names[len(names)-1]
+	at, _, bad := firstBadRecord(last)
+	if bad != nil {
+		return nil
+	}
+	if blank, err := blankFrom(last, at); err != nil || blank {
+		return err
+	}
+	segment, err := os.ReadFile(last)
+	if err != nil {
+		return fmt.Errorf("open write-ahead log: %w", err)
+	}
+	if endsEarly(segment, int(at)) {
+		return fmt.Errorf("open write-ahead log: %s: record at offset %d is damaged, and others follow it; restore the file or remove this manager and join it again", last, at)
+	}
+	return nil
+}
+
+// firstBadRecord gives the offset of the first record of a segment that cannot be read, and the checksum of all before it; without
+// an error it is the end.
+func firstBadRecord(name string) (at int64, crc uint32, err error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer f.Close()
 	dec := wal.NewDecoder(fileutil.NewFileReader(f))
 	rec := &walpb.Record{}
 	for {
+		crc := dec.LastCRC()
 		switch err := dec.Decode(rec); {
 		case errors.Is(err, io.EOF):
-			return 0, nil
+			return dec.LastOffset(), crc, nil
 		case err != nil:
-			return dec.LastOffset(), err
+			return dec.LastOffset(), crc, err
 		case rec.GetType() == wal.CrcType:
 			dec.UpdateCRC(rec.GetCrc())
 		}
