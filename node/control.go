@@ -76,6 +76,9 @@ func (c control) Forward(nodeID string) http.RoundTripper { return c.m.transport
 // Read implements engineapi.Control.
 func (c control) Read(ctx context.Context) (*cluster.Snapshot, error) { return c.m.store.Read(ctx) }
 
+// Stale implements engineapi.Control.
+func (c control) Stale() (*cluster.Snapshot, time.Duration, bool) { return c.m.store.Stale() }
+
 // Update implements engineapi.Control.
 func (c control) Update(ctx context.Context, fn func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error) {
 	return c.m.store.Update(ctx, fn)

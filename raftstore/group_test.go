@@ -458,3 +458,39 @@ func TestAnInterruptedBootstrapIsCompleted(t *testing.T) {
 		}
 	})
 }
+
+func TestStaleReadsSayHowOldTheyAre(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(3)
+		g.leader().mustPut("a")
+		g.settle()
+		lonely := g.follower()
+		for _, m := range g.members {
+			if snap, age, known := m.Stale(); snap.Config("a") == nil || age > 300*time.Millisecond || !known {
+				t.Errorf("%s, which has a leader: %v, %v", m.cfg.NodeID, age, known)
+			}
+		}
+		var others []uint64
+		for _, m := range g.members {
+			if m != lonely {
+				others = append(others, m.self)
+			}
+		}
+		g.net.Partition([]uint64{lonely.self}, others)
+		time.Sleep(time.Minute)
+		g.leader().mustPut("b")
+		snap, age, known := lonely.Stale()
+		if snap.Config("a") == nil || snap.Config("b") != nil || age < 59*time.Second || age > 61*time.Second || !known {
+			t.Errorf("cut off for a minute: age %v, %v", age, known)
+		}
+		lonely.kill()
+		lonely = lonely.restart()
+		time.Sleep(10 * time.Second)
+		if snap, _, known := lonely.Stale(); snap == nil || known {
+			t.Errorf("restarted while cut off: known %v", known)
+		}
+		g.net.Partition()
+		g.settle()
+	})
+}

@@ -270,6 +270,7 @@ func (l *loop) tick() {
 	l.reads.tick(l.node)
 	l.beEager()
 	l.noteReachable()
+	l.noteLed()
 	if l.role.leads {
 		l.promote()
 		l.changeMembers()
@@ -342,6 +343,14 @@ func (l *loop) noteReachable() {
 	}
 	if !same || before == nil || len(*before) != len(now) {
 		l.s.heard.Store(&now)
+	}
+}
+
+// noteLed publishes that there is a leader still.
+func (l *loop) noteLed() {
+	if at, heard := l.heard[l.role.leader]; l.role.leads || heard && at+1 >= l.ticks {
+		now := time.Now()
+		l.s.ledAt.Store(&now)
 	}
 }
 

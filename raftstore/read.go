@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.etcd.io/raft/v3"
 
@@ -31,6 +32,17 @@ func (s *Store) Read(ctx context.Context) (*cluster.Snapshot, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("read: no majority of the managers answers: %w", context.Cause(ctx))
 	}
+}
+
+// Stale gives what this member has applied, at once and without asking anybody, and for how long it has known of no leader: what
+// has been committed since then it may not have. Shortly after a word of the leader only what is on its way is missing. known is
+// false for a member that has not heard of any leader since it was opened.
+func (s *Store) Stale() (snap *cluster.Snapshot, age time.Duration, known bool) {
+	snap = s.Snapshot()
+	if at := s.ledAt.Load(); at != nil {
+		return snap, time.Since(*at), true
+	}
+	return snap, 0, false
 }
 
 type readRequest struct{ done chan readResult }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	crand "crypto/rand"
 
@@ -45,6 +46,7 @@ type Store struct {
 
 	committed atomic.Uint64
 	heard     atomic.Pointer[map[uint64]bool]
+	ledAt     atomic.Pointer[time.Time] // when this member last led, or heard the leader; nil before the first time
 
 	streams   streams
 	addresses addresses

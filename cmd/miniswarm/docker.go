@@ -86,7 +86,17 @@ func runDocker(e *env, c *cli.Context, n noun, args []string) error {
 		ctx, stop = patient(ctx)
 	}
 	defer stop()
-	root, err := dockerRoot(ctx, e, c.String(flagHost), n)
+	stale, args := staleAsked(c, args)
+	var more []command.CLIOption
+	if stale {
+		cl, age, err := newStaleClient(c.String(flagHost))
+		if err != nil {
+			return err
+		}
+		defer age.tell(e.stderr)
+		more = append(more, command.WithAPIClient(cl))
+	}
+	root, err := dockerRoot(ctx, e, c.String(flagHost), n, more...)
 	if err != nil {
 		return err
 	}
@@ -128,9 +138,9 @@ func firstWord(args []string) string {
 }
 
 // dockerRoot builds a root command with Docker's help and error texts around one noun.
-func dockerRoot(ctx context.Context, e *env, host string, n noun) (*cobra.Command, error) {
-	base, err := command.NewDockerCli(command.WithBaseContext(ctx), command.WithInputStream(e.stdin), command.WithOutputStream(e.stdout),
-		command.WithErrorStream(e.stderr), command.WithUserAgent("miniswarm/"+version))
+func dockerRoot(ctx context.Context, e *env, host string, n noun, more ...command.CLIOption) (*cobra.Command, error) {
+	base, err := command.NewDockerCli(append([]command.CLIOption{command.WithBaseContext(ctx), command.WithInputStream(e.stdin), command.WithOutputStream(e.stdout),
+		command.WithErrorStream(e.stderr), command.WithUserAgent("miniswarm/" + version)}, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("set up the Docker commands: %w", err)
 	}

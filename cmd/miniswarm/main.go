@@ -109,8 +109,10 @@ func newApp(e *env) *cli.App {
 The docker command works as well: docker -H unix:///run/miniswarm.sock service ls`
 	app.Reader, app.Writer, app.ErrWriter = e.stdin, e.stdout, e.stderr
 	app.ExitErrHandler = func(*cli.Context, error) {} // run turns errors into codes
-	app.Flags = []cli.Flag{&cli.StringFlag{Name: flagHost, Aliases: []string{"H"}, EnvVars: []string{"MINISWARM_HOST"}, Value: defaultHost,
-		Usage: "the daemon's `SOCKET`"}}
+	app.Flags = []cli.Flag{
+		&cli.StringFlag{Name: flagHost, Aliases: []string{"H"}, EnvVars: []string{"MINISWARM_HOST"}, Value: defaultHost, Usage: "the daemon's `SOCKET`"},
+		&cli.BoolFlag{Name: flagStale, Usage: "with ls, ps, inspect and explain: be content with what this manager knows by itself, and say how old it is; works without a leader"},
+	}
 	app.CommandNotFound = func(_ *cli.Context, name string) {
 		fmt.Fprintf(e.stderr, "no help for %q: it is not a command\n", name)
 	}

@@ -90,6 +90,13 @@ func (f *faultCluster) fullDisks(t *testing.T) {
 	p := startProbe(t, f.entries()...)
 	n = f.stuff(t, leader, func() bool { return strings.Contains(f.broken(t, leader), noRoom) })
 	t.Logf("the leader gave up after %d MB: %s", n>>20, f.broken(t, leader))
+	last := rest[0]
+	if last == leader {
+		last = rest[1]
+	}
+	if out := f.miniswarm(t, last, "node", "ls", "--stale"); strings.Count(out, "vm") != len(f.hosts) {
+		t.Errorf("the last manager, asked for what it knows, says:\n%s", out)
+	}
 	f.must(t, f.FreeDisk(ctx, leader))
 	w = f.ledger.write(t, rest...)
 	t.Logf("room on the leader's disk -> next write after %.2f s", w.next(t, time.Now()).Seconds())

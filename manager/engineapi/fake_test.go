@@ -182,6 +182,10 @@ func (c *fakeControl) setLeader(self bool, nodeID, addr string) {
 
 func (c *fakeControl) Forward(nodeID string) http.RoundTripper { return c.forward(nodeID) }
 
+func (c *fakeControl) Stale() (*cluster.Snapshot, time.Duration, bool) {
+	return c.state.Snapshot(), 12300 * time.Millisecond, c.leader != ""
+}
+
 func (c *fakeControl) Read(ctx context.Context) (*cluster.Snapshot, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -60,6 +60,9 @@ func (s *Server) leaderOnly(e endpoint, limit time.Duration) http.Handler {
 			defer cancel()
 			r = r.WithContext(ctx)
 		}
+		if limit > 0 && wantsStale(r) {
+			return answerStale(e, c, w, r)
+		}
 		body, err := wholeBody(r)
 		if err != nil {
 			return err

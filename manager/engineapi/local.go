@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -59,6 +60,8 @@ type Control interface {
 	Forward(nodeID string) http.RoundTripper
 	// Read gives a linearizable snapshot.
 	Read(ctx context.Context) (*cluster.Snapshot, error)
+	// Stale gives what this manager has, at once, and for how long it has known of no leader; known is false if it never did.
+	Stale() (snap *cluster.Snapshot, age time.Duration, known bool)
 	// Update commits what fn builds on the newest snapshot, and runs fn again when that changed meanwhile. An error of
 	// fn is returned as it is.
 	Update(ctx context.Context, fn func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error)

@@ -1,0 +1,49 @@
+package engineapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// HeaderStale asks, as a request's header with the value "true", for what the manager that is asked knows by itself, as the query
+// stale=true does. In the answer it says how old that may be: "index=N, age=S", the log index and the seconds for which the manager
+// has known of no leader ("unknown" if it has not heard of any since it was started).
+const HeaderStale = "Miniswarm-Stale"
+
+// wantsStale says whether the request is content with what this manager knows. That is for reading: a manager on its own changes
+// nothing.
+func wantsStale(r *http.Request) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return false
+	}
+	for _, v := range []string{r.URL.Query().Get("stale"), r.Header.Get(HeaderStale)} {
+		if yes, _ := strconv.ParseBool(v); yes {
+			return true
+		}
+	}
+	return false
+}
+
+// answerStale serves an endpoint from what this manager has, without a leader if need be.
+func answerStale(e endpoint, c Control, w http.ResponseWriter, r *http.Request) error {
+	snap, age, known := c.Stale()
+	old := "unknown"
+	if known {
+		old = strconv.FormatFloat(age.Round(time.Millisecond).Seconds(), 'f', -1, 64)
+	}
+	w.Header().Set(HeaderStale, fmt.Sprintf("index=%d, age=%s", snap.Index(), old))
+	return e(staleControl{c, snap}, w, r)
+}
+
+// staleControl reads one snapshot, whatever the managers say.
+type staleControl struct {
+	Control
+	snap *cluster.Snapshot
+}
+
+func (c staleControl) Read(context.Context) (*cluster.Snapshot, error) { return c.snap, nil }
