@@ -46,6 +46,8 @@ bench: ## the bars of docs/benchmarks.md, then the benchmarks of the packages (r
 	bin/benchmarks million
 	bin/benchmarks scale
 	bin/benchmarks writes
+	bin/benchmarks restart
+	bin/benchmarks churn
 	bin/benchmarks cluster
 	bin/benchmarks idle
 	go test -run '^$$' -bench Paths -benchtime 5x ./ingress

@@ -31,13 +31,16 @@ type control struct {
 }
 
 // newControl opens a store in a new directory below dir and waits until it leads. The caller calls end.
-func newControl(ctx context.Context, dir string) (c *control, end func() error, err error) {
+func newControl(ctx context.Context, dir string, tune ...func(*raftstore.Config)) (c *control, end func() error, err error) {
 	dir, err = os.MkdirTemp(dir, "miniswarm-bench-")
 	if err != nil {
 		return nil, nil, err
 	}
-	store, err := raftstore.Open(raftstore.Config{Dir: dir, NodeID: "bench", Addr: "127.0.0.1:2377", Bootstrap: true,
-		Transport: raftstore.Alone(), Key: make([]byte, raftstore.KeySize)})
+	cfg := raftstore.Config{Dir: dir, NodeID: "bench", Addr: "127.0.0.1:2377", Bootstrap: true, Transport: raftstore.Alone(), Key: make([]byte, raftstore.KeySize)}
+	for _, f := range tune {
+		f(&cfg)
+	}
+	store, err := raftstore.Open(cfg)
 	if err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -51,11 +54,17 @@ func newControl(ctx context.Context, dir string) (c *control, end func() error, 
 	if err := leads(ctx, store); err != nil {
 		return nil, nil, errors.Join(err, end())
 	}
-	c = &control{store: store, planner: orchestrator.New(orchestrator.Options{}), ids: cluster.RandomIDs(rand.Reader), watch: store.Watch(4096)}
-	c.planner.Reset(c.watch.Start)
-	c.seen = c.watch.Start.Index()
+	c = controlOf(store)
 	stopStore := end
 	return c, func() error { c.watch.Close(); return stopStore() }, nil
+}
+
+// controlOf is the leader's loop over a store that leads.
+func controlOf(store *raftstore.Store) *control {
+	c := &control{store: store, planner: orchestrator.New(orchestrator.Options{}), ids: cluster.RandomIDs(rand.Reader), watch: store.Watch(4096)}
+	c.planner.Reset(c.watch.Start)
+	c.seen = c.watch.Start.Index()
+	return c
 }
 
 // leads waits until the member leads.
@@ -154,6 +163,25 @@ func (c *control) newService(i int, replicas uint64) *cluster.Service {
 	s.Spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "registry.example.com/app:1.2.3", Env: []string{"A=1", "B=2"}}
 	s.Spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: &replicas}
 	return s
+}
+
+// report does what agents would: tasks run, and those that were told to go are gone. It says how many reported.
+func (c *control) report(ctx context.Context) (int, error) {
+	var changes []cluster.Change
+	for t := range c.store.Snapshot().Tasks() {
+		state := swarm.TaskStateRunning
+		switch {
+		case t.NodeID == "" || cluster.Terminal(t.Status.State):
+			continue
+		case !t.Wanted():
+			state = swarm.TaskStateShutdown
+		case t.Status.State == swarm.TaskStateRunning || t.DesiredState != swarm.TaskStateRunning:
+			continue
+		}
+		changes = append(changes, cluster.PatchTask(t.ID, cluster.TaskPatch{Status: &swarm.TaskStatus{State: state, Timestamp: time.Now(), Message: "started",
+			ContainerStatus: &swarm.ContainerStatus{ContainerID: t.ID + t.ID, PID: 4711}}}))
+	}
+	return len(changes), c.put(ctx, changes)
 }
 
 // assigned counts the tasks that have a node.

@@ -28,6 +28,8 @@ var measurements = []measurement{
 	{"scale", scaleFlags},
 	{"writes", writesFlags},
 	{"cluster", clusterFlags},
+	{"restart", restartFlags},
+	{"churn", churnFlags},
 	{"idle", idleFlags},
 }
 
@@ -36,6 +38,8 @@ var children = map[string]func(ctx context.Context, args []byte) (any, error){
 	"million": millionChild,
 	"scale":   scaleChild,
 	"writes":  writesChild,
+	"restart": restartChild,
+	"churn":   churnChild,
 }
 
 func main() {

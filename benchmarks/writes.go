@@ -192,6 +192,8 @@ func measureWrites(ctx context.Context, leader *raftstore.Store, n int, length t
 
 // group is several members in this process that talk over TLS on the loopback. The first one leads.
 type group struct {
+	dir     string
+	ca      *authority
 	members []*raftstore.Store
 	stops   []func() error
 }
@@ -201,32 +203,38 @@ func newGroup(ctx context.Context, n int, dir string) (_ *group, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &group{}
+	g := &group{dir: dir, ca: ca}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.end())
 		}
 	}()
-	for i := range n {
-		cfg := raftstore.Config{Dir: filepath.Join(dir, fmt.Sprint(i)), NodeID: fmt.Sprint("node", i), Bootstrap: i == 0, Key: make([]byte, raftstore.KeySize)}
-		if cfg.Addr, err = freeAddr(); err != nil {
-			return nil, err
-		}
-		if i > 0 {
-			m, err := g.members[0].AddMember(ctx, protocol.Member{NodeID: cfg.NodeID, Addr: cfg.Addr})
-			if err != nil {
-				return nil, err
-			}
-			cfg.RaftID, cfg.Peers = m.RaftID, g.members[0].Status().Members
-		}
-		if err := g.start(ctx, cfg, ca); err != nil {
-			return nil, err
-		}
-		if err := g.await(ctx, i+1); err != nil {
+	for range n {
+		if err := g.join(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return g, nil
+}
+
+// join adds a member, the first of all or one more, and waits until it votes.
+func (g *group) join(ctx context.Context) (err error) {
+	i := len(g.members)
+	cfg := raftstore.Config{Dir: filepath.Join(g.dir, fmt.Sprint(i)), NodeID: fmt.Sprint("node", i), Bootstrap: i == 0, Key: make([]byte, raftstore.KeySize)}
+	if cfg.Addr, err = freeAddr(); err != nil {
+		return err
+	}
+	if i > 0 {
+		m, err := g.members[0].AddMember(ctx, protocol.Member{NodeID: cfg.NodeID, Addr: cfg.Addr})
+		if err != nil {
+			return err
+		}
+		cfg.RaftID, cfg.Peers = m.RaftID, g.members[0].Status().Members
+	}
+	if err := g.start(ctx, cfg, g.ca); err != nil {
+		return err
+	}
+	return g.await(ctx, i+1)
 }
 
 // await waits until that many members vote, and the first one leads.
