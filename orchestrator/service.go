@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"cmp"
-	"reflect"
 	"slices"
 	"time"
 
@@ -229,33 +228,11 @@ func compare(t *cluster.Task, s *cluster.Service) verdict {
 	if t.SpecVersion == s.SpecVersion {
 		return verdict{}
 	}
-	var was swarm.EndpointSpec
-	if t.Endpoint != nil {
-		was = t.Endpoint.Spec
-	}
-	if !sameEndpoint(was, s.Spec.EndpointSpec) {
+	different, placement := t.Differs(s)
+	if different {
 		return verdict{different: true}
 	}
-	v := verdict{credentials: t.RegistryAuth != s.RegistryAuth}
-	if reflect.DeepEqual(t.Spec, s.Spec.TaskTemplate) {
-		return v
-	}
-	a, b := t.Spec, s.Spec.TaskTemplate
-	a.Placement, b.Placement = nil, nil
-	if !reflect.DeepEqual(a, b) {
-		return verdict{different: true}
-	}
-	v.placement = true
-	return v
-}
-
-// sameEndpoint compares what was asked for; to say nothing is to ask for virtual IPs and no ports.
-func sameEndpoint(a swarm.EndpointSpec, spec *swarm.EndpointSpec) bool {
-	var b swarm.EndpointSpec
-	if spec != nil {
-		b = *spec
-	}
-	return cmp.Or(a.Mode, swarm.ResolutionModeVIP) == cmp.Or(b.Mode, swarm.ResolutionModeVIP) && slices.Equal(a.Ports, b.Ports)
+	return verdict{placement: placement, credentials: t.RegistryAuth != s.RegistryAuth}
 }
 
 // verdictOf is compare, remembered.

@@ -1,11 +1,7 @@
 package engineapi
 
 import (
-	"cmp"
-	"reflect"
 	"slices"
-
-	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/scheduler"
@@ -23,31 +19,11 @@ func upToDate(snap *cluster.Snapshot, svc *cluster.Service, t *cluster.Task) boo
 	if t.SpecVersion == svc.SpecVersion {
 		return true
 	}
-	var was swarm.EndpointSpec
-	if t.Endpoint != nil {
-		was = t.Endpoint.Spec
-	}
-	if !sameEndpoint(was, svc.Spec.EndpointSpec) {
-		return false
-	}
-	a, b := t.Spec, svc.Spec.TaskTemplate
-	a.Placement, b.Placement = nil, nil
-	if !reflect.DeepEqual(a, b) {
-		return false
-	}
-	if reflect.DeepEqual(t.Spec.Placement, svc.Spec.TaskTemplate.Placement) || svc.Spec.TaskTemplate.Placement == nil {
-		return true
+	different, placement := t.Differs(svc)
+	if different || !placement || svc.Spec.TaskTemplate.Placement == nil {
+		return !different
 	}
 	constraints, err := scheduler.ParseConstraints(svc.Spec.TaskTemplate.Placement.Constraints)
 	n := snap.Node(t.NodeID)
 	return err == nil && n != nil && !slices.ContainsFunc(constraints, func(c scheduler.Constraint) bool { return !c.Matches(n) })
-}
-
-// sameEndpoint compares what was asked for; to say nothing is to ask for virtual IPs and no ports.
-func sameEndpoint(a swarm.EndpointSpec, spec *swarm.EndpointSpec) bool {
-	var b swarm.EndpointSpec
-	if spec != nil {
-		b = *spec
-	}
-	return cmp.Or(a.Mode, swarm.ResolutionModeVIP) == cmp.Or(b.Mode, swarm.ResolutionModeVIP) && slices.Equal(a.Ports, b.Ports)
 }
