@@ -2,8 +2,8 @@
 // commits what Next decides, and serves the cluster port.
 //
 // Every manager runs a [Manager] over its replica of the store. The one that leads also runs, for the length of its
-// term, the loop around Next ([loop]), the dispatcher for agents, and the certificate authority; the others point
-// callers to it. Nothing of a term outlives it: a new leader builds everything from the store.
+// term, the loop around Next ([loop]), the dispatcher for agents, the certificate authority, and the watch over a
+// rotation of the root CA; the others point callers to it. Nothing of a term outlives it: a new leader builds everything from the store.
 //
 // The cluster port (2377/tcp) carries, all under TLS:
 //

@@ -39,6 +39,18 @@ type founding struct {
 	now               time.Time
 }
 
+// firstRoot makes the root CA of a new cluster, or takes the one that the request brings out of it: from then on its key has one
+// place, and that is not the spec.
+func (n *Node) firstRoot(want *swarm.CAConfig) (*identity.CA, error) {
+	authority, err := identity.NewAuthority(identity.AuthorityConfig{Store: n.credentials, Now: n.cfg.Now, Logger: n.cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	ca, err := authority.FirstRoot(*want)
+	want.SigningCACert, want.SigningCAKey = "", ""
+	return ca, err
+}
+
 // objects gives the transaction that creates a cluster: the cluster object, this node and the ingress network.
 func (f *founding) objects() (*cluster.Txn, error) {
 	keyPEM, err := f.ca.KeyPEM()
@@ -57,7 +69,7 @@ func (f *founding) objects() (*cluster.Txn, error) {
 	c.ID = f.clusterID
 	c.Spec = withDefaults(f.req.Spec)
 	c.Spec.EncryptionConfig.AutoLockManagers = f.req.AutoLockManagers
-	c.TLSInfo = root.TLSInfo()
+	c.TLSInfo, c.LastForcedRotation = root.TLSInfo(), c.Spec.CAConfig.ForceRotate
 	c.DefaultAddrPool, c.SubnetSize, c.DataPathPort = f.req.DefaultAddrPool, f.req.SubnetSize, f.req.DataPathPort
 	if len(c.DefaultAddrPool) == 0 {
 		c.DefaultAddrPool = []string{defaultPool}

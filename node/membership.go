@@ -76,7 +76,7 @@ func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) 
 
 // initialize creates the identity, the store and the first objects, and is back when they are committed.
 func (n *Node) initialize(ctx context.Context, st *state, req swarm.InitRequest) (string, error) {
-	ca, err := identity.NewCA(identity.CAConfig{})
+	ca, err := n.firstRoot(&req.Spec.CAConfig)
 	if err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)
 	}

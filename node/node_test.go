@@ -3,7 +3,9 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -58,12 +60,18 @@ func run(t *testing.T, n *Node) (stop func() error) {
 	return stop
 }
 
+// freePort gives an address to listen on. It is not one of those that the kernel gives to outgoing connections (from 32768 on
+// unless it was told otherwise): while a node is stopped nobody else may get it.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	for {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(22000)))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
 }
 
 func TestSocketIsTakenOverOnlyFromTheDead(t *testing.T) {

@@ -28,6 +28,23 @@
 // [Renewer.Run] replaces the certificate at a random point between half and four fifths of its validity. The current
 // certificate is the authority for the next one; the join token is not needed and not kept.
 //
+// A certificate that has expired is still good for its own renewal: see [RenewProtocol]. Where those of all managers have
+// expired there is no leader to ask, and each manager certifies itself with the key in its store: [Authority.SignOwn].
+//
+// # Rotation
+//
+// [Authority.Configure] begins to change over to another root. The old root certifies the new one's key ([CA.CrossSign]), and
+// what the new root issues carries that along, so that it is accepted by nodes that know the old root only:
+//
+//	old root ──signs──► cross-signed new root ──signs──► certificate ◄──signs── new root
+//
+// Nodes hear of both roots, trust both ([Store.Trust]) and renew. Who has done so shows the new issuer in its description;
+// when [Outstanding] finds nobody left, [Authority.Complete] drops the old root and makes join tokens with the new one's digest.
+// Until then all of it can be replaced or taken back, because every certificate there is descends from the old root.
+//
+// An external CA holds the key of the root in place of the managers. [Authority.Sign] then sends requests to it, in CFSSL's
+// form, and accepts nothing but a certificate for just that node and key.
+//
 // Times come from the Now function of each Config, randomness from its Rand; nil means the system's. All exported types
 // may be used concurrently unless they say otherwise. Nothing here starts a goroutine except inside a call that
 // waits for it.

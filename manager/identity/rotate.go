@@ -85,6 +85,19 @@ func (a *Authority) configure(ctx context.Context, next *cluster.Cluster, want s
 	return a.begin(ctx, next, want, root, ca)
 }
 
+// FirstRoot makes the root of a new cluster, or takes the one that want brings with its key.
+func (a *Authority) FirstRoot(want swarm.CAConfig) (*CA, error) {
+	switch {
+	case want.SigningCACert == "" && want.SigningCAKey == "":
+		return NewCA(a.ca)
+	case want.SigningCACert == "" || want.SigningCAKey == "":
+		return nil, badRequest("the root CA of a new swarm needs both its certificate and its key")
+	}
+	want.SigningCACert = string(normalised([]byte(want.SigningCACert)))
+	_, ca, err := a.brought(want)
+	return ca, err
+}
+
 // brought checks a root that an operator brings. ca is nil if the key stays with an external CA.
 func (a *Authority) brought(want swarm.CAConfig) (*Root, *CA, error) {
 	root, err := ParseRoot([]byte(want.SigningCACert))

@@ -224,6 +224,40 @@ func TestRotationsAreRefused(t *testing.T) {
 	}
 }
 
+// TestTheExpiryIsTheClustersPresentOne: a change counts from the next renewal on.
+func TestTheExpiryIsTheClustersPresentOne(t *testing.T) {
+	a := newAuthority(t)
+	for _, expiry := range []time.Duration{0, 2 * time.Hour, 400 * 24 * time.Hour} {
+		if err := a.change(func(c *swarm.CAConfig) { c.NodeCertExpiry = expiry }); err != nil {
+			t.Fatal(err)
+		}
+		want := expiry
+		if want == 0 {
+			want = DefaultValidity
+		}
+		cert, _ := a.sign()
+		if got := time.Until(must(parseCertificates(cert))[0].NotAfter); got < want-time.Minute || got > want {
+			t.Errorf("with an expiry of %s a certificate is valid for %s", expiry, got)
+		}
+	}
+}
+
+func TestTheFirstRootMayBeBrought(t *testing.T) {
+	a := newAuthority(t)
+	cert, key := operatorsRoot(t, time.Now().Add(2*year), true)
+	if ca, err := a.FirstRoot(swarm.CAConfig{}); err != nil || ca.cert.Subject.CommonName != caName {
+		t.Errorf("none brought: %v", err)
+	}
+	if ca, err := a.FirstRoot(swarm.CAConfig{SigningCACert: string(cert), SigningCAKey: string(key)}); err != nil || string(ca.Root().PEM()) != string(cert) {
+		t.Errorf("one brought: %v", err)
+	}
+	for _, half := range []swarm.CAConfig{{SigningCACert: string(cert)}, {SigningCAKey: string(key)}, {SigningCACert: "x", SigningCAKey: string(key)}} {
+		if _, err := a.FirstRoot(half); !errors.As(err, new(*StatusError)) {
+			t.Errorf("half a root: %v", err)
+		}
+	}
+}
+
 func TestOutstanding(t *testing.T) {
 	a := newAuthority(t)
 	state := cluster.NewState()
