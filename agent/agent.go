@@ -313,6 +313,13 @@ func (a *Agent) follow(addr string, epoch uint64) error {
 	return nil
 }
 
+// Leader is the address of the manager that this agent had its last session with, empty before the first.
+func (a *Agent) Leader() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.leader
+}
+
 func (a *Agent) welcomed(w *protocol.Welcome) {
 	if w.Managers != nil {
 		a.setManagers(w.Managers)

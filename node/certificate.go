@@ -1,9 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/docker/docker/api/types/swarm"
 	"golang.org/x/sync/errgroup"
@@ -40,10 +42,14 @@ func (m *member) certify(ctx context.Context, csrPEM []byte) (identity.IssueResp
 			return m.manager.RenewHere(ctx, csrPEM)
 		}
 	}
-	client := identity.NewClient(identity.ClientConfig{Now: m.node.cfg.Now})
+	client := identity.NewClient(identity.ClientConfig{Now: m.node.cfg.Now, DialTimeout: dialTimeout})
 	var errs []error
 	refused := false
-	for _, a := range m.managers() {
+	leader := m.agent.Leader()
+	all := m.managers()
+	// The leader answers for itself; another manager may be the one whose machine is dead.
+	slices.SortStableFunc(all, func(a, b protocol.ManagerAddr) int { return cmp.Compare(notFirst(a, leader), notFirst(b, leader)) })
+	for _, a := range all {
 		if a.NodeID == m.nodeID {
 			continue // would only point to the leader
 		}
@@ -67,6 +73,13 @@ func (m *member) certify(ctx context.Context, csrPEM []byte) (identity.IssueResp
 		err = errors.Join(append(errs, err)...)
 	}
 	return resp, err
+}
+
+func notFirst(a protocol.ManagerAddr, leader string) int {
+	if a.Addr == leader {
+		return 0
+	}
+	return 1
 }
 
 // expired says whether this node's certificate has expired.
