@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -76,16 +76,13 @@ func Salvage(dir string, key []byte, log *slog.Logger, older ...[]byte) (*Salvag
 }
 
 func (d *disk) salvage() (*Salvaged, error) {
-	if err := d.checkEnd(); err != nil {
-		return nil, err
-	}
 	l, err := d.replay(wal.OpenForRead)
 	if err != nil {
 		return nil, d.locate(err)
 	}
-	_ = d.wal.Close()  // it was only read; this ends what may be open and has nothing to say
-	if !d.tornTail() { // reading without writing stops at the first tear, wherever it is
-		return nil, d.locate(io.ErrUnexpectedEOF)
+	_ = d.wal.Close() // it was only read; this ends what may be open and has nothing to say
+	if err := d.whole(); err != nil {
+		return nil, err
 	}
 	if err := d.check(l); err != nil {
 		return nil, err
@@ -111,6 +108,32 @@ func (d *disk) salvage() (*Salvaged, error) {
 	s.Members = slices.SortedFunc(maps.Values(members), func(a, b protocol.Member) int { return cmp.Compare(a.RaftID, b.RaftID) })
 	s.Committed = max(s.Committed, l.snapshot.GetIndex())
 	return s, nil
+}
+
+// whole makes sure that nothing but the end of the last segment is torn: reading without writing stops at the first tear. A store
+// that runs may be writing the last record just now, so one that nothing follows is none, whatever it looks like.
+func (d *disk) whole() error {
+	names, err := filepath.Glob(filepath.Join(walDir(d.dir), "*.wal"))
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for i, name := range names {
+		at, crc, bad := firstBadRecord(name)
+		if bad != nil && i == len(names)-1 {
+			segment, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			if !hidesOthers(segment, int(at), crc) {
+				return nil
+			}
+		}
+		if bad != nil {
+			return fmt.Errorf("%s: record at offset %d: %w", name, at, bad)
+		}
+	}
+	return d.checkEnd()
 }
 
 func (s *Salvaged) apply(e *raftpb.Entry, members map[uint64]protocol.Member, pool *internPool) error {

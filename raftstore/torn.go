@@ -67,6 +67,12 @@ func torn(segment []byte, at int, crc uint32) bool {
 	return cut || hasBlankSector(segment[:min(max(end, at), len(segment))], at)
 }
 
+// hidesOthers says whether the unreadable record at that offset was written whole, or others after it that are there.
+func hidesOthers(segment []byte, at int, crc uint32) bool {
+	used := len(bytes.TrimRight(segment, "\x00"))
+	return onlyHeadDamaged(segment, at, used, crc) || endsEarly(segment, at)
+}
+
 // endsEarly says whether the log, which seems to end at that offset of the last segment, goes on behind something that is not a
 // sector that was never written.
 func endsEarly(segment []byte, at int) bool {
