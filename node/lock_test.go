@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 // setLock changes the cluster's unlock key as the API does; nil turns autolock off.
@@ -179,6 +181,60 @@ func TestALockedManagerCanLeave(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(n.cfg.StateDir, raftKeyFile)); err == nil {
 		t.Error("the keys are still there")
 	}
+}
+
+// TestACrashWhileTheKeysChange cuts in after each step of a change, and finds the manager whole with the new key.
+func TestACrashWhileTheKeysChange(t *testing.T) {
+	for cut, after := range []string{"the file", "the log", "the key of the certificate"} {
+		t.Run(after, func(t *testing.T) {
+			n := newNode(t)
+			stop := run(t, n)
+			nodeID, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
+			must(t, err)
+			must(t, stop())
+
+			v := &vault{dir: n.cfg.StateDir}
+			must(t, v.open(nil))
+			_, err = v.follow(keyA, 1<<40)
+			must(t, err)
+			if cut >= 1 {
+				rekeyed(t, v, nodeID)
+			}
+			if cut >= 2 {
+				creds, err := identity.NewStore(identity.StoreConfig{Dir: v.dir, Sealer: v})
+				must(t, err)
+				_, err = creds.Load()
+				must(t, err)
+				must(t, creds.Reseal())
+			}
+
+			n, err = New(n.cfg)
+			must(t, err)
+			run(t, n)
+			waitFor(t, "a locked node", func() bool { return n.Info().LocalNodeState == swarm.LocalNodeStateLocked })
+			must(t, n.Unlock(t.Context(), keyA.Text()))
+			waitFor(t, "a leader", leads(n))
+			sealedWith(t, n, keyA)
+			if snap := snapshot(t, n); snap == nil || snap.Node(nodeID) == nil {
+				t.Error("the cluster is gone")
+			}
+		})
+	}
+}
+
+// rekeyed has the store below a vault sealed with its newest key alone.
+func rekeyed(t *testing.T, v *vault, nodeID string) {
+	t.Helper()
+	key, older, err := v.dataKeys()
+	must(t, err)
+	store, err := raftstore.Open(raftstore.Config{Dir: filepath.Join(v.dir, raftDir), NodeID: nodeID, Addr: "192.0.2.1:2377", Transport: raftstore.Alone(), Key: key, OlderKeys: older})
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- store.Run(ctx) }()
+	must(t, store.Rekey(t.Context(), key))
+	cancel()
+	must(t, <-done)
 }
 
 // TestKeysThatLieBareAreSealed: after a promotion or a recovery the key of a manager's certificate may be as it was made.
