@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	dockercli "github.com/docker/cli/cli"
@@ -65,7 +66,7 @@ func loadStack(oc *observedCLI, cmd *cobra.Command) (*compose.Stack, error) {
 		return nil, err
 	}
 	if !f.Changed("profile") && os.Getenv("COMPOSE_PROFILES") != "" {
-		profiles = strings.Split(os.Getenv("COMPOSE_PROFILES"), ",")
+		profiles = strings.FieldsFunc(os.Getenv("COMPOSE_PROFILES"), func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
 	}
 	envFiles, err := f.GetStringSlice("env-file")
 	if err != nil {

@@ -274,13 +274,11 @@ func (f *file) include(path string, line int, above []string) error {
 	for _, other := range f.stack.files[before:] {
 		if other.dir != f.stack.opts.Dir {
 			for _, svc := range pairs(get(other.root, "services")) {
-				relocate(svc, other.dir)
+				other.relocate(svc)
 			}
 			for _, section := range []string{"secrets", "configs"} {
 				for _, obj := range pairs(get(other.root, section)) {
-					if file := get(obj, "file"); file != nil {
-						file.Value = absolute(other.dir, file.Value)
-					}
+					other.resolve(get(obj, "file"), "")
 				}
 			}
 			other.dir = f.stack.opts.Dir // done once
@@ -350,7 +348,7 @@ func (f *file) extend(name string, svc *yaml.Node, above []string) error {
 	}
 	remove(copied, "extends")
 	if base.dir != f.stack.opts.Dir {
-		relocate(copied, base.dir)
+		base.relocate(copied)
 	}
 	root := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map", Line: 1}
 	put(child(root, copied.Line, "services"), name, copied, copied.Line)
@@ -359,26 +357,36 @@ func (f *file) extend(name string, svc *yaml.Node, above []string) error {
 }
 
 // relocate makes the paths of a service that is written in a file of another directory absolute.
-func relocate(svc *yaml.Node, dir string) {
+func (f *file) relocate(svc *yaml.Node) {
 	if env := get(svc, "env_file"); env != nil {
 		for _, item := range append([]*yaml.Node{env}, env.Content...) {
 			if p := get(item, "path"); p != nil {
 				item = p
 			}
-			if item.Kind == yaml.ScalarNode {
-				item.Value = absolute(dir, item.Value)
-			}
+			f.resolve(item, "")
 		}
 	}
 	if vols := get(svc, "volumes"); vols != nil {
 		for _, v := range vols.Content {
-			if v.Kind == yaml.ScalarNode && strings.HasPrefix(v.Value, ".") {
-				v.Value = absolute(dir, v.Value)
-			}
-			if src := get(v, "source"); src != nil && strings.HasPrefix(src.Value, ".") {
-				src.Value = absolute(dir, src.Value)
-			}
+			f.resolve(v, ".")
+			f.resolve(get(v, "source"), ".")
 		}
+	}
+}
+
+// resolve makes a path absolute that begins, with its variables replaced, in a certain way. What is wrong with variables is
+// said when all of the file is read.
+func (f *file) resolve(v *yaml.Node, begins string) {
+	if v == nil || v.Kind != yaml.ScalarNode || f.raw(v) {
+		return
+	}
+	text, err := f.value(v)
+	if err != nil || filepath.IsAbs(text) || !strings.HasPrefix(text, begins) {
+		return
+	}
+	v.Value = absolute(f.dir, text)
+	if !f.stack.opts.SkipInterpolation {
+		v.Value = strings.ReplaceAll(v.Value, "$", "$$") // it was replaced
 	}
 }
 

@@ -316,6 +316,9 @@ func devices(w *work, key, value *yaml.Node) error {
 	for _, item := range value.Content {
 		text := ""
 		if item.Kind == yaml.MappingNode {
+			if get(item, "source") == nil {
+				return w.mistake(item.Line, "a device needs its source", "devices")
+			}
 			var parts []string
 			for _, name := range []string{"source", "target", "permissions"} {
 				if v := get(item, name); v != nil {
