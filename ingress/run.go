@@ -89,9 +89,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 			probing.Reset(r.pause())
 		case <-asking.C:
 			pause, err := s.ask(ctx, time.Now())
-			if err != nil && ctx.Err() == nil {
-				m.log.Warn("asking suspect machines", "err", err)
-			}
+			s.say(ctx, err)
 			asking.Reset(pause)
 		case <-ctx.Done():
 			return nil

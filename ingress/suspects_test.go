@@ -1,10 +1,24 @@
 package ingress
 
 import (
+	"context"
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/miniswarm/miniswarm/ingress/plan"
 )
+
+// A question that could not be asked is asked again soon: a machine may be dead meanwhile.
+func TestAQuestionThatFailsIsAskedAgainSoon(t *testing.T) {
+	peer := netip.MustParseAddr("192.0.2.1")
+	s := &suspects{m: &Mesh{input: plan.Input{Peers: []plan.Node{{Underlay: peer, Suspect: true, Alive: true}}}}, answered: map[netip.Addr]bool{}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if pause, err := s.ask(ctx, time.Unix(1000, 0)); err == nil || pause > patient {
+		t.Errorf("the next question is %s away after %v", pause, err)
+	}
+}
 
 func TestPeersThatNeverAnswerAreAskedLessAndLess(t *testing.T) {
 	here, firewalled := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
