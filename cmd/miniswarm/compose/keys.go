@@ -158,7 +158,7 @@ var Keys = []Key{
 	{Path: "services.*.networks.*.gw_priority", Fate: Ignored, Words: noSetting, unknown: true},
 	{Path: "services.*.networks.*.priority", Fate: Ignored, Words: noSetting, unknown: true},
 
-	{Path: "networks.*", Fate: Honoured, Words: "name, driver, driver_opts, internal, attachable, labels, external, ipam driver and subnets"},
+	{Path: "networks.*", Fate: Honoured, Words: "name, driver (bridge is taken as overlay), driver_opts, internal, attachable, labels, external, ipam driver and subnets"},
 	{Path: "networks.*.enable_ipv4", Fate: Ignored, Words: "overlay networks have IPv4 addresses", unknown: true},
 	{Path: "networks.*.enable_ipv6", Fate: Ignored, Words: "overlay networks have IPv4 addresses", unknown: true},
 	{Path: "networks.*.ipam.options", Fate: Ignored, Words: "the cluster gives the addresses", unknown: true},
