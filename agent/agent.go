@@ -70,6 +70,8 @@ type Config struct {
 	Hostname string
 	// Version is miniswarm's version.
 	Version string
+	// Instance tells this run of the daemon from all others; empty: two machines that are the same node go unnoticed.
+	Instance string
 	// TLSInfo completes the node's description, and is asked whenever that is sent; may be nil. See [Agent.Redescribe].
 	TLSInfo func() swarm.TLSInfo
 	// Heartbeat overrides the period that the leader asks for; 0 does not.
@@ -77,9 +79,11 @@ type Config struct {
 	// Offline skips pulls of images that are on the node (DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1).
 	Offline bool
 	// OnNode is called with this node's object whenever the leader sends it, OnManagers with the managers. They must
-	// return quickly. Both may be nil.
+	// return quickly. OnRefused is called when the leader has a session with another machine that is the same node. All
+	// may be nil.
 	OnNode     func(*cluster.Node)
 	OnManagers func([]protocol.ManagerAddr)
+	OnRefused  func(reason string)
 	// OnTrust is called with what the node is to trust at the beginning of a session, when that changes, and when the node is
 	// to be reminded of it. It must return quickly. It may be nil.
 	OnTrust func(protocol.Trust)
@@ -215,16 +219,27 @@ func (a *Agent) Run(ctx context.Context) error {
 // sessions holds one session after the other.
 func (a *Agent) sessions(ctx context.Context) error {
 	a.describer.await(ctx, describeLimit)
-	pause := minReconnect
+	pause, told := minReconnect, ""
 	for {
-		err := a.oneSession(ctx, func() { pause = minReconnect })
+		err := a.oneSession(ctx, func() { pause, told = minReconnect, "" })
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if _, ok := errors.AsType[*RemovedError](err); ok {
 			return err
 		}
-		a.log.Info("no session with a leader; containers go on", "err", err)
+		if refused, ok := errors.AsType[*refusedError](err); ok {
+			if told != refused.reason {
+				told = refused.reason
+				a.log.Error("another machine is this node", "err", err)
+			}
+			if a.cfg.OnRefused != nil {
+				a.cfg.OnRefused(refused.Error())
+			}
+			pause = maxReconnect
+		} else {
+			a.log.Info("no session with a leader; containers go on", "err", err)
+		}
 		// Jitter keeps the agents of a large cluster from asking a new leader all at once.
 		if !pauseFor(ctx, pause/2+rand.N(pause/2)) {
 			return context.Cause(ctx)

@@ -37,6 +37,12 @@ type RemovedError struct{ Reason string }
 
 func (e *RemovedError) Error() string { return "the swarm has let this node go: " + e.Reason }
 
+// refusedError says that the leader has a session with another machine that is the same node. Which of the two is the copy
+// only a person can tell, so that this agent leaves its containers as they are and asks again.
+type refusedError struct{ reason string }
+
+func (e *refusedError) Error() string { return e.reason }
+
 // session is one connection to a leader.
 type session struct {
 	a      *Agent
@@ -111,6 +117,8 @@ func (s *session) greet() (*protocol.Welcome, error) {
 	switch {
 	case m.Leave != nil:
 		return nil, &RemovedError{Reason: m.Leave.Reason}
+	case m.Refused != nil:
+		return nil, &refusedError{m.Refused.Reason}
 	case m.Welcome == nil:
 		return nil, errors.New("wait for the leader's welcome: it said something else")
 	}
@@ -124,7 +132,7 @@ func (s *session) greet() (*protocol.Welcome, error) {
 func (s *session) hello() error {
 	c := s.a.cfg
 	return s.send(protocol.FromAgent{Hello: &protocol.Hello{Description: s.a.describer.description(), DataAddr: c.DataAddr,
-		DataPlane: c.Mesh != nil, Version: c.Version, Epoch: s.a.seenEpoch()}})
+		DataPlane: c.Mesh != nil, Version: c.Version, Epoch: s.a.seenEpoch(), Instance: c.Instance}})
 }
 
 // send writes one message.

@@ -126,6 +126,8 @@ type Node struct {
 	DownSince time.Time
 	// DataAddr is the underlay IP address that carries the node's overlay and mesh traffic.
 	DataAddr string
+	// Instance is the run of the daemon that had the node's session last: it tells the node from a copy of it.
+	Instance string
 	// Attachments maps a network id to the node's own address in it, in CIDR form: the address of the bridge that
 	// containers of this node use as their gateway.
 	Attachments map[string]string

@@ -115,6 +115,7 @@ type NodePatch struct {
 	Description *swarm.NodeDescription
 	Role        swarm.NodeRole
 	DataAddr    string
+	Instance    string
 	// Attachments replaces the whole map when not nil.
 	Attachments map[string]string
 	// RaftID and ManagerAddr describe a manager; ClearManager forgets both.
@@ -225,6 +226,9 @@ func (p *NodePatch) apply(n *Node, now time.Time) *Node {
 	}
 	if p.DataAddr != "" {
 		c.DataAddr = p.DataAddr
+	}
+	if p.Instance != "" {
+		c.Instance = p.Instance
 	}
 	if p.Attachments != nil {
 		c.Attachments = p.Attachments

@@ -33,6 +33,7 @@ type Store interface {
 	Members() []protocol.Member
 	LeaderChanges() <-chan raftstore.Leadership
 	AddMember(ctx context.Context, m protocol.Member) (protocol.Member, error)
+	RemoveMember(ctx context.Context, raftID uint64) error
 	Handler() http.Handler
 }
 
@@ -100,6 +101,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	changes := m.cfg.Store.LeaderChanges()
 	var end context.CancelFunc
 	var over chan struct{}
+	var running uint64 // the term that is run
 	stop := func() {
 		if end != nil {
 			end()
@@ -116,10 +118,14 @@ func (m *Manager) Run(ctx context.Context) error {
 			if !ok {
 				return nil
 			}
+			if l.Leader && end != nil && l.Term == running {
+				continue // no other leader, but another address of this one
+			}
 			stop()
 			if !l.Leader {
 				continue
 			}
+			running = l.Term
 			m.cfg.Logger.Info("leading", "node", m.cfg.NodeID, "term", l.Term)
 			term, cancel := context.WithCancel(ctx)
 			end, over = cancel, make(chan struct{})
@@ -163,7 +169,21 @@ func (m *Manager) lead(ctx context.Context, former dispatcher.Former) error {
 	g.Go(func() error { return d.Run(ctx, watch.Start, watch.Events()) })
 	g.Go(func() error { return m.plan(ctx) })
 	g.Go(func() error { return m.watchRotation(ctx, d) })
+	g.Go(func() error { return m.keepRoles(ctx) })
 	return g.Wait()
+}
+
+// keepRoles makes nodes what they are to be. A watch that ended because it lagged begins anew.
+func (m *Manager) keepRoles(ctx context.Context) error {
+	r := &roles{store: m.cfg.Store, logger: m.cfg.Logger, now: time.Now}
+	for {
+		watch := m.cfg.Store.Watch(watchBuffer)
+		err := r.run(ctx, watch)
+		watch.Close()
+		if !errors.Is(err, errWatchEnded) || !errors.Is(watch.Err(), raftstore.ErrLagged) {
+			return err
+		}
+	}
 }
 
 // plan runs the loop around Next. A loop that was busy for so long that its watch ended starts anew by itself: agents
@@ -255,6 +275,9 @@ func (m *Manager) Dial(ctx context.Context, nodeID string) (net.Conn, error) {
 
 // Reachability says whether the raft group hears from a manager; only the leader hears from all.
 func (m *Manager) Reachability(nodeID string) swarm.Reachability {
+	if nodeID == m.cfg.NodeID {
+		return swarm.ReachabilityReachable
+	}
 	st := m.cfg.Store.Status()
 	for _, mem := range st.Members {
 		if mem.NodeID == nodeID && st.Reachable[mem.RaftID] {

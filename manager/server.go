@@ -4,13 +4,8 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
-	"net/netip"
-	"strconv"
 	"time"
 
-	"github.com/docker/docker/api/types/swarm"
-
-	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/dispatcher"
 	"github.com/miniswarm/miniswarm/manager/identity"
@@ -18,7 +13,7 @@ import (
 
 // newHandler builds the cluster port's handler.
 func (m *Manager) newHandler() (http.Handler, error) {
-	guard, err := identity.NewGuard(identity.GuardConfig{Store: m.cfg.Credentials, Logger: m.cfg.Logger, Removed: m.removed})
+	guard, err := identity.NewGuard(identity.GuardConfig{Store: m.cfg.Credentials, Logger: m.cfg.Logger, Removed: m.removed, Demoted: m.demoted})
 	if err != nil {
 		return nil, err
 	}
@@ -32,14 +27,20 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Members of the raft group are judged by the group: a replica that lags may not know yet that its leader is a manager,
+	// and must hear it to find out.
+	peers, err := identity.NewGuard(identity.GuardConfig{Store: m.cfg.Credentials, Logger: m.cfg.Logger, Removed: m.removed})
+	if err != nil {
+		return nil, err
+	}
 	nodes, managers := []identity.Role{identity.Worker, identity.Manager}, []identity.Role{identity.Manager}
 	mux := http.NewServeMux()
 	mux.Handle(protocol.PathCA+"/", prompt(ca))
 	mux.Handle("GET "+protocol.PathSession, door.RequireRole(http.HandlerFunc(m.serveSession), nodes...))
 	mux.Handle("GET "+protocol.PathStreams+"/{id}", guard.RequireRole(http.HandlerFunc(m.serveStream), nodes...))
 	mux.Handle("POST "+protocol.PathAttach, guard.RequireRole(http.HandlerFunc(m.serveAttach), nodes...))
-	mux.Handle("POST "+protocol.PathMembers, guard.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
-	mux.Handle(protocol.PathRaft+"/", guard.RequireRole(m.cfg.Store.Handler(), managers...))
+	mux.Handle("POST "+protocol.PathMembers, peers.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
+	mux.Handle(protocol.PathRaft+"/", peers.RequireRole(m.cfg.Store.Handler(), managers...))
 	if m.cfg.EngineAPI != nil {
 		mux.Handle(protocol.PathEngine+"/", guard.RequireRole(http.StripPrefix(protocol.PathEngine, m.cfg.EngineAPI), managers...))
 	}
@@ -69,6 +70,12 @@ func (m *Manager) removed(nodeID string) bool {
 	}
 	until, ok := c.Removed[nodeID]
 	return ok && time.Now().Before(until)
+}
+
+// demoted says whether a node is a worker by now, as far as this manager knows.
+func (m *Manager) demoted(nodeID string) bool {
+	n := m.cfg.Store.Snapshot().Node(nodeID)
+	return n != nil && n.Role == identity.Worker
 }
 
 // redirect answers a request that only the leader can serve.
@@ -115,42 +122,6 @@ func (m *Manager) serveStream(w http.ResponseWriter, r *http.Request) {
 	if d, nodeID, ok := m.upgraded(w, r); ok {
 		d.ServeStream(w, r, nodeID, r.PathValue("id"))
 	}
-}
-
-// serveJoin adds the calling manager to the raft group. Asking again with another address moves the member there.
-func (m *Manager) serveJoin(w http.ResponseWriter, r *http.Request) {
-	if self, _, _ := m.Leader(); !self {
-		m.redirect(w)
-		return
-	}
-	caller, _ := identity.FromContext(r.Context())
-	var req protocol.JoinRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&req); err != nil {
-		writeError(w, http.StatusBadRequest, "join request of node "+caller.NodeID+": "+err.Error())
-		return
-	}
-	if addr, err := netip.ParseAddrPort(req.Addr); err != nil || addr.Port() == 0 || addr.Addr().IsUnspecified() {
-		writeError(w, http.StatusBadRequest, "join request of node "+caller.NodeID+": "+strconv.Quote(req.Addr)+" is no address that others can reach, as ip:port")
-		return
-	}
-	if m.cfg.Store.Snapshot().Node(caller.NodeID) == nil {
-		writeError(w, http.StatusNotFound, "node "+caller.NodeID+" is not part of this swarm")
-		return
-	}
-	member, err := m.cfg.Store.AddMember(r.Context(), protocol.Member{NodeID: caller.NodeID, Addr: req.Addr})
-	if err != nil {
-		writeError(w, http.StatusServiceUnavailable, "add manager "+caller.NodeID+": "+err.Error())
-		return
-	}
-	_, err = m.cfg.Store.Propose(r.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{
-		cluster.PatchNode(caller.NodeID, cluster.NodePatch{Role: swarm.NodeRoleManager, RaftID: member.RaftID, ManagerAddr: req.Addr})}})
-	if err != nil {
-		writeError(w, http.StatusServiceUnavailable, "record manager "+caller.NodeID+": "+err.Error())
-		return
-	}
-	m.cfg.Logger.Info("manager joined", "node", caller.NodeID, "addr", req.Addr)
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(protocol.JoinResponse{RaftID: member.RaftID, Members: m.cfg.Store.Members()})
 }
 
 // writeError answers with Docker's form of an error.

@@ -15,31 +15,37 @@ import (
 	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
+// prepareRenewer makes what keeps the certificate fresh, and fetches another one when the role or the root CA changes.
+func (m *member) prepareRenewer() (err error) {
+	m.renewer, err = identity.NewRenewer(identity.RenewerConfig{Store: m.node.credentials, Now: m.node.cfg.Now, Logger: m.logger, Request: m.certify,
+		Renewed: func(before, after identity.Identity) {
+			m.agent.Redescribe()
+			m.renewed(before, after)
+		}})
+	return err
+}
+
 // renew keeps the certificate fresh, and it and what is trusted in step with the cluster's root CA.
 func (m *member) renew(ctx context.Context) error {
-	r, err := identity.NewRenewer(identity.RenewerConfig{Store: m.node.credentials, Now: m.node.cfg.Now, Logger: m.logger, Request: m.certify,
-		Renewed: func(identity.Identity, identity.Identity) { m.agent.Redescribe() }})
-	if err != nil {
-		return err
-	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := r.Run(ctx)
+		err := m.renewer.Run(ctx)
 		if errors.Is(err, identity.ErrRemoved) {
-			return &agent.RemovedError{Reason: err.Error()}
+			return &agent.RemovedError{Reason: fmt.Sprintf("node %s is not part of this swarm: it was removed", m.nodeID)}
 		}
 		return err
 	})
-	g.Go(func() error { return m.followTrust(ctx, r) })
+	g.Go(func() error { return m.followTrust(ctx, m.renewer) })
 	return g.Wait()
 }
 
 // certify has a key certified for this node: by this manager if it leads, else by any manager that can be reached. A manager
 // whose certificate has expired may find that those of all others have expired as well, so that nobody leads.
 func (m *member) certify(ctx context.Context, csrPEM []byte) (identity.IssueResponse, error) {
-	if m.manager != nil {
-		if self, _, _ := m.manager.Leader(); self {
-			return m.manager.RenewHere(ctx, csrPEM)
+	g := m.managing()
+	if g != nil {
+		if self, _, _ := g.manager.Leader(); self {
+			return g.manager.RenewHere(ctx, csrPEM)
 		}
 	}
 	client := identity.NewClient(identity.ClientConfig{Now: m.node.cfg.Now, DialTimeout: dialTimeout})
@@ -62,13 +68,13 @@ func (m *member) certify(ctx context.Context, csrPEM []byte) (identity.IssueResp
 			refused = true
 		}
 	}
-	if m.manager == nil || refused || !m.expired() {
+	if g == nil || refused || !m.expired() {
 		if len(errs) == 0 {
 			errs = append(errs, errors.New("no manager is known that could renew the certificate"))
 		}
 		return identity.IssueResponse{}, errors.Join(errs...)
 	}
-	resp, err := m.manager.RenewAlone(csrPEM)
+	resp, err := g.manager.RenewAlone(csrPEM)
 	if err != nil {
 		err = errors.Join(append(errs, err)...)
 	}

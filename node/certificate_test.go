@@ -169,7 +169,7 @@ func TestEverybodysCertificateHasExpired(t *testing.T) {
 	}
 	waitFor(t, "three voters and workers that know them", func() bool {
 		voters := 0
-		for _, m := range all[0].current().store.Members() {
+		for _, m := range all[0].current().managing().store.Members() {
 			if !m.Learner {
 				voters++
 			}

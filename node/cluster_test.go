@@ -44,7 +44,7 @@ func TestAWorkerFindsTheNextLeader(t *testing.T) {
 	}
 	waitFor(t, "three voters", func() bool {
 		voters := 0
-		for _, m := range first.current().store.Status().Members {
+		for _, m := range first.current().managing().store.Status().Members {
 			if !m.Learner {
 				voters++
 			}
@@ -68,7 +68,7 @@ func TestAWorkerFindsTheNextLeader(t *testing.T) {
 		t.Errorf("the worker is not ready under the new leader")
 	}
 	for _, n := range later {
-		if d := n.current().manager.Dispatcher(); d != nil && !d.NodeConnected(stays) {
+		if d := n.current().managing().manager.Dispatcher(); d != nil && !d.NodeConnected(stays) {
 			t.Error("the worker has no session with the new leader")
 		}
 	}

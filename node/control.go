@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"sync"
@@ -9,20 +10,25 @@ import (
 
 	"github.com/docker/docker/api/types/swarm"
 
+	"github.com/miniswarm/miniswarm/agent"
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/engineapi"
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/orchestrator"
 	"github.com/miniswarm/miniswarm/scheduler"
 )
 
 // control gives the Engine API its view of the cluster while this machine is a manager.
-type control struct{ m *member }
+type control struct {
+	m *member
+	g *managing
+}
 
 // Control implements engineapi.Local.
 func (n *Node) Control() (engineapi.Control, error) {
 	n.mu.Lock()
-	m, local := n.member, n.local
+	m, local, failed := n.member, n.local, n.failed
 	n.mu.Unlock()
 	switch {
 	case m == nil && local == swarm.LocalNodeStateInactive:
@@ -30,11 +36,19 @@ func (n *Node) Control() (engineapi.Control, error) {
 	case local == swarm.LocalNodeStateLocked:
 		return nil, unavailable(textLocked)
 	case m == nil || local == swarm.LocalNodeStateError:
+		if _, removed := errors.AsType[*agent.RemovedError](failed); removed {
+			return nil, unavailable("This node is not a swarm manager: %v", failed)
+		}
 		return nil, unavailable(textNoReady)
-	case m.manager == nil:
-		return nil, unavailable(textWorker)
 	}
-	return control{m}, nil
+	g := m.managing()
+	switch {
+	case g != nil:
+		return control{m, g}, nil
+	case m.role() == identity.Manager:
+		return nil, unavailable(textNoReady)
+	}
+	return nil, unavailable(textWorker)
 }
 
 // Attach implements engineapi.Local.
@@ -63,8 +77,8 @@ func (n *Node) SettleAttachments(ctx context.Context) {
 // Leader implements engineapi.Control. A manager that was elected leads once its loops run: before that it would
 // answer without a dispatcher.
 func (c control) Leader() (self bool, nodeID, addr string) {
-	self, nodeID, addr = c.m.manager.Leader()
-	if self && c.m.manager.Dispatcher() == nil {
+	self, nodeID, addr = c.g.manager.Leader()
+	if self && c.g.manager.Dispatcher() == nil {
 		return false, "", ""
 	}
 	return self, nodeID, addr
@@ -74,51 +88,51 @@ func (c control) Leader() (self bool, nodeID, addr string) {
 func (c control) Forward(nodeID string) http.RoundTripper { return c.m.transports.to(nodeID) }
 
 // Read implements engineapi.Control.
-func (c control) Read(ctx context.Context) (*cluster.Snapshot, error) { return c.m.store.Read(ctx) }
+func (c control) Read(ctx context.Context) (*cluster.Snapshot, error) { return c.g.store.Read(ctx) }
 
 // Stale implements engineapi.Control.
-func (c control) Stale() (*cluster.Snapshot, time.Duration, bool) { return c.m.store.Stale() }
+func (c control) Stale() (*cluster.Snapshot, time.Duration, bool) { return c.g.store.Stale() }
 
 // Update implements engineapi.Control.
 func (c control) Update(ctx context.Context, fn func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error) {
-	return c.m.store.Update(ctx, fn)
+	return c.g.store.Update(ctx, fn)
 }
 
 // Watch implements engineapi.Control.
 func (c control) Watch() (*cluster.Snapshot, <-chan []cluster.Event, func()) {
-	w := c.m.store.Watch(1024)
+	w := c.g.store.Watch(1024)
 	return w.Start, w.Events(), w.Close
 }
 
 // ConfigureCA implements engineapi.Control.
 func (c control) ConfigureCA(ctx context.Context, cl *cluster.Cluster, want swarm.CAConfig) (*cluster.Cluster, error) {
-	return c.m.manager.ConfigureCA(ctx, cl, want)
+	return c.g.manager.ConfigureCA(ctx, cl, want)
 }
 
 // IDs implements engineapi.Control.
 func (c control) IDs() cluster.IDs { return c.m.node.ids }
 
 // Members implements engineapi.Control.
-func (c control) Members() []protocol.Member { return c.m.store.Members() }
+func (c control) Members() []protocol.Member { return c.g.store.Members() }
 
 // Reachability implements engineapi.Control.
 func (c control) Reachability(nodeID string) swarm.Reachability {
-	return c.m.manager.Reachability(nodeID)
+	return c.g.manager.Reachability(nodeID)
 }
 
 // TaskLogs implements engineapi.Control.
 func (c control) TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
-	return c.m.manager.TaskLogs(ctx, nodeID, req, each)
+	return c.g.manager.TaskLogs(ctx, nodeID, req, each)
 }
 
 // Dial implements engineapi.Control.
 func (c control) Dial(ctx context.Context, nodeID string) (net.Conn, error) {
-	return c.m.manager.Dial(ctx, nodeID)
+	return c.g.manager.Dial(ctx, nodeID)
 }
 
 // Decisions implements engineapi.Control.
 func (c control) Decisions(taskID string) []orchestrator.Decision {
-	return c.m.manager.Decisions(taskID)
+	return c.g.manager.Decisions(taskID)
 }
 
 // Explain implements engineapi.Control. The answer is what a scheduler would say that has yet to place the task: it takes

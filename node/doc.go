@@ -4,6 +4,13 @@
 // while its role says so a manager beside it. Init, Join and Leave change that; they come through the socket, as with
 // Docker.
 //
+// # Role
+//
+// The managers decide the role, and the certificate carries it. The agent's session tells of a promotion or demotion; the
+// node then fetches another certificate, and with that the manager's parts ([managing]) start or stop: the replica of the store, the
+// manager over it and the cluster port. All else runs on. A machine that was promoted joins the raft group before it opens its replica; one
+// that was demoted has left the group by then and deletes it.
+//
 // # State on disk
 //
 //	state.json                 addresses, known managers; present exactly while the machine is part of a swarm
@@ -21,8 +28,8 @@
 //
 // # Order
 //
-// Start: credentials, store, then cluster port, manager, certificate renewal, data plane and agent together. They stop
-// together as well; the store follows, so that what they were promised is on disk, and the engine and the data plane are
-// let go last. Stopping the daemon stops no container and takes no rule out of the kernel: replicas serve on, reachable
+// Start: credentials, store, then manager's parts, certificate renewal, data plane and agent together. They stop
+// together as well; the store ends after the manager's other parts, so that what they were promised is on disk, and the
+// engine and the data plane are let go last. Stopping the daemon stops no container and takes no rule out of the kernel: replicas serve on, reachable
 // from everywhere, until a daemon is back. Only Leave cleans up, and the news that the swarm has removed this node.
 package node

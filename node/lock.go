@@ -82,7 +82,7 @@ func (n *Node) Unlock(_ context.Context, text string) error {
 	<-m.done
 	err = m.closeParts()
 	if err == nil {
-		err = n.start(m.state, nil, nil)
+		err = n.restart(m.state)
 	}
 	if err != nil {
 		n.fails(err)
@@ -96,8 +96,8 @@ func (n *Node) Unlock(_ context.Context, text string) error {
 const lockRetry = 2 * time.Second
 
 // followLock seals this manager's keys as the cluster says, as soon as it says so, until ctx ends.
-func (m *member) followLock(ctx context.Context) error {
-	watch := m.store.Watch(64)
+func (g *managing) followLock(ctx context.Context) error {
+	watch := g.store.Watch(64)
 	defer func() { watch.Close() }()
 	retry := time.NewTimer(0)
 	defer retry.Stop()
@@ -114,7 +114,7 @@ func (m *member) followLock(ctx context.Context) error {
 			}
 			if !ok { // what it missed is in the store
 				watch.Close()
-				watch, changed = m.store.Watch(64), true
+				watch, changed = g.store.Watch(64), true
 			}
 			for _, e := range events {
 				changed = changed || e.Kind == cluster.KindCluster
@@ -123,8 +123,8 @@ func (m *member) followLock(ctx context.Context) error {
 		if !changed {
 			continue
 		}
-		if err := m.sealKeys(ctx); err != nil && ctx.Err() == nil {
-			m.logger.Warn("the keys of this manager are not yet sealed as the swarm wants it", "err", err, "retry", lockRetry)
+		if err := g.sealKeys(ctx); err != nil && ctx.Err() == nil {
+			g.member.logger.Warn("the keys of this manager are not yet sealed as the swarm wants it", "err", err, "retry", lockRetry)
 			retry.Reset(lockRetry)
 		}
 	}
@@ -135,8 +135,8 @@ func (m *member) followLock(ctx context.Context) error {
 //
 // It goes by what the managers have agreed on last, not by what this one knows: one that reads its log from the
 // beginning must not lock itself with a key that nobody keeps any more.
-func (m *member) sealKeys(ctx context.Context) error {
-	snap, err := m.store.Read(ctx)
+func (g *managing) sealKeys(ctx context.Context) error {
+	snap, err := g.store.Read(ctx)
 	if err != nil {
 		return err
 	}
@@ -144,30 +144,30 @@ func (m *member) sealKeys(ctx context.Context) error {
 	if c == nil {
 		return nil // about to be founded
 	}
-	changed, err := m.node.vault.follow(c.UnlockKeys, c.Version.Index)
+	changed, err := g.member.node.vault.follow(c.UnlockKeys, c.Version.Index)
 	if err != nil {
 		return err
 	}
 	if changed {
-		m.logger.Info("the keys of this manager follow the swarm's unlock key", "locked", len(c.UnlockKeys) > 0)
+		g.member.logger.Info("the keys of this manager follow the swarm's unlock key", "locked", len(c.UnlockKeys) > 0)
 	}
-	newest, older, err := m.node.vault.dataKeys()
+	newest, older, err := g.member.node.vault.dataKeys()
 	if err != nil {
 		return err
 	}
-	bare, err := m.node.credentials.Bare()
+	bare, err := g.member.node.credentials.Bare()
 	switch {
 	case err != nil:
 		return err
 	case len(older) > 0:
-		if err := m.store.Rekey(ctx, newest); err != nil {
+		if err := g.store.Rekey(ctx, newest); err != nil {
 			return err
 		}
 	case !bare:
 		return nil
 	}
-	if err := m.node.credentials.Reseal(); err != nil {
+	if err := g.member.node.credentials.Reseal(); err != nil {
 		return err
 	}
-	return m.node.vault.settle(newest)
+	return g.member.node.vault.settle(newest)
 }

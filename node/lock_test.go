@@ -300,7 +300,7 @@ func TestTheLockReachesEveryManager(t *testing.T) {
 	}
 	waitFor(t, "three voters", func() bool {
 		voters := 0
-		for _, m := range first.current().store.Status().Members {
+		for _, m := range first.current().managing().store.Status().Members {
 			if !m.Learner {
 				voters++
 			}

@@ -151,7 +151,7 @@ func (n *Node) enrol(ctx context.Context, st *state, req swarm.JoinRequest) erro
 		if err := probePort(st.ListenAddr); err != nil {
 			return fmt.Errorf("join swarm as a manager: %w", err)
 		}
-		answer, err := n.joinRaft(ctx, st)
+		answer, err := n.joinRaft(ctx, func() []protocol.ManagerAddr { return st.Managers }, protocol.JoinRequest{Addr: st.AdvertiseAddr, Fresh: true, Instance: n.instance})
 		if err != nil {
 			return fmt.Errorf("join swarm as a manager: %w", err)
 		}
@@ -179,7 +179,7 @@ func (n *Node) enrol(ctx context.Context, st *state, req swarm.JoinRequest) erro
 }
 
 // Leave implements engineapi.Local.
-func (n *Node) Leave(_ context.Context, force bool) error {
+func (n *Node) Leave(ctx context.Context, force bool) error {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	if !n.inSwarm() {
@@ -189,14 +189,21 @@ func (n *Node) Leave(_ context.Context, force bool) error {
 	if m != nil && m.locked && !force {
 		return unavailable("Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")
 	}
-	if m != nil && m.manager != nil && !force {
-		return unavailable("%s", m.leaveWarning())
+	if m != nil && !force {
+		if g := m.managing(); g != nil {
+			return unavailable("%s", g.leaveWarning(ctx))
+		}
 	}
 	// A client that hangs up does not stop it, the end of the daemon does.
 	ctx, cancel := context.WithTimeout(n.lifetime(), leaveTimeout)
 	defer cancel()
 	var errs []error
 	if m != nil {
+		if g := m.managing(); g != nil {
+			if err := g.resign(ctx); err != nil {
+				n.cfg.Logger.Warn("this manager leaves without having been demoted; demote and remove it on another one", "node", m.nodeID, "err", err)
+			}
+		}
 		m.stop(errLeaving)
 		<-m.done
 		errs = append(errs, m.clear(ctx))
@@ -256,7 +263,9 @@ func (n *Node) addresses(listen, advertise, data string) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &state{ListenAddr: l, AdvertiseAddr: a, DataAddr: d}, nil
+	st := &state{ListenAddr: l, AdvertiseAddr: a, DataAddr: d, Flags: n.cfg.flags()}
+	st.Interface = interfaceOf(st.host())
+	return st, nil
 }
 
 // wipe removes what an earlier membership or a crashed attempt left, so that a new one starts clean. The state goes

@@ -35,6 +35,9 @@ type Config struct {
 	Engine string
 	// ListenAddr, AdvertiseAddr and DataPathAddr are used by init and join where the request names none.
 	ListenAddr, AdvertiseAddr, DataPathAddr string
+	// ManagerAddrs are addresses (host or host:port) at which managers may be found beside those that the node remembers: the way
+	// back for a cluster all of whose addresses have changed.
+	ManagerAddrs []string
 	// DataPlane is false to leave the kernel of this machine alone: the control plane and containers work, published
 	// ports and overlay networks do not.
 	DataPlane bool
@@ -52,6 +55,8 @@ type Node struct {
 	credentials *identity.Store
 	ids         cluster.IDs
 	api         *engineapi.Server
+	// instance tells this run of the daemon from all others, of this machine and of machines copied from it.
+	instance string
 
 	changing sync.Mutex    // held while init, join, leave or unlock change the membership
 	broken   chan struct{} // told when the part in the swarm has failed for a reason that may pass; holds one
@@ -71,6 +76,11 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	for _, a := range cfg.ManagerAddrs {
+		if _, err := identity.ParseAddr(a); err != nil {
+			return nil, fmt.Errorf("node: %w", err)
+		}
+	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("node: create the state directory: %w", err)
 	}
@@ -81,6 +91,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("node: %w", err)
 	}
 	n := &Node{cfg: cfg, vault: v, credentials: creds, ids: cluster.RandomIDs(rand.Reader), local: swarm.LocalNodeStateInactive, broken: make(chan struct{}, 1)}
+	n.instance = n.ids.Next()
 	n.api, err = engineapi.New(engineapi.Config{Local: n, Engine: cfg.Engine, Logger: cfg.Logger, Version: cfg.Version})
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
@@ -96,8 +107,11 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
+	// Whoever asks for a membership waits until the disk was asked for one.
+	n.changing.Lock()
 	listener, err := listenSocket(n.cfg.Socket)
 	if err != nil {
+		n.changing.Unlock()
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -117,7 +131,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.api.Run(gctx) })
 	g.Go(func() error { n.takeUpAgain(gctx); return nil })
 	g.Go(func() error {
-		n.resume()
+		n.resumeLocked()
+		n.changing.Unlock()
 		<-gctx.Done()
 		// Requests end first, so that nobody sees a half-stopped swarm; then the parts that served them.
 		_ = server.Close()
@@ -137,14 +152,8 @@ func (n *Node) Run(ctx context.Context) error {
 	return nil
 }
 
-// resume starts the membership that the disk remembers. What prevents it is shown as the node's error; the socket
-// serves all the same, so that the machine can leave.
-func (n *Node) resume() {
-	n.changing.Lock()
-	defer n.changing.Unlock()
-	n.resumeLocked()
-}
-
+// resumeLocked starts the membership that the disk remembers. What prevents it is shown as the node's error; the socket
+// serves all the same, so that the machine can leave. The caller holds changing.
 func (n *Node) resumeLocked() {
 	st, err := loadState(n.cfg.StateDir)
 	if err == nil && st == nil || n.ending() {
@@ -158,13 +167,27 @@ func (n *Node) resumeLocked() {
 		err = n.startLocked(st)
 	case err == nil:
 		if _, err = n.credentials.Load(); err == nil {
-			err = n.start(st, nil, nil)
+			err = n.restart(st)
 		}
 	}
 	if err != nil {
 		n.cfg.Logger.Error("this node could not resume its part in the swarm", "err", err)
 		n.fails(err)
 	}
+}
+
+// restart starts the membership st with the addresses that the machine has now.
+func (n *Node) restart(st *state) error {
+	changed, err := n.readdress(st)
+	if err != nil {
+		return err
+	}
+	if changed {
+		if err := st.save(n.cfg.StateDir); err != nil {
+			return err
+		}
+	}
+	return n.start(st, nil, nil)
 }
 
 func (n *Node) setState(s swarm.LocalNodeState, err error) {
@@ -197,8 +220,16 @@ func (n *Node) launch(m *member, local swarm.LocalNodeState) {
 		defer close(m.done)
 		err := m.run(ctx)
 		if _, removed := errors.AsType[*agent.RemovedError](err); removed && ctx.Err() == nil {
+			err = fmt.Errorf("%w; %s", err, m.rejoin())
+			n.cfg.Logger.Error("this node is part of the swarm no longer", "err", err)
+			n.setState(swarm.LocalNodeStateError, err)
 			// The swarm runs this node's tasks elsewhere: they must not go on here as well.
-			err = errors.Join(err, m.clear(ctx))
+			if cerr := m.clear(ctx); cerr != nil && ctx.Err() == nil {
+				n.cfg.Logger.Error("what the swarm left on this machine was not all removed", "err", cerr)
+				n.setState(swarm.LocalNodeStateError, errors.Join(err, cerr))
+			}
+			m.fail(err)
+			return
 		}
 		m.fail(err)
 		if err != nil && ctx.Err() == nil {
@@ -250,7 +281,10 @@ func (n *Node) Info() swarm.Info {
 		info.Error = "this node's certificate has expired; it is renewed as soon as a manager answers"
 	}
 	info.NodeAddr, _, _ = net.SplitHostPort(m.state.AdvertiseAddr)
-	info.ControlAvailable = m.manager != nil
+	info.ControlAvailable = m.managing() != nil
+	if why := m.refusal(); why != "" && info.Error == "" {
+		info.Error = why
+	}
 	for _, a := range m.managers() {
 		info.RemoteManagers = append(info.RemoteManagers, swarm.Peer{NodeID: a.NodeID, Addr: a.Addr})
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -31,11 +32,11 @@ func (m *member) prepareAgent() error {
 	m.engine = engine
 	networks := docker.NewNetworks(engine, m.nodeID)
 	hostname, _ := os.Hostname()
-	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: engine, Dial: m.dial, Managers: m.state.Managers, Networks: networks,
+	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: engine, Dial: m.dial, Managers: slices.Concat(m.remembered(), m.hinted()), Networks: networks,
 		Files:    docker.NewFiles(filepath.Join(m.node.cfg.RunDir, m.nodeID), docker.MountMemory),
 		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
 		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers,
-		OnNode: m.learnNode, OnTrust: m.learnTrust, Logger: m.logger}
+		OnNode: m.learnNode, OnTrust: m.learnTrust, Instance: m.node.instance, OnRefused: m.refuse, Logger: m.logger}
 	if m.node.cfg.DataPlane {
 		mesh, err := ingress.New(ingress.Config{Logger: m.logger, StateDir: dir, Engine: networks})
 		switch {

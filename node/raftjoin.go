@@ -29,25 +29,21 @@ func managerTransport(creds *identity.Store, nodeID string) *http.Transport {
 		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}
 }
 
-// joinRaft asks the leader, found by way of any manager, to make this node a member of the raft group. An election in
-// between is waited out.
-func (n *Node) joinRaft(ctx context.Context, st *state) (*protocol.JoinResponse, error) {
+// joinRaft asks the leader, found by way of any of the managers, to make this node a member of the raft group or to take
+// note of its new address. An election in between is waited out, and managers is asked again in each round.
+func (n *Node) joinRaft(ctx context.Context, managers func() []protocol.ManagerAddr, join protocol.JoinRequest) (*protocol.JoinResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
 	client := &http.Client{Transport: managerTransport(n.credentials, "")}
 	defer client.CloseIdleConnections()
-	body, err := json.Marshal(protocol.JoinRequest{Addr: st.AdvertiseAddr})
+	body, err := json.Marshal(join)
 	if err != nil {
 		return nil, err
 	}
-	addrs := make([]string, 0, len(st.Managers)+1)
-	for _, m := range st.Managers {
-		addrs = append(addrs, m.Addr)
-	}
-	var last error
+	last := errors.New("no other manager is known")
 	for {
-		for _, addr := range addrs {
-			answer, leader, err := askMembership(ctx, client, addr, body)
+		for _, m := range managers() {
+			answer, leader, err := askMembership(ctx, client, m.Addr, body)
 			if answer == nil && leader != "" {
 				answer, _, err = askMembership(ctx, client, leader, body)
 			}

@@ -108,7 +108,7 @@ func TestJoiningTheRaftGroup(t *testing.T) {
 			for _, addr := range c.managers {
 				st.Managers = append(st.Managers, protocol.ManagerAddr{Addr: addr})
 			}
-			answer, err := n.joinRaft(t.Context(), st)
+			answer, err := n.joinRaft(t.Context(), func() []protocol.ManagerAddr { return st.Managers }, protocol.JoinRequest{Addr: st.AdvertiseAddr})
 			switch {
 			case c.err != "":
 				if err == nil || !strings.Contains(err.Error(), c.err) {
@@ -132,7 +132,7 @@ func TestJoiningGivesUpWithTheReason(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*joinPause)
 	defer cancel()
 	began := time.Now()
-	if _, err := n.joinRaft(ctx, st); err == nil || !strings.Contains(err.Error(), "no leader at present") {
+	if _, err := n.joinRaft(ctx, func() []protocol.ManagerAddr { return st.Managers }, protocol.JoinRequest{Addr: st.AdvertiseAddr}); err == nil || !strings.Contains(err.Error(), "no leader at present") {
 		t.Errorf("gave up with %v", err)
 	}
 	if took := time.Since(began); took > joinPatience/2 {

@@ -23,6 +23,10 @@ type state struct {
 	Managers []protocol.ManagerAddr
 	// RaftID is this manager's member id; 0 on a worker.
 	RaftID uint64 `json:",omitempty"`
+	// Flags are the daemon's own addresses at its last start, and Interface is the network interface that had AdvertiseAddr
+	// then, empty if none had: see readdress.
+	Flags     flags
+	Interface string `json:",omitempty"`
 }
 
 const stateFile = "state.json"

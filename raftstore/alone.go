@@ -16,6 +16,7 @@ type alone struct{ local Local }
 
 func (a *alone) Attach(local Local)            { a.local = local }
 func (a *alone) SetMembers([]protocol.Member)  {}
+func (a *alone) Meet(protocol.Member)          {}
 func (a *alone) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 var errAlone = errors.New("this member has no transport to others")

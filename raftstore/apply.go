@@ -275,8 +275,10 @@ func (a *applier) applyConf(e *raftpb.Entry) error {
 	}
 	a.s.addresses.set(a.s, a.membership().members, true)
 	a.s.log.Info("membership changed", "change", change.Kind, "member", hexID(change.Member.RaftID), "node", change.Member.NodeID, "addr", change.Member.Addr)
-	if p := a.s.pending.take(change.Seq); p != nil && change.Boot == a.s.boot {
-		a.results = append(a.results, finished{p, proposalResult{index: e.GetIndex()}})
+	if change.Boot == a.s.boot { // others count from one as well
+		if p := a.s.pending.take(change.Seq); p != nil {
+			a.results = append(a.results, finished{p, proposalResult{index: e.GetIndex()}})
+		}
 	}
 	return nil
 }

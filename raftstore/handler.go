@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -26,48 +25,6 @@ func (s *Store) Handler() http.Handler {
 	mux.HandleFunc("GET "+pathStream, s.serveStream)
 	mux.HandleFunc("POST "+pathSnapshot, s.serveSnapshot)
 	return mux
-}
-
-// streams are the open incoming connections: one of each peer, the latest.
-type streams struct {
-	mu     sync.Mutex // guards all below
-	conns  map[uint64]net.Conn
-	closed bool
-}
-
-// add notes the connection and closes the one that it replaces. It says false when the store has stopped.
-func (s *streams) add(from uint64, conn net.Conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return false
-	}
-	if s.conns == nil {
-		s.conns = map[uint64]net.Conn{}
-	}
-	if old := s.conns[from]; old != nil {
-		old.Close()
-	}
-	s.conns[from] = conn
-	return true
-}
-
-func (s *streams) remove(from uint64, conn net.Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conns[from] == conn {
-		delete(s.conns, from)
-	}
-}
-
-// close ends all streams.
-func (s *streams) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	for _, c := range s.conns {
-		c.Close()
-	}
 }
 
 // caller reads who sends and checks that this member is meant. It has answered if ok is false.
@@ -121,14 +78,22 @@ func (s *Store) serveStream(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "messages are sent after an upgrade to "+protocol.UpgradeStream, http.StatusUpgradeRequired)
 		return
 	}
+	if s.streams.refuses(from.RaftID, r.Header.Get(headerBoot)) {
+		http.Error(w, "another machine is this member already: one is a copy of the other's disk; leave the swarm on the copy and join again", http.StatusConflict)
+		return
+	}
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, "the connection cannot be upgraded: HTTP/1.1 is needed", http.StatusHTTPVersionNotSupported)
 		return
 	}
 	defer conn.Close()
-	if !s.streams.add(from.RaftID, conn) {
+	stopped, copied := s.streams.add(from.RaftID, r.Header.Get(headerBoot), conn)
+	if stopped {
 		return
+	}
+	if copied != "" {
+		s.log.Error("two machines are the same manager; the one that came later is refused", "member", hexID(from.RaftID), "node", from.NodeID, "addr", from.Addr)
 	}
 	defer s.streams.remove(from.RaftID, conn)
 	s.addresses.meet(s, from)
@@ -161,7 +126,8 @@ func (s *Store) receiveAll(buffered *bufio.Reader, from uint64) error {
 }
 
 // addresses tells the transport where members are. They come from the log; a newcomer that has none yet, because it was
-// restarted before its first snapshot, takes them from those who call it.
+// restarted before its first snapshot, takes them from those who call it. What callers say of themselves serves others too, when a
+// member has moved and there is no leader to write that down.
 type addresses struct {
 	mu    sync.Mutex // guards all below, and calls of SetMembers
 	known []protocol.Member
@@ -188,9 +154,14 @@ func (a *addresses) meet(s *Store, m protocol.Member) {
 	a.mu.Lock()
 	settled := a.settled
 	a.mu.Unlock()
-	if !settled && m.NodeID != "" && m.Addr != "" {
-		a.set(s, []protocol.Member{m}, false)
+	if m.NodeID == "" || m.Addr == "" {
+		return
 	}
+	if settled {
+		s.cfg.Transport.Meet(m)
+		return
+	}
+	a.set(s, []protocol.Member{m}, false)
 }
 
 func (s *Store) serveSnapshot(w http.ResponseWriter, r *http.Request) {

@@ -46,7 +46,7 @@ func NewHTTPTransport(cfg HTTPTransportConfig) Transport {
 	if cfg.Dial == nil {
 		cfg.Dial = dialer().DialContext
 	}
-	return &httpTransport{cfg: cfg, peers: map[uint64]*httpPeer{}}
+	return &httpTransport{cfg: cfg, peers: map[uint64]*httpPeer{}, met: map[string]string{}}
 }
 
 // The transport's constants.
@@ -67,6 +67,7 @@ const (
 	headerNode = "Miniswarm-Raft-Node"
 	headerAddr = "Miniswarm-Raft-Addr"
 	headerTo   = "Miniswarm-Raft-To"
+	headerBoot = "Miniswarm-Raft-Boot"
 	// headerEpoch is missing where the caller has no tables yet.
 	headerEpoch = "Miniswarm-Raft-Epoch"
 )
@@ -86,7 +87,8 @@ type httpTransport struct {
 	mu      sync.Mutex // guards all below
 	members []protocol.Member
 	peers   map[uint64]*httpPeer
-	ctx     context.Context // nil unless Run runs
+	met     map[string]string // addresses of members by node, as told by Meet
+	ctx     context.Context   // nil unless Run runs
 	local   Local
 	work    sync.WaitGroup
 }
@@ -118,6 +120,20 @@ func (t *httpTransport) SetMembers(members []protocol.Member) {
 	t.reconcileLocked()
 }
 
+func (t *httpTransport) Meet(m protocol.Member) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.met[m.NodeID] = m.Addr
+}
+
+// elsewhere gives the address that Meet told of a member if that is another than the given one.
+func (t *httpTransport) elsewhere(m protocol.Member) (addr string, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	addr, ok = t.met[m.NodeID]
+	return addr, ok && addr != m.Addr
+}
+
 // reconcileLocked makes the peers those that the members are.
 func (t *httpTransport) reconcileLocked() {
 	if t.ctx == nil {
@@ -137,7 +153,7 @@ func (t *httpTransport) reconcileLocked() {
 			p.stop()
 		}
 		ctx, stop := context.WithCancel(t.ctx)
-		p := &httpPeer{t: t, member: m, local: t.local, stop: stop, wake: make(chan struct{}, 1)}
+		p := &httpPeer{t: t, member: m, local: t.local, stop: stop, wake: make(chan struct{}, 1), addr: m.Addr}
 		t.peers[m.RaftID] = p
 		t.work.Go(func() { p.run(ctx) })
 	}
@@ -145,6 +161,7 @@ func (t *httpTransport) reconcileLocked() {
 		if !wanted[id] {
 			// What was sent last, the news of its removal among it, may still leave.
 			delete(t.peers, id)
+			delete(t.met, p.member.NodeID)
 			p.finish()
 		}
 	}
@@ -176,6 +193,7 @@ type httpPeer struct {
 	wake   chan struct{}
 
 	mu        sync.Mutex // guards all below
+	addr      string     // where the member is tried at present
 	messages  []*raftpb.Message
 	bytes     int
 	connected bool
@@ -227,6 +245,24 @@ func (p *httpPeer) finish() {
 	p.notify()
 }
 
+func (p *httpPeer) address() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.addr
+}
+
+// tryElsewhere has the next attempt go to the other address that the member is known by, if there is one.
+func (p *httpPeer) tryElsewhere() {
+	met, moved := p.t.elsewhere(p.member)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if moved && p.addr == p.member.Addr {
+		p.addr = met
+	} else {
+		p.addr = p.member.Addr
+	}
+}
+
 func (p *httpPeer) setConnected(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -244,7 +280,7 @@ func (p *httpPeer) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		conn, err := p.connect(ctx)
 		if err == nil {
-			p.t.cfg.Logger.Debug("connected to manager", "node", p.member.NodeID, "addr", p.member.Addr)
+			p.t.cfg.Logger.Debug("connected to manager", "node", p.member.NodeID, "addr", p.address())
 			backoff, was = minBackoff, true
 			p.setConnected(true)
 			err = p.serve(ctx, conn)
@@ -262,7 +298,8 @@ func (p *httpPeer) run(ctx context.Context) {
 			p.local.Removed()
 			return
 		}
-		p.t.cfg.Logger.Debug("cannot connect to manager", "node", p.member.NodeID, "addr", p.member.Addr, "err", err)
+		p.t.cfg.Logger.Debug("cannot connect to manager", "node", p.member.NodeID, "addr", p.address(), "err", err)
+		p.tryElsewhere()
 		if was {
 			// It was there a moment ago and now is not: a process that ended, most likely.
 			p.local.Gone(p.member.RaftID)
@@ -308,7 +345,7 @@ func (p *httpPeer) connect(ctx context.Context) (net.Conn, error) {
 }
 
 func (p *httpPeer) dial(ctx context.Context) (net.Conn, error) {
-	raw, err := p.t.cfg.Dial(ctx, "tcp", p.member.Addr)
+	raw, err := p.t.cfg.Dial(ctx, "tcp", p.address())
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +358,7 @@ func (p *httpPeer) dial(ctx context.Context) (net.Conn, error) {
 }
 
 func (p *httpPeer) request(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "https://"+p.member.Addr+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+p.address()+path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -329,6 +366,7 @@ func (p *httpPeer) request(ctx context.Context, method, path string, body io.Rea
 	req.Header.Set(headerFrom, strconv.FormatUint(self.RaftID, 16))
 	req.Header.Set(headerNode, self.NodeID)
 	req.Header.Set(headerAddr, self.Addr)
+	req.Header.Set(headerBoot, strconv.FormatUint(p.local.Boot(), 16))
 	req.Header.Set(headerTo, strconv.FormatUint(p.member.RaftID, 16))
 	if epoch, known := p.local.Epoch(); known {
 		req.Header.Set(headerEpoch, strconv.FormatUint(epoch, 16))

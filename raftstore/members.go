@@ -345,6 +345,9 @@ func (s *Store) Epoch() (epoch uint64, known bool) {
 	return 0, false
 }
 
+// Boot implements [Local].
+func (s *Store) Boot() uint64 { return s.boot }
+
 // Receive implements [Local].
 func (s *Store) Receive(m *raftpb.Message) error {
 	if m.GetTo() != s.self {

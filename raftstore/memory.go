@@ -124,6 +124,7 @@ func (t *memoryTransport) Run(ctx context.Context) error {
 }
 
 func (t *memoryTransport) SetMembers([]protocol.Member) {}
+func (t *memoryTransport) Meet(protocol.Member)         {}
 
 func (t *memoryTransport) Send(msgs []*raftpb.Message) {
 	t.mu.Lock()

@@ -20,6 +20,9 @@ type Transport interface {
 	Run(ctx context.Context) error
 	// SetMembers says who the members are; the local one is among them. Peers that are not in it are forgotten.
 	SetMembers(members []protocol.Member)
+	// Meet says where a member may be as well, by its own account or by older knowledge: a transport tries that address when the
+	// one in the log does not answer. NodeID and Addr count. It may be called before Attach.
+	Meet(m protocol.Member)
 	// Send queues messages for their receivers or drops them. A snapshot message (MsgSnap) announces that the receiver
 	// needs the file of that snapshot, which travels by itself; its fate is reported to SnapshotSent in any case, other
 	// losses to Unreachable.
@@ -33,6 +36,8 @@ type Local interface {
 	Member() protocol.Member
 	// Epoch is the epoch of the cluster that the member's tables are of; known is false for a newcomer that has no tables yet.
 	Epoch() (epoch uint64, known bool)
+	// Boot tells this run of the member from all others.
+	Boot() uint64
 	// Receive takes a message from a peer. ErrRemoved says that the peer is not part of the group any more; tell it.
 	Receive(m *raftpb.Message) error
 	// Unreachable reports that messages to a peer are being lost.

@@ -80,6 +80,8 @@ type ToAgent struct {
 	Managers    []ManagerAddr  `json:",omitempty"`
 	Leave       *LeaveRequired `json:",omitempty"`
 	Trust       *Trust         `json:",omitempty"`
+	// Refused ends a session before it began.
+	Refused *Refused `json:",omitempty"`
 	// Heartbeat answers a heartbeat at once. A leader that answers the first must answer all: an agent that then hears
 	// nothing for several periods takes it for dead or frozen and looks for another, before it is itself called DOWN.
 	Heartbeat *Heartbeat `json:",omitempty"`
@@ -97,6 +99,8 @@ type Hello struct {
 	Version string
 	// Epoch is the greatest epoch of the cluster that this node has seen: see cluster.NextEpoch. A leader of a smaller one refuses.
 	Epoch uint64 `json:",omitempty"`
+	// Instance tells one run of a daemon from all others, so that a leader notices when two machines are the same node.
+	Instance string `json:",omitempty"`
 }
 
 // Heartbeat says that the agent lives.
@@ -308,10 +312,19 @@ type StreamRequest struct{ ID string }
 // LeaveRequired tells a node that the cluster no longer knows it.
 type LeaveRequired struct{ Reason string }
 
-// JoinRequest asks the leader to add the caller to the raft group. The caller's id comes from its certificate.
+// Refused tells a machine that another one has a session as the same node: one is a copy of the other.
+type Refused struct{ Reason string }
+
+// JoinRequest asks the leader to add the caller to the raft group, or to look for a member at another address. The
+// caller's id comes from its certificate.
 type JoinRequest struct {
-	// Addr is the host:port where the new member's cluster port is reached.
+	// Addr is the host:port where the member's cluster port is reached.
 	Addr string
+	// Fresh says that the caller has no log. A voter without one would break promises that it made: it gets another
+	// member id.
+	Fresh bool `json:",omitempty"`
+	// Instance is that of the caller's daemon: see [Hello].
+	Instance string `json:",omitempty"`
 }
 
 // JoinResponse tells the newcomer who it is and whom to reach.

@@ -36,8 +36,9 @@ func daemonCommand(e *env) *cli.Command {
 			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"MINISWARM_STATE_DIR"}, Value: defaultStateDir, Usage: "`DIRECTORY` of everything kept on disk"},
 			&cli.StringFlag{Name: "run-dir", EnvVars: []string{"MINISWARM_RUN_DIR"}, Value: defaultRunDir, Usage: "`DIRECTORY` in which a tmpfs for secrets and configs of containers is mounted"},
 			&cli.StringFlag{Name: "listen-addr", EnvVars: []string{"MINISWARM_LISTEN_ADDR"}, Usage: "`ADDRESS` of the cluster port unless init or join name one (default 0.0.0.0:2377)"},
-			&cli.StringFlag{Name: "advertise-addr", EnvVars: []string{"MINISWARM_ADVERTISE_ADDR"}, Usage: "`ADDRESS` for other machines unless init or join name one"},
+			&cli.StringFlag{Name: "advertise-addr", EnvVars: []string{"MINISWARM_ADVERTISE_ADDR"}, Usage: "`ADDRESS` for other machines unless init or join name one; another one than at the last start moves the node there"},
 			&cli.StringFlag{Name: "data-path-addr", EnvVars: []string{"MINISWARM_DATA_PATH_ADDR"}, Usage: "`ADDRESS` for traffic between containers unless init or join name one"},
+			&cli.StringSliceFlag{Name: "manager-addr", EnvVars: []string{"MINISWARM_MANAGER_ADDR"}, Usage: "`ADDRESS` at which to look for a manager, beside those that the node remembers: for a cluster all of whose addresses have changed"},
 			&cli.BoolFlag{Name: "no-data-plane", EnvVars: []string{"MINISWARM_NO_DATA_PLANE"}, Usage: "leave the kernel alone: no published ports, no overlay networks"},
 			&cli.StringFlag{Name: "log-level", EnvVars: []string{"MINISWARM_LOG_LEVEL"}, Value: "info", Usage: "debug, info, warn or error"},
 			&cli.StringFlag{Name: "log-format", EnvVars: []string{"MINISWARM_LOG_FORMAT"}, Value: "text", Usage: "text or json"},
@@ -49,7 +50,8 @@ func daemonCommand(e *env) *cli.Command {
 			}
 			n, err := node.New(node.Config{StateDir: c.String("state-dir"), RunDir: c.String("run-dir"), Socket: strings.TrimPrefix(c.String("socket"), "unix://"), Engine: c.String("engine"),
 				ListenAddr: c.String("listen-addr"), AdvertiseAddr: c.String("advertise-addr"), DataPathAddr: c.String("data-path-addr"),
-				DataPlane: !c.Bool("no-data-plane"), Version: version, Logger: logger})
+				ManagerAddrs: c.StringSlice("manager-addr"),
+				DataPlane:    !c.Bool("no-data-plane"), Version: version, Logger: logger})
 			if err != nil {
 				return err
 			}

@@ -79,6 +79,7 @@ type Dispatcher struct {
 	mesh     *meshTable             // guarded by mu; nil before Run
 	holds    map[string]*hold       // guarded by mu; by task id
 	heard    map[string]time.Time   // guarded by mu; last sign of a node's life, for nodes without a session
+	rivals   map[string]time.Time   // guarded by mu; when it was last logged that two machines are this node
 	logs     map[string]*logRelay   // guarded by mu; by request id
 	calls    map[string]*call       // guarded by mu; by id; streams that agents have yet to open
 	streams  map[*nodeStream]bool   // guarded by mu; those that stand
@@ -98,7 +99,7 @@ func New(cfg Config) *Dispatcher {
 	cfg.Linger = cmp.Or(cfg.Linger, defaultLinger)
 	cfg.AckTimeout = cmp.Or(cfg.AckTimeout, defaultAckTimeout)
 	d := &Dispatcher{cfg: cfg, epoch: time.Now(), settle: make(chan struct{}, 1), retime: make(chan struct{}, 1), sessions: map[string]*session{},
-		holds: map[string]*hold{}, heard: map[string]time.Time{}, logs: map[string]*logRelay{},
+		holds: map[string]*hold{}, heard: map[string]time.Time{}, rivals: map[string]time.Time{}, logs: map[string]*logRelay{},
 		calls: map[string]*call{}, streams: map[*nodeStream]bool{}}
 	d.life, d.end = context.WithCancelCause(context.Background())
 	return d
@@ -177,6 +178,7 @@ func (d *Dispatcher) observe(batch []cluster.Event) {
 			wake[ev.ID()] = true
 			if ev.New == nil {
 				delete(d.heard, ev.ID())
+				delete(d.rivals, ev.ID())
 			}
 		case cluster.KindCluster:
 			d.adoptLocked(d.periodOf(snap.Cluster()))

@@ -160,6 +160,7 @@ type fakeAgent struct {
 	acks  bool // acknowledge meshes at once
 	left  string
 
+	refused  string
 	period   time.Duration
 	managers []protocol.ManagerAddr
 	peers    map[string]protocol.Peer
@@ -181,7 +182,10 @@ func (p pipeWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 }
 
 // connect opens a session for the node; its agent beats every 250 ms until beating is stopped.
-func (w *world) connect(nodeID string) *fakeAgent {
+func (w *world) connect(nodeID string) *fakeAgent { return w.connectAs(nodeID, "") }
+
+// connectAs opens a session for a run of the node's daemon.
+func (w *world) connectAs(nodeID, instance string) *fakeAgent {
 	server, client := net.Pipe()
 	a := &fakeAgent{w: w, conn: client, out: make(chan protocol.FromAgent, 1024), ended: make(chan struct{}), tasks: map[string]swarm.TaskState{}, mesh: map[string]protocol.MeshService{}, acks: true,
 		peers: map[string]protocol.Peer{}, drivers: map[string]string{}, payloads: map[string]string{}}
@@ -198,7 +202,7 @@ func (w *world) connect(nodeID string) *fakeAgent {
 	}
 	go a.read(in)
 	go a.write()
-	a.send(protocol.FromAgent{Hello: &protocol.Hello{DataPlane: true}})
+	a.send(protocol.FromAgent{Hello: &protocol.Hello{DataPlane: true, Instance: instance}})
 	go func() {
 		tick := time.NewTicker(250 * time.Millisecond)
 		defer tick.Stop()
@@ -246,6 +250,8 @@ func (a *fakeAgent) read(in *bufio.Reader) {
 			a.period, a.managers = m.Welcome.HeartbeatPeriod, m.Welcome.Managers
 		case m.Trust != nil:
 			a.trust = append(a.trust, *m.Trust)
+		case m.Refused != nil:
+			a.refused = m.Refused.Reason
 		case m.Stream != nil:
 			a.streams = append(a.streams, m.Stream.ID)
 		case m.Managers != nil:

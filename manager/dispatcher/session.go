@@ -39,6 +39,9 @@ type session struct {
 	in        *bounded
 	dec       *json.Decoder
 	addr      string // the node's underlay address
+	remote    string // the address that the connection came from
+	instance  string // of the node's daemon, empty if it does not say
+	began     time.Time
 	dataPlane bool
 	cancel    context.CancelCauseFunc // ends the session
 
@@ -80,7 +83,7 @@ func (d *Dispatcher) ServeSession(w http.ResponseWriter, _ *http.Request, nodeID
 	ctx, cancel := context.WithCancelCause(d.life)
 	defer cancel(nil)
 	in := &bounded{r: buffered}
-	s := &session{d: d, nodeID: nodeID, id: d.cfg.IDs.Next(), conn: conn, in: in, dec: json.NewDecoder(in), addr: remote, cancel: cancel,
+	s := &session{d: d, nodeID: nodeID, id: d.cfg.IDs.Next(), conn: conn, in: in, dec: json.NewDecoder(in), addr: remote, remote: remote, began: time.Now(), cancel: cancel,
 		wake: make(chan struct{}, 1), reports: make(chan protocol.Status, reportQueue)}
 	if err := s.serve(ctx); err != nil {
 		d.cfg.Logger.Info("session ended", "node", nodeID, "err", err)
@@ -185,6 +188,10 @@ func (s *session) register(ctx context.Context, h *protocol.Hello) error {
 		return fmt.Errorf("node %s follows the cluster as it was recovered elsewhere at %s; if that is meant, end this manager with 'miniswarm leave --force'",
 			s.nodeID, cluster.EpochTime(h.Epoch).Format(time.RFC3339))
 	}
+	s.instance = h.Instance
+	if err := s.d.awaitRival(ctx, s); err != nil {
+		return errors.Join(err, s.send(protocol.ToAgent{Refused: &protocol.Refused{Reason: err.Error()}}))
+	}
 	// Heard from now on, so that the node is not called DOWN while its coming back is being stored.
 	s.d.mu.Lock()
 	s.d.heard[s.nodeID] = s.lastHeard()
@@ -193,7 +200,7 @@ func (s *session) register(ctx context.Context, h *protocol.Hello) error {
 	if _, err := netip.ParseAddr(h.DataAddr); err == nil {
 		s.addr = h.DataAddr
 	}
-	patch := cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady, Addr: s.addr}, Description: &h.Description, DataAddr: s.addr}
+	patch := cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady, Addr: s.addr}, Description: &h.Description, DataAddr: s.addr, Instance: h.Instance}
 	if _, err := s.d.cfg.Store.Propose(ctx, &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.PatchNode(s.nodeID, patch)}}); err != nil {
 		return fmt.Errorf("register node %s: %w", s.nodeID, err)
 	}

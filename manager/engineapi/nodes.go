@@ -96,7 +96,7 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 	if _, err := cluster.ParseAllowance(spec.Labels[cluster.LabelAllow]); err != nil {
 		return errorf(http.StatusBadRequest, "label %s: %v", cluster.LabelAllow, err)
 	}
-	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+	change := func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		n, err := find[*cluster.Node](snap, cluster.KindNode, r.PathValue("id"))
 		if err != nil {
 			return nil, err
@@ -104,32 +104,27 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 		if n.Version.Index != version {
 			return nil, rpcErrorf(unknownCode, "update out of sequence")
 		}
-		if spec.Role == swarm.NodeRoleWorker && n.Role == swarm.NodeRoleManager && managers(snap) == 1 {
-			return nil, rpcErrorf(failedPrecondition, "attempting to demote the last manager of the swarm")
-		}
-		if spec.Role != n.Role {
-			return nil, rpcErrorf(unimplemented, "node %s is a %s and cannot become a %s while it is part of the swarm; "+
-				"let it leave and join again with the other token", n.ID, n.Role, spec.Role)
-		}
 		next := *n
 		next.Spec = spec
-		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
+		txn := &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&next)}}
+		if spec.Role == swarm.NodeRoleWorker && n.Spec.Role == swarm.NodeRoleManager {
+			if err := mayDemote(c, snap, n); err != nil {
+				return nil, err
+			}
+			// What was found must hold when this is committed: two demotions at once may be one too many.
+			txn.Guards = []cluster.Guard{{Kind: cluster.KindNode, Index: snap.Modified(cluster.KindNode)}}
+		}
+		return txn, nil
+	}
+	err = whileQuorum(r.Context(), func() error {
+		_, err := c.Update(r.Context(), change)
+		return err
 	})
 	if err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusOK)
 	return nil
-}
-
-// managers counts the nodes that are managers.
-func managers(snap *cluster.Snapshot) (n int) {
-	for node := range snap.Nodes() {
-		if node.Role == swarm.NodeRoleManager {
-			n++
-		}
-	}
-	return n
 }
 
 // removedFor is how long a removed node's certificate is refused, at the least: longer than certificates live by default.
@@ -147,7 +142,7 @@ func (s *Server) removeNode(c Control, w http.ResponseWriter, r *http.Request) e
 		if err != nil {
 			return nil, err
 		}
-		if n.RaftID != 0 && isMember(c, n.ID) {
+		if n.Spec.Role == swarm.NodeRoleManager && isMember(c, n.ID) {
 			return nil, rpcErrorf(failedPrecondition, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
 		}
 		if !force && n.Status.State == swarm.NodeStateReady {

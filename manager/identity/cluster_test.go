@@ -82,7 +82,7 @@ func newTestStore(t *testing.T, c *clock) *Store {
 // serve runs a manager's listener until the test ends: the handler of this package and two that need roles.
 func (tc *testCluster) serve(store *Store, issuer Issuer) (addr string) {
 	tc.t.Helper()
-	guard, err := NewGuard(GuardConfig{Store: store, Removed: tc.isRemoved})
+	guard, err := NewGuard(GuardConfig{Store: store, Removed: tc.isRemoved, Demoted: tc.isDemoted})
 	if err != nil {
 		tc.t.Fatal(err)
 	}
@@ -140,6 +140,12 @@ func (tc *testCluster) isRemoved(id string) bool {
 	tc.mu.Lock()
 	defer tc.mu.Unlock()
 	return tc.removed[id]
+}
+
+func (tc *testCluster) isDemoted(id string) bool {
+	tc.mu.Lock()
+	defer tc.mu.Unlock()
+	return tc.nodes[id] == Worker
 }
 
 func (tc *testCluster) change(f func()) {

@@ -12,11 +12,12 @@ import (
 	"strings"
 )
 
-// Guard decides who may call a handler, by certificate. A connection keeps the role of the certificate it was made with: who
-// demotes a node must also close its connections.
+// Guard decides who may call a handler, by certificate. A connection keeps the certificate it was made with, and a demoted
+// manager may keep its own: what the guard is told of removed and demoted nodes counts for more.
 type Guard struct {
 	store   *Store
 	removed func(nodeID string) bool
+	demoted func(nodeID string) bool
 	log     *slog.Logger
 }
 
@@ -27,6 +28,9 @@ type GuardConfig struct {
 	// Removed reports whether a node was removed from the cluster while its certificate is still valid. It is asked on
 	// every request, concurrently. Nil means that none was.
 	Removed func(nodeID string) bool
+	// Demoted reports whether a node is a worker although it has, or may have, a manager's certificate that is still valid.
+	// It is asked on every request of a manager, concurrently. Nil means that certificates say it all.
+	Demoted func(nodeID string) bool
 	// Logger hears of refusals at level Debug; nil is silence.
 	Logger *slog.Logger
 }
@@ -39,10 +43,13 @@ func NewGuard(cfg GuardConfig) (*Guard, error) {
 	if cfg.Removed == nil {
 		cfg.Removed = func(string) bool { return false }
 	}
+	if cfg.Demoted == nil {
+		cfg.Demoted = func(string) bool { return false }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Guard{store: cfg.Store, removed: cfg.Removed, log: cfg.Logger}, nil
+	return &Guard{store: cfg.Store, removed: cfg.Removed, demoted: cfg.Demoted, log: cfg.Logger}, nil
 }
 
 // RequireRole returns a handler that lets through to next only nodes of our cluster that were not removed and whose
@@ -102,6 +109,9 @@ func (g *Guard) recognise(r *http.Request, from func(*tls.ConnectionState) (Iden
 	}
 	if g.removed(id.NodeID) {
 		return id, ErrRemoved
+	}
+	if id.Role == Manager && g.demoted(id.NodeID) {
+		id.Role = Worker
 	}
 	return id, nil
 }

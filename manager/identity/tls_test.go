@@ -36,8 +36,11 @@ func call(ctx context.Context, addr, path string, conf *tls.Config) (status int,
 
 func TestRequireRole(t *testing.T) {
 	tc := newTestCluster(t, 0)
-	worker, manager, gone := tc.join(Worker), tc.join(Manager), tc.join(Manager)
-	tc.change(func() { tc.removed[gone.Current().Identity.NodeID] = true })
+	worker, manager, gone, demoted := tc.join(Worker), tc.join(Manager), tc.join(Manager), tc.join(Manager)
+	tc.change(func() {
+		tc.removed[gone.Current().Identity.NodeID] = true
+		tc.nodes[demoted.Current().Identity.NodeID] = Worker
+	})
 
 	// A node of another cluster whose administrator uses the same root CA.
 	cousin := newTestStore(t, tc.clock)
@@ -58,6 +61,8 @@ func TestRequireRole(t *testing.T) {
 		{"worker on managers' path", "/managers", ClientTLS(worker, Manager, ""), 403, "is a worker, and this is for managers only"},
 		{"manager on managers' path", "/managers", ClientTLS(manager, Manager, ""), 200, "manager"},
 		{"nobody on all nodes' path", "/any", &tls.Config{InsecureSkipVerify: true}, 403, "a node's certificate is required"},
+		{"demoted manager on all nodes' path", "/any", ClientTLS(demoted, Manager, ""), 200, "worker " + demoted.Current().Identity.NodeID},
+		{"demoted manager on managers' path", "/managers", ClientTLS(demoted, Manager, ""), 403, "is a worker, and this is for managers only"},
 		{"removed node", "/any", ClientTLS(gone, Manager, ""), 403, ErrRemoved.Error()},
 		{"cousin", "/any", cousinConf, 403, "belongs to cluster othercluster, this is cluster " + testClusterID},
 		{"nobody at the CA", RootPath, &tls.Config{InsecureSkipVerify: true}, 200, "BEGIN CERTIFICATE"},
@@ -233,6 +238,7 @@ func TestRenewalTakesEffectWithoutRestart(t *testing.T) {
 	}
 
 	id.Role = Manager // a promotion
+	tc.change(func() { tc.nodes[id.NodeID] = Manager })
 	if _, err := Found(tc.ca, worker, id, 0); err != nil {
 		t.Fatal(err)
 	}

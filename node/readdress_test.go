@@ -1,0 +1,125 @@
+package node
+
+import (
+	"log/slog"
+	"slices"
+	"testing"
+
+	"github.com/docker/docker/api/types/swarm"
+)
+
+func TestReaddress(t *testing.T) {
+	lo := loopback(t)
+	base := state{ListenAddr: "0.0.0.0:2377", AdvertiseAddr: "127.0.0.1:2377", DataAddr: "127.0.0.1", Interface: lo}
+	with := func(change func(*state)) state { s := base; change(&s); return s }
+	for _, c := range []struct {
+		name string
+		cfg  Config
+		st   state
+		want state // without Flags
+	}{
+		{"nothing has changed", Config{}, base, base},
+		{"the same flags, though init named other addresses", Config{AdvertiseAddr: "192.0.2.9"},
+			with(func(s *state) { s.Flags.Advertise = "192.0.2.9" }), base},
+		{"a new flag", Config{AdvertiseAddr: "192.0.2.9"}, base,
+			with(func(s *state) { s.AdvertiseAddr, s.DataAddr, s.Interface = "192.0.2.9:2377", "192.0.2.9", "" })},
+		{"a new flag, the overlay has its own address", Config{AdvertiseAddr: "192.0.2.9:4000"},
+			with(func(s *state) { s.DataAddr = "192.0.2.1" }),
+			with(func(s *state) { s.AdvertiseAddr, s.DataAddr, s.Interface = "192.0.2.9:4000", "192.0.2.1", "" })},
+		{"another address to listen on, which was advertised", Config{ListenAddr: "192.0.2.9:4000"},
+			with(func(s *state) { s.ListenAddr = s.AdvertiseAddr }),
+			with(func(s *state) {
+				s.ListenAddr, s.AdvertiseAddr, s.DataAddr, s.Interface = "192.0.2.9:4000", "192.0.2.9:4000", "192.0.2.9", ""
+			})},
+		{"a flag for the overlay", Config{DataPathAddr: "192.0.2.9"}, base, with(func(s *state) { s.DataAddr = "192.0.2.9" })},
+		{"the interface has another address", Config{},
+			with(func(s *state) {
+				s.ListenAddr, s.AdvertiseAddr, s.DataAddr = "192.0.2.1:2377", "192.0.2.1:2377", "192.0.2.1"
+			}),
+			with(func(s *state) { s.ListenAddr = "127.0.0.1:2377" })},
+		{"the interface is gone", Config{}, with(func(s *state) { s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "gone0" }),
+			with(func(s *state) { s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "gone0" })},
+		{"an address that never was the machine's", Config{}, with(func(s *state) { s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "" }),
+			with(func(s *state) { s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "" })},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.cfg.Logger = slog.New(slog.DiscardHandler)
+			n := &Node{cfg: c.cfg}
+			got, before := c.st, c.st
+			changed, err := n.readdress(&got)
+			must(t, err)
+			if changed != (got.AdvertiseAddr != before.AdvertiseAddr || got.ListenAddr != before.ListenAddr || got.DataAddr != before.DataAddr || got.Flags != before.Flags) {
+				t.Errorf("changed: %v", changed)
+			}
+			if got.Flags != c.cfg.flags() {
+				t.Errorf("remembers the flags %+v", got.Flags)
+			}
+			if got.ListenAddr != c.want.ListenAddr || got.AdvertiseAddr != c.want.AdvertiseAddr || got.DataAddr != c.want.DataAddr || got.Interface != c.want.Interface {
+				t.Errorf("got  %+v\nwant %+v", got, c.want)
+			}
+		})
+	}
+}
+
+// comesBack restarts a daemon that has ended, or ends it first, with another configuration.
+func (c *nodes) comesBack(i int, change func(*Config)) (addr string) {
+	c.t.Helper()
+	must(c.t, c.stop[c.all[i]]())
+	cfg := c.all[i].cfg
+	change(&cfg)
+	again, err := New(cfg)
+	must(c.t, err)
+	c.stop[again] = run(c.t, again)
+	c.all[i] = again
+	waitFor(c.t, "daemon that takes part", func() bool { return again.current() != nil })
+	return again.current().state.AdvertiseAddr
+}
+
+// foundAt waits until everybody knows where a manager is.
+func (c *nodes) foundAt(id, addr string) {
+	c.t.Helper()
+	waitFor(c.t, "manager at its new address", func() bool {
+		snap, g := snapshot(c.t, c.leader()), parts(c.leader())
+		return snap != nil && g != nil && snap.Node(id).ManagerAddr == addr && snap.Node(id).Status.State == swarm.NodeStateReady &&
+			g.manager.Reachability(id) == swarm.ReachabilityReachable
+	})
+	waitFor(c.t, "worker that knows the address", func() bool {
+		return slices.Contains(c.all[len(c.all)-1].Info().RemoteManagers, swarm.Peer{NodeID: id, Addr: addr})
+	})
+}
+
+// TestManagersComeBackElsewhere: a node's id is who it is. The others, and the agents, learn where it is.
+func TestManagersComeBackElsewhere(t *testing.T) {
+	c := newNodes(t, 3, 1)
+	for range 2 { // the leader, and then at once the one after it
+		i := slices.Index(c.all, c.leader())
+		id, addr := c.all[i].Info().NodeID, freePort(t)
+		c.comesBack(i, func(cfg *Config) { cfg.ListenAddr = addr })
+		c.foundAt(id, addr)
+	}
+	for _, stays := range []int{1, 0} { // so many are where they were; with none, the daemons have to be told
+		want := []string{freePort(t), freePort(t), freePort(t)}
+		for i := range want {
+			must(t, c.stop[c.all[i]]())
+		}
+		var ids []string
+		for i := range want {
+			want[i] = c.comesBack(i, func(cfg *Config) {
+				if i >= stays {
+					cfg.ListenAddr = want[i]
+				}
+				if i > 0 && stays == 0 {
+					cfg.ManagerAddrs = want[:1]
+				}
+			})
+			ids = append(ids, c.all[i].Info().NodeID)
+		}
+		if stays == 0 {
+			c.comesBack(3, func(cfg *Config) { cfg.ManagerAddrs = want[:1] })
+		}
+		for i, id := range ids {
+			c.foundAt(id, want[i])
+		}
+	}
+	c.voters(3)
+}
