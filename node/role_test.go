@@ -112,18 +112,17 @@ func (c *nodes) must(id string, role swarm.NodeRole) {
 // is waits until a daemon is what its role says: certificate, parts, node object.
 func (c *nodes) is(n *Node, role identity.Role) {
 	c.t.Helper()
-	id := n.Info().NodeID
 	waitFor(c.t, "node that is a "+string(role), func() bool {
-		info := n.Info()
-		if n.credentials.Current().Identity.Role != role || info.ControlAvailable != (role == identity.Manager) {
+		info, creds := n.Info(), n.credentials.Current()
+		if creds == nil || creds.Identity.Role != role || info.ControlAvailable != (role == identity.Manager) {
 			return false
 		}
 		snap := snapshot(c.t, c.leader())
 		if snap == nil {
 			return false
 		}
-		obj := snap.Node(id)
-		return obj.Role == role && (obj.RaftID != 0) == (role == identity.Manager) && (obj.ManagerAddr != "") == (role == identity.Manager)
+		obj := snap.Node(creds.Identity.NodeID)
+		return obj != nil && obj.Role == role && (obj.RaftID != 0) == (role == identity.Manager) && (obj.ManagerAddr != "") == (role == identity.Manager)
 	})
 }
 
@@ -138,10 +137,8 @@ func TestAWorkerIsPromotedAndDemoted(t *testing.T) {
 		if snap := snapshot(t, worker); snap == nil || snap.Node(id) == nil {
 			t.Fatalf("round %d: the new manager does not read the cluster", round)
 		}
-		if on, err := identity.NewStore(identity.StoreConfig{Dir: worker.cfg.StateDir}); err != nil {
-			t.Fatal(err)
-		} else if creds, err := on.Load(); err != nil || creds.Identity.Role != identity.Manager {
-			t.Errorf("on disk: %+v, %v", creds, err)
+		if onDisk, err := worker.credentials.Identity(); err != nil || onDisk.Role != identity.Manager {
+			t.Errorf("on disk: %+v, %v", onDisk, err)
 		}
 		c.must(id, swarm.NodeRoleWorker)
 		c.is(worker, identity.Worker)
