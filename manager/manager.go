@@ -51,7 +51,7 @@ type Config struct {
 	EngineAPI http.Handler
 	// HeartbeatPeriod overrides the cluster's setting where positive, for tests.
 	HeartbeatPeriod time.Duration
-	// Now is the clock that certificates are made and judged by; nil means time.Now.
+	// Now is the clock that plans are made by and certificates are made and judged by; nil means the system's.
 	Now func() time.Time
 }
 
@@ -79,6 +79,9 @@ var ErrNotLeader = errors.New("this manager is not the leader")
 func New(cfg Config) (*Manager, error) {
 	if cfg.NodeID == "" || cfg.Store == nil || cfg.Credentials == nil || cfg.Logger == nil {
 		return nil, errors.New("manager: node id, store, credentials and logger must be given")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	m := &Manager{cfg: cfg, ids: cluster.RandomIDs(rand.Reader), client: identity.NewClient(identity.ClientConfig{Now: cfg.Now}), decisions: newDecisionLog()}
 	var err error
@@ -192,7 +195,7 @@ func (m *Manager) plan(ctx context.Context) error {
 	for {
 		watch := m.cfg.Store.Watch(watchBuffer)
 		l := &loop{store: m.cfg.Store, planner: orchestrator.New(orchestrator.Options{}), watch: watch, ids: m.ids,
-			logger: m.cfg.Logger, decisions: m.decisions, now: time.Now}
+			logger: m.cfg.Logger, decisions: m.decisions, now: m.cfg.Now}
 		err := l.run(ctx, watch.Start)
 		watch.Close()
 		if !errors.Is(err, errWatchEnded) || !errors.Is(watch.Err(), raftstore.ErrLagged) {

@@ -106,12 +106,18 @@ func (s *Store) write(batch []*raftpb.Message) error {
 			entries = append(entries, m.Entries...)
 		}
 	}
+	if err := s.at(Append); err != nil {
+		return fmt.Errorf("write-ahead log %s: %w", walDir(s.cfg.Dir), err)
+	}
 	if snap := batch[0].Snapshot; snap != nil {
 		if err := s.install(snap, state, entries); err != nil {
 			return err
 		}
 	} else if err := s.disk.save(state, entries); err != nil {
 		return err
+	}
+	if err := s.at(Appended); err != nil {
+		return fmt.Errorf("write-ahead log %s: %w", walDir(s.cfg.Dir), err)
 	}
 	if state != nil {
 		if err := s.storage.SetHardState(state); err != nil {

@@ -141,6 +141,7 @@ func (a *applier) run(batch []applyWork) error {
 		case w.covered != nil:
 			a.coverages = append(a.coverages, w.covered)
 		default:
+			_ = a.s.at(Apply)
 			if err := a.apply(w.m); err != nil {
 				return err
 			}

@@ -193,8 +193,10 @@ func (c *chaos) fault(dead []*member) []*member {
 		c.net.Partition()
 	case 5:
 		c.net.SetFaults(c.rand.Float64()/5, time.Duration(c.rand.IntN(80))*time.Millisecond)
+		c.net.SetDoubles(c.rand.Float64() / 5)
 	case 6:
 		c.net.SetFaults(0, 0)
+		c.net.SetDoubles(0)
 	}
 	return dead
 }
@@ -235,6 +237,7 @@ func runChaos(t *testing.T, members int, seed uint64) []porcupine.Operation {
 	clients.Wait()
 	g.net.Partition()
 	g.net.SetFaults(0, 0)
+	g.net.SetDoubles(0)
 	for _, m := range dead {
 		m.restart()
 	}

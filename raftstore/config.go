@@ -47,6 +47,8 @@ type Config struct {
 	KeepEntries uint64
 	// Now is the clock that stamps transactions without a time; nil means the system's.
 	Now func() time.Time
+	// Hooks are for simulations.
+	Hooks Hooks
 }
 
 // Limits that are not worth a setting.

@@ -116,13 +116,14 @@ func (l *loop) run(ctx context.Context) {
 		case <-ticker.C:
 			l.tick()
 		case <-stop:
-			if crashed(ctx) || !l.beginStop() {
+			if l.s.crashed(ctx) || !l.beginStop() {
 				return
 			}
 			stop = nil
 		case <-l.s.failed:
 			return
 		}
+		_ = l.s.at(Turn)
 		l.step(l.s.inbox.take())
 		l.work()
 		if l.stopping > 0 && (!l.role.leads || l.ticks >= l.stopping) {

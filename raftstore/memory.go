@@ -22,6 +22,7 @@ type Network struct {
 	locals  map[uint64]Local
 	cut     map[[2]uint64]bool
 	drop    float64
+	double  float64
 	delay   time.Duration
 	dropped uint64
 }
@@ -37,6 +38,34 @@ func (n *Network) SetFaults(drop float64, delay time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.drop, n.delay = drop, delay
+}
+
+// SetDoubles makes the network deliver each message a second time, later, with probability double.
+func (n *Network) SetDoubles(double float64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.double = double
+}
+
+// Cut makes messages from one member to another be lost, or not any more. The other direction stays as it is.
+func (n *Network) Cut(from, to uint64, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if cut {
+		n.cut[[2]uint64{from, to}] = true
+	} else {
+		delete(n.cut, [2]uint64{from, to})
+	}
+}
+
+// again draws whether a message comes twice, and after what time.
+func (n *Network) again() (time.Duration, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.double == 0 || n.rand.Float64() >= n.double {
+		return 0, false
+	}
+	return time.Millisecond + time.Duration(n.rand.Int64N(int64(200*time.Millisecond))), true
 }
 
 // Partition separates the members into groups that do not hear each other. Members that are in no group hear everybody.
@@ -142,6 +171,13 @@ func (t *memoryTransport) Send(msgs []*raftpb.Message) {
 			continue
 		}
 		to, delay, err := t.net.route(m.GetFrom(), m.GetTo())
+		if later, twice := t.net.again(); twice && err == nil && t.runs {
+			second := proto.Clone(m).(*raftpb.Message)
+			t.work.Go(func() {
+				time.Sleep(delay + later)
+				deliver(local, to, second)
+			})
+		}
 		switch {
 		case err != nil || !t.runs:
 			local.Unreachable(m.GetTo())

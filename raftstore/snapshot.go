@@ -99,6 +99,9 @@ func (s *Store) writeSnapshot(meta snapshotMeta, conf *raftpb.ConfState, snap *c
 	if err := f.commit(); err != nil {
 		return 0, err
 	}
+	if err := s.at(SnapshotWritten); err != nil {
+		return f.size, err
+	}
 	work := appendWork{recorded: make(chan error, 1), record: &raftpb.SnapshotMetadata{ConfState: conf, Index: proto.Uint64(meta.Index), Term: proto.Uint64(meta.Term)}}
 	s.appends.push(work)
 	select {
@@ -108,6 +111,9 @@ func (s *Store) writeSnapshot(meta snapshotMeta, conf *raftpb.ConfState, snap *c
 		}
 	case <-s.appendsDone:
 		return f.size, ErrStopped
+	}
+	if err := s.at(SnapshotRecorded); err != nil {
+		return f.size, err
 	}
 	s.snapMu.Lock()
 	defer s.snapMu.Unlock()

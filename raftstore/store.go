@@ -246,15 +246,13 @@ func (s *Store) Run(ctx context.Context) error {
 	return err
 }
 
-// errCrash as the cause of a context ends Run as if the process had been killed: tests only.
-var errCrash = errors.New("simulated crash")
-
-func crashed(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errCrash) }
-
 // end closes the log and says how Run ended.
 func (s *Store) end(ctx context.Context) error {
-	if crashed(ctx) {
-		return errCrash
+	if s.crashed(ctx) {
+		if s.cfg.Hooks.Crashed != nil {
+			s.cfg.Hooks.Crashed()
+		}
+		return errors.Join(ErrCrash, s.disk.close())
 	}
 	err := s.disk.close()
 	select {

@@ -109,12 +109,20 @@ func (g *group) join(node string) *member {
 
 func (g *group) start(cfg Config) *member {
 	g.t.Helper()
+	m := &member{g: g, dir: cfg.Dir, cfg: cfg, ended: make(chan error, 1)}
+	cfg.Hooks.Crashed = func() {
+		m.dir = g.t.TempDir()
+		if err := os.CopyFS(m.dir, os.DirFS(cfg.Dir)); err != nil {
+			g.t.Error(err)
+		}
+	}
 	s, err := Open(cfg)
 	if err != nil {
 		g.t.Fatal(err)
 	}
+	m.Store = s
 	ctx, cancel := context.WithCancelCause(context.Background())
-	m := &member{Store: s, g: g, dir: cfg.Dir, cfg: cfg, cancel: cancel, ended: make(chan error, 1)}
+	m.cancel = cancel
 	if g.certs != nil {
 		m.server = g.certs.serve(cfg.NodeID, cfg.Addr, s.Handler())
 	}
@@ -146,16 +154,10 @@ func (m *member) gone() error {
 // that moment is copied, and the copy is what restart uses.
 func (m *member) kill() {
 	m.g.t.Helper()
-	m.cancel(errCrash)
-	if err := m.gone(); !errors.Is(err, errCrash) {
+	m.cancel(ErrCrash)
+	if err := m.gone(); !errors.Is(err, ErrCrash) {
 		m.g.t.Fatalf("killed member ended with %v", err)
 	}
-	dir := m.g.t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(m.dir)); err != nil {
-		m.g.t.Fatal(err)
-	}
-	m.dir = dir
-	m.disk.wal.Close() // frees the file pipeline's goroutine; the original directory is not used again
 }
 
 func (m *member) restart() *member {
