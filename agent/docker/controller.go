@@ -393,10 +393,15 @@ func (c *Controller) find(ctx context.Context) (id string, err error) {
 		return st.ContainerID, nil
 	}
 	have, err := c.rt.Engine.Inspect(ctx, c.task.FullName())
-	if cerrdefs.IsNotFound(err) || err == nil && have.Config.Labels[LabelTaskID] != c.task.ID {
+	switch {
+	case cerrdefs.IsNotFound(err):
+		return "", nil
+	case err != nil: // have is empty: even asking for its id would panic
+		return "", err
+	case have.Config.Labels[LabelTaskID] != c.task.ID:
 		return "", nil
 	}
-	return have.ID, err
+	return have.ID, nil
 }
 
 // inspect looks at the container and remembers what a task's status tells of it.

@@ -179,10 +179,13 @@ func (e *Engine) goLocked() {
 	}
 }
 
-// Return brings the engine back.
+// Return brings the engine back, if it is away.
 func (e *Engine) Return() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if !e.down {
+		return
+	}
 	e.down, e.stopping, e.gone = false, false, make(chan struct{})
 }
 

@@ -1,0 +1,422 @@
+package sim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/agent/docker"
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/orchestrator"
+)
+
+// checks look at a world while it runs, from outside: at engines, at tables of data planes, at the stores of all managers.
+type checks struct {
+	w         *world
+	followers sync.WaitGroup
+
+	mu      sync.Mutex // guards all below
+	leaders map[uint64]string
+	digests map[uint64]string
+	digestN map[*host]uint64 // index that was looked at last
+	tasks   map[string]*cluster.Task
+	order   map[string]uint64 // index at which a task was created
+	blamed  map[*host]int     // faults that strike the host now
+	bad     map[*host]time.Time
+	allBad  time.Time
+	doubles map[string]time.Time // pairs of containers, since when
+	gone    map[string]time.Time // endpoints that outlive their container, since when
+	alone   map[*host]minority
+}
+
+// minority is what a manager had when it was cut off.
+type minority struct {
+	since time.Time
+	index uint64
+}
+
+func newChecks(w *world) *checks {
+	return &checks{w: w, leaders: map[uint64]string{}, digests: map[uint64]string{}, digestN: map[*host]uint64{}, tasks: map[string]*cluster.Task{}, order: map[string]uint64{},
+		blamed: map[*host]int{}, bad: map[*host]time.Time{}, doubles: map[string]time.Time{}, gone: map[string]time.Time{}, alone: map[*host]minority{}}
+}
+
+// calmAfter is how long after its troubles a host, or the cluster, is held to what holds without any.
+const calmAfter = 15 * time.Second
+
+// blame notes that a fault begins or ends to strike hosts.
+func (c *checks) blame(hosts []*host, by int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range hosts {
+		c.blamed[h] += by
+		c.bad[h], c.allBad = time.Now(), time.Now()
+	}
+}
+
+// run looks again and again until ctx ends.
+func (c *checks) run(ctx context.Context) {
+	for n := 0; ctx.Err() == nil; n++ {
+		c.notice()
+		c.slots()
+		c.endpoints()
+		c.minorities()
+		if n%8 == 0 {
+			c.states()
+		}
+		_ = pause(ctx, 250*time.Millisecond)
+	}
+	c.followers.Wait()
+}
+
+// notice keeps book of hosts that are not themselves.
+func (c *checks) notice() {
+	snap := c.w.leaderSnapshot()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.w.hosts {
+		down := snap == nil || snap.Node(h.id) == nil || snap.Node(h.id).Status.State != swarm.NodeStateReady
+		if c.blamed[h] > 0 || h.process() == nil || down {
+			c.bad[h], c.allBad = time.Now(), time.Now()
+		}
+	}
+	for _, h := range c.w.hosts[:c.w.managers] {
+		p := h.process()
+		if p == nil {
+			continue
+		}
+		if l := p.store.Leadership(); l.Leader { // I2
+			if other, ok := c.leaders[l.Term]; ok && other != h.id {
+				c.w.violate("I2: %s and %s both lead in term %d", other, h.id, l.Term)
+			}
+			c.leaders[l.Term] = h.id
+		}
+	}
+}
+
+func (c *checks) wellLocked(h *host) bool { return time.Since(c.bad[h]) > calmAfter }
+
+// slots: at most one container of a slot runs on hosts that are well (I4).
+func (c *checks) slots() {
+	type place struct {
+		h    *host
+		name string
+		task *cluster.Task
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	bySlot := map[string][]place{}
+	for _, h := range c.w.hosts {
+		if !c.wellLocked(h) {
+			continue
+		}
+		for _, i := range h.running() {
+			t := c.tasks[i.Labels[docker.LabelTaskID]]
+			if t == nil {
+				if i.Started.Before(time.Now().Add(-time.Second)) {
+					c.w.violate("I10: %s runs container %s of a task that no manager ever had", h, i.Name)
+				}
+				continue
+			}
+			if t.ServiceAnnotations.Name == serviceName(3) { // start-first
+				continue
+			}
+			slot := t.ServiceID + "." + t.SlotName()
+			bySlot[slot] = append(bySlot[slot], place{h, i.Name, t})
+		}
+	}
+	now := map[string]time.Time{}
+	for slot, all := range bySlot {
+		if len(all) < 2 {
+			continue
+		}
+		key := fmt.Sprint(slot, " ", all[0].name, " on ", all[0].h, ", ", all[1].name, " on ", all[1].h)
+		since, known := c.doubles[key]
+		if !known {
+			since = time.Now()
+		}
+		now[key] = since
+		if time.Since(since) > 400*time.Millisecond {
+			c.w.violate("I4: two containers of one slot run: %s", key)
+		}
+	}
+	c.doubles = now
+}
+
+// endpoints: where the whole cluster is well, no data plane sends anybody to a container that has ended (I8).
+func (c *checks) endpoints() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := map[string]time.Time{}
+	if time.Since(c.allBad) > calmAfter {
+		running := map[string]bool{}
+		for _, h := range c.w.hosts {
+			for _, i := range h.running() {
+				running[i.Labels[docker.LabelTaskID]] = true
+			}
+		}
+		for _, h := range c.w.hosts {
+			for service, backends := range h.mesh.backends() {
+				for task, b := range backends {
+					if running[task] {
+						continue
+					}
+					key := fmt.Sprintf("%s sends connections for service %s to %s of task %s, which does not run", h, service, b.Addr, task)
+					since, known := c.gone[key]
+					if !known {
+						since = time.Now()
+					}
+					now[key] = since
+					if time.Since(since) > 2*time.Second {
+						c.w.violate("I8: %s, for %s", key, time.Since(since))
+					}
+				}
+			}
+		}
+	}
+	c.gone = now
+}
+
+// minorities: a manager that is cut off for longer than it may believe to lead applies nothing new (I13).
+func (c *checks) minorities() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.w.hosts[:c.w.managers] {
+		p := h.process()
+		if p == nil || !c.w.cutOff(h) {
+			delete(c.alone, h)
+			continue
+		}
+		at := p.store.Snapshot().Index()
+		m, known := c.alone[h]
+		if !known || time.Since(m.since) < 3*time.Second {
+			if !known {
+				m.since = time.Now()
+			}
+			m.index = at
+			c.alone[h] = m
+			continue
+		}
+		if at != m.index {
+			c.w.violate("I13: %s is cut off since %s and went from index %d to %d", h, time.Since(m.since), m.index, at)
+		}
+	}
+}
+
+// cutOff says whether nothing can come to a manager from a majority of them, not even by way of others.
+func (w *world) cutOff(h *host) bool {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	heard := map[*host]bool{h: true}
+	for again := true; again; {
+		again = false
+		for _, o := range w.hosts[:w.managers] {
+			for by := range heard {
+				if !heard[o] && !w.net.isCutLocked(o.i, by.i) {
+					heard[o], again = true, true
+				}
+			}
+		}
+	}
+	return len(heard) <= w.managers/2
+}
+
+// states: what managers have at the same index is the same (I3), addresses are nobody else's (I9), and what the
+// orchestrator decides can be decided again (I12).
+func (c *checks) states() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var newest *cluster.Snapshot
+	for _, h := range c.w.hosts[:c.w.managers] {
+		p := h.process()
+		if p == nil {
+			continue
+		}
+		snap := p.store.Snapshot()
+		if snap.Index() == c.digestN[h] {
+			continue
+		}
+		c.digestN[h] = snap.Index()
+		d, err := snap.Digest()
+		if err != nil {
+			c.w.violate("I3: %v", err)
+			continue
+		}
+		if other, ok := c.digests[snap.Index()]; ok && other != d {
+			c.w.violate("I3: %s has another state at index %d than another manager had", h, snap.Index())
+		}
+		c.digests[snap.Index()] = d
+		if newest == nil || snap.Index() > newest.Index() {
+			newest = snap
+		}
+	}
+	if newest != nil {
+		c.addresses(newest)
+		c.reproduce(newest)
+	}
+}
+
+func (c *checks) addresses(snap *cluster.Snapshot) {
+	owner := map[string]string{}
+	claim := func(network, addr, who string) {
+		if addr == "" {
+			return
+		}
+		key := network + " " + addr
+		if other, taken := owner[key]; taken && other != who {
+			c.w.violate("I9: at index %d %s and %s both have %s", snap.Index(), other, who, key)
+		}
+		owner[key] = who
+	}
+	for n := range snap.Nodes() {
+		for network, addr := range n.Attachments {
+			claim(network, addr, "node "+n.ID)
+		}
+	}
+	for s := range snap.Services() {
+		for _, v := range s.Endpoint.VirtualIPs {
+			claim(v.NetworkID, v.Addr, "service "+s.ID)
+		}
+	}
+	for t := range snap.Tasks() {
+		if cluster.Terminal(t.Status.State) {
+			continue
+		}
+		for _, a := range t.NetworksAttachments {
+			for _, addr := range a.Addresses {
+				claim(a.Network.ID, addr, "task "+t.ID)
+			}
+		}
+	}
+}
+
+func (c *checks) reproduce(snap *cluster.Snapshot) {
+	now := time.Now()
+	first, second := orchestrator.Next(snap, now, cluster.SeededIDs(1)), orchestrator.Next(snap, now, cluster.SeededIDs(1))
+	a, aerr := json.Marshal(first)
+	b, berr := json.Marshal(second)
+	if aerr != nil || berr != nil || string(a) != string(b) {
+		c.w.violate("I12: the same state at index %d and the same time give two plans (%v, %v)", snap.Index(), aerr, berr)
+	}
+}
+
+// follow watches a manager's store for as long as it lives: every change of every object comes once and in order, also
+// across watches that were too slow.
+func (c *checks) follow(p *process) {
+	if p.store == nil {
+		return
+	}
+	slow := c.w.stream(2000 + uint64(p.h.i))
+	c.followers.Go(func() {
+		last := uint64(0)
+		for {
+			watch := p.store.Watch(64)
+			if watch.Start.Index() < last {
+				c.w.violate("watch: %s begins at index %d, after events up to %d", p.h, watch.Start.Index(), last)
+			}
+			last = watch.Start.Index()
+			have := map[string]uint64{}
+			for _, k := range cluster.Kinds() {
+				for o := range watch.Start.Objects(k) {
+					have[k.String()+o.ObjectID()] = o.ObjectMeta().Version.Index
+					c.know(o)
+				}
+			}
+			for batch := range watch.Events() {
+				for _, ev := range batch {
+					last = c.event(p.h, have, last, ev)
+				}
+				if slow.IntN(200) == 0 {
+					time.Sleep(3 * time.Second)
+				}
+			}
+			if err := watch.Err(); err != nil && p.ctx.Err() == nil && p.live() {
+				c.w.trace("%s: watch ended: %v", p.h, err)
+			} else {
+				c.compare(p, have, last)
+				watch.Close()
+				return
+			}
+			watch.Close()
+		}
+	})
+}
+
+// live says whether the process's store still works.
+func (p *process) live() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		watch := p.store.Watch(1)
+		defer watch.Close()
+		return watch.Err() == nil
+	}
+}
+
+func (c *checks) know(o cluster.Object) {
+	if t, ok := o.(*cluster.Task); ok {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.tasks[t.ID] = t
+	}
+}
+
+// event checks one event against what went before.
+func (c *checks) event(h *host, have map[string]uint64, last uint64, ev cluster.Event) uint64 {
+	key := ev.Kind.String() + ev.ID()
+	before, known := have[key]
+	switch {
+	case ev.Index < last:
+		c.w.violate("watch: %s tells of index %d after %d", h, ev.Index, last)
+	case (ev.Old != nil) != known:
+		c.w.violate("watch: %s tells of %s of %s at %d, known before: %v", h, ev.Action, key, ev.Index, known)
+	case ev.Old != nil && ev.Old.ObjectMeta().Version.Index != before:
+		c.w.violate("watch: %s has missed a change of %s: version %d follows %d", h, key, ev.Old.ObjectMeta().Version.Index, before)
+	}
+	if ev.New == nil {
+		delete(have, key)
+	} else {
+		have[key] = ev.New.ObjectMeta().Version.Index
+		c.know(ev.New)
+	}
+	return ev.Index
+}
+
+// compare holds what the events made against the tables when both have come to rest.
+func (c *checks) compare(p *process, have map[string]uint64, last uint64) {
+	snap := p.store.Snapshot()
+	if snap.Index() != last { // entries that were applied and not published when it was killed
+		return
+	}
+	n := 0
+	for _, k := range cluster.Kinds() {
+		for o := range snap.Objects(k) {
+			n++
+			if have[k.String()+o.ObjectID()] != o.ObjectMeta().Version.Index {
+				c.w.violate("watch: %s: the events made another %s %s than the tables have", p.h, k, o.ObjectID())
+			}
+		}
+	}
+	if n != len(have) {
+		c.w.violate("watch: %s: the events made %d objects, the tables have %d", p.h, len(have), n)
+	}
+}
+
+// wantedTasks lists the tasks of a service that are to run, and those of them that do.
+func wantedTasks(snap *cluster.Snapshot, service string) (running, wanted []*cluster.Task) {
+	for t := range snap.TasksOfService(service) {
+		if t.Wanted() && !cluster.Terminal(t.Status.State) {
+			wanted = append(wanted, t)
+			if t.Running() {
+				running = append(running, t)
+			}
+		}
+	}
+	slices.SortFunc(running, func(a, b *cluster.Task) int { return a.Slot - b.Slot })
+	return running, wanted
+}
