@@ -238,3 +238,21 @@ func TestTasksMadeForATransactionAreNotCopied(t *testing.T) {
 		t.Errorf("the task of a transaction that does not own it was taken (%v)", err)
 	}
 }
+
+// TestOnlyOneOfTwoRemoves: both read the object; a client that removed nothing must not be told that it did.
+func TestOnlyOneOfTwoRemoves(t *testing.T) {
+	st := NewState()
+	if _, err := st.Apply(&Txn{Changes: []Change{CreateOf(service("s1", "web"))}}, 5); err != nil {
+		t.Fatal(err)
+	}
+	seen := st.Snapshot().Service("s1")
+	if _, err := st.Apply(&Txn{Changes: []Change{RemoveSeen(seen)}}, 6); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Apply(&Txn{Changes: []Change{RemoveSeen(seen)}}, 7); !errors.Is(err, ErrNotExist) {
+		t.Errorf("the second removal: %v, want %v", err, ErrNotExist)
+	}
+	if _, err := st.Apply(&Txn{Changes: []Change{RemoveOf(seen)}}, 8); err != nil {
+		t.Errorf("a removal that does not care: %v", err)
+	}
+}

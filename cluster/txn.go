@@ -154,9 +154,17 @@ func UpdateOf(o Object) Change {
 	return Change{Action: Update, Kind: o.Kind(), ID: o.ObjectID(), Version: o.ObjectMeta().Version.Index, Object: o}
 }
 
-// RemoveOf gives the change that deletes o whatever its version has become.
+// RemoveOf gives the change that deletes o whatever its version has become, and whether it is still there or not.
 func RemoveOf(o Object) Change {
 	return Change{Action: Remove, Kind: o.Kind(), ID: o.ObjectID()}
+}
+
+// RemoveSeen gives the change that deletes o if it is as its writer read it. Of two who remove it at once one is told that
+// it is gone already.
+func RemoveSeen(o Object) Change {
+	c := RemoveOf(o)
+	c.Version = o.ObjectMeta().Version.Index
+	return c
 }
 
 // PatchTask gives the change that merges p into the task.

@@ -132,8 +132,11 @@ func (m *Manager) detach(ctx context.Context, id string) error {
 		if t == nil || !cluster.Before(t.Status.State, swarm.TaskStateAssigned) {
 			return nil, nil
 		}
-		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.RemoveOf(t)}}, nil
+		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.RemoveSeen(t)}}, nil
 	})
+	if errors.Is(err, cluster.ErrNotExist) {
+		return nil
+	}
 	return err
 }
 

@@ -25,8 +25,7 @@ type checks struct {
 	digests map[uint64]string
 	digestN map[*host]uint64 // index that was looked at last
 	tasks   map[string]*cluster.Task
-	order   map[string]uint64 // index at which a task was created
-	blamed  map[*host]int     // faults that strike the host now
+	blamed  map[*host]int // faults that strike the host now
 	bad     map[*host]time.Time
 	allBad  time.Time
 	doubles map[string]time.Time // pairs of containers, since when
@@ -34,14 +33,15 @@ type checks struct {
 	alone   map[*host]minority
 }
 
-// minority is what a manager had when it was cut off.
+// minority is what a manager had when it was cut off with those that it still hears.
 type minority struct {
 	since time.Time
+	with  string
 	index uint64
 }
 
 func newChecks(w *world) *checks {
-	return &checks{w: w, leaders: map[uint64]string{}, digests: map[uint64]string{}, digestN: map[*host]uint64{}, tasks: map[string]*cluster.Task{}, order: map[string]uint64{},
+	return &checks{w: w, leaders: map[uint64]string{}, digests: map[uint64]string{}, digestN: map[*host]uint64{}, tasks: map[string]*cluster.Task{},
 		blamed: map[*host]int{}, bad: map[*host]time.Time{}, doubles: map[string]time.Time{}, gone: map[string]time.Time{}, alone: map[*host]minority{}}
 }
 
@@ -115,7 +115,7 @@ func (c *checks) slots() {
 			continue
 		}
 		for _, i := range h.running() {
-			t := c.tasks[i.Labels[docker.LabelTaskID]]
+			t := c.taskLocked(i.Labels[docker.LabelTaskID])
 			if t == nil {
 				if i.Started.Before(time.Now().Add(-time.Second)) {
 					c.w.violate("I10: %s runs container %s of a task that no manager ever had", h, i.Name)
@@ -145,6 +145,21 @@ func (c *checks) slots() {
 		}
 	}
 	c.doubles = now
+}
+
+// taskLocked gives a task that a manager has or had, however slow its followers are.
+func (c *checks) taskLocked(id string) *cluster.Task {
+	for _, h := range c.w.hosts[:c.w.managers] {
+		if c.tasks[id] != nil {
+			break
+		}
+		if p := h.process(); p != nil {
+			if t := p.store.Snapshot().Task(id); t != nil {
+				c.tasks[id] = t
+			}
+		}
+	}
+	return c.tasks[id]
 }
 
 // endpoints: where the whole cluster is well, no data plane sends anybody to a container that has ended (I8).
@@ -187,16 +202,18 @@ func (c *checks) minorities() {
 	defer c.mu.Unlock()
 	for _, h := range c.w.hosts[:c.w.managers] {
 		p := h.process()
-		if p == nil || !c.w.cutOff(h) {
+		with, minor := c.w.hears(h)
+		if p == nil || !minor {
 			delete(c.alone, h)
 			continue
 		}
 		at := p.store.Snapshot().Index()
 		m, known := c.alone[h]
-		if !known || time.Since(m.since) < 3*time.Second {
-			if !known {
-				m.since = time.Now()
-			}
+		if !known || m.with != with { // others may bring what they heard elsewhere
+			c.alone[h] = minority{since: time.Now(), with: with, index: at}
+			continue
+		}
+		if time.Since(m.since) < 3*time.Second {
 			m.index = at
 			c.alone[h] = m
 			continue
@@ -207,8 +224,8 @@ func (c *checks) minorities() {
 	}
 }
 
-// cutOff says whether nothing can come to a manager from a majority of them, not even by way of others.
-func (w *world) cutOff(h *host) bool {
+// hears tells from which managers something can come to one, also by way of others, and whether they are a minority.
+func (w *world) hears(h *host) (with string, minor bool) {
 	w.net.mu.Lock()
 	defer w.net.mu.Unlock()
 	heard := map[*host]bool{h: true}
@@ -222,7 +239,12 @@ func (w *world) cutOff(h *host) bool {
 			}
 		}
 	}
-	return len(heard) <= w.managers/2
+	for _, o := range w.hosts[:w.managers] {
+		if heard[o] {
+			with += " " + o.String()
+		}
+	}
+	return with, len(heard) <= w.managers/2
 }
 
 // states: what managers have at the same index is the same (I3), addresses are nobody else's (I9), and what the

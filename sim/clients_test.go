@@ -34,7 +34,7 @@ func (c *clients) client(ctx context.Context, id int) {
 	seen := map[string]outcome{} // what this client read last of each name
 	for n := 0; ctx.Err() == nil; n++ {
 		h := c.w.hosts[r.IntN(c.w.managers)]
-		in := call{name: fmt.Sprint("c", r.IntN(4)), label: fmt.Sprintf("%d-%d", id, n)}
+		in := call{name: configName(r.IntN(4)), label: fmt.Sprintf("%d-%d", id, n)}
 		switch k := r.IntN(10); {
 		case k < 2:
 			in.verb = create
@@ -47,6 +47,9 @@ func (c *clients) client(ctx context.Context, id int) {
 		}
 		begin := c.clock.Add(1)
 		out, answered, sent := c.do(ctx, h, in)
+		if in.verb != read || *verbose {
+			c.w.trace("client %d at %s: %+v: %+v, answered %v, sent %v", id, h, in, out, answered, sent)
+		}
 		switch {
 		case in.verb == read && out.kind == "ok":
 			seen[in.name] = out
@@ -117,7 +120,7 @@ func (c *clients) do(ctx context.Context, h *host, in call) (out outcome, answer
 // conclude reads every name once more.
 func (c *clients) conclude(ctx context.Context) {
 	for i := range 4 {
-		in := call{verb: read, name: fmt.Sprint("c", i)}
+		in := call{verb: read, name: configName(i)}
 		begin := c.clock.Add(1)
 		out, answered, _ := c.do(ctx, c.w.hosts[i%c.w.managers], in)
 		if !answered {
@@ -189,7 +192,9 @@ func (o *operator) run(ctx context.Context) {
 	}
 }
 
-func serviceName(i int) string { return fmt.Sprint("s", i) }
+// Names have a dash, which ids have not: a name that is not there must not be taken for the beginning of an id.
+func serviceName(i int) string { return fmt.Sprint("svc-", i) }
+func configName(i int) string  { return fmt.Sprint("conf-", i) }
 
 func (o *operator) create(ctx context.Context, h *host, i int) {
 	n := uint64(1 + o.rand.IntN(4))

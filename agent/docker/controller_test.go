@@ -445,3 +445,19 @@ func TestAbandonedCreationIsTakenOver(t *testing.T) {
 		}
 	})
 }
+
+// TestATaskOfWhichNothingIsKnownEndsWhileTheEngineIsAway found a panic: the engine's description is asked for, and there is
+// none.
+func TestATaskOfWhichNothingIsKnownEndsWhileTheEngineIsAway(t *testing.T) {
+	withBench(t, func(b *bench) {
+		c := b.controller(b.task("web:1"))
+		b.e.Vanish()
+		for what, do := range map[string]func(context.Context) error{"shutdown": c.Shutdown, "removal": c.Remove} {
+			if err := do(b.Context()); !errors.Is(err, docker.ErrUnavailable) {
+				b.Errorf("%s: %v, want %v", what, err, docker.ErrUnavailable)
+			}
+		}
+		b.e.Return()
+		b.must(c.Shutdown(b.Context()))
+	})
+}

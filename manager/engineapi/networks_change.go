@@ -235,7 +235,7 @@ func (s *Server) removeNetwork(c Control, w http.ResponseWriter, r *http.Request
 		}
 		// A service that begins to use it while this commits must win, or it would be on nothing.
 		return &cluster.Txn{Time: time.Now(), Guards: []cluster.Guard{{Kind: cluster.KindService, Index: snap.Modified(cluster.KindService)}},
-			Changes: []cluster.Change{cluster.RemoveOf(n)}}, nil
+			Changes: []cluster.Change{cluster.RemoveSeen(n)}}, nil
 	})
 	if err != nil {
 		return err

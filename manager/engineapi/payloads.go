@@ -189,7 +189,7 @@ func removePayload[T cluster.Object](c Control, w http.ResponseWriter, r *http.R
 			return nil, rpcErrorf(invalidArgument, "%s '%s' is in use by the following %s: %s", k, o.ObjectName(), word, strings.Join(users, ", "))
 		}
 		// A service that begins to use it while this commits must lose, or it would refer to nothing.
-		return &cluster.Txn{Time: time.Now(), Guards: []cluster.Guard{{Kind: cluster.KindService, Index: snap.Index()}}, Changes: []cluster.Change{cluster.RemoveOf(o)}}, nil
+		return &cluster.Txn{Time: time.Now(), Guards: []cluster.Guard{{Kind: cluster.KindService, Index: snap.Index()}}, Changes: []cluster.Change{cluster.RemoveSeen(o)}}, nil
 	})
 	if err != nil {
 		return err

@@ -294,7 +294,7 @@ func (s *Server) removeService(c Control, w http.ResponseWriter, r *http.Request
 		if err != nil {
 			return nil, err
 		}
-		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.RemoveOf(svc)}}, nil
+		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.RemoveSeen(svc)}}, nil
 	})
 	if err != nil {
 		return err
