@@ -3,7 +3,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 .DEFAULT_GOAL := build
-.PHONY: build test test-short oracle demo lint vuln bench clean help
+.PHONY: build test test-short oracle sim fuzz demo lint vuln bench clean help
 
 build: ## the one static binary, bin/miniswarm
 	$(BUILD) -o bin/miniswarm ./cmd/miniswarm
@@ -12,6 +12,7 @@ test: ## everything, on real hosts, with the race detector (root; installs what 
 	scripts/setup.sh test
 	go vet ./...
 	CGO_ENABLED=1 MINISWARM_LAB=1 go test -race -timeout 60m ./...
+	go test ./sim
 	cd scheduler/swarmkit && go vet . && go test -parallel 100 .
 
 test-short: ## what needs neither root nor engines
@@ -22,6 +23,15 @@ oracle: ## all scripts of lab/oracle against a real Docker Swarm, and the schedu
 	scripts/setup.sh test
 	MINISWARM_LAB=1 go test -timeout 60m -parallel 6 -v ./lab/oracle -run TestScripts -all
 	cd scheduler/swarmkit && go test -parallel 100 -seeds 10000 .
+
+SEEDS ?= 1000
+TIMES ?= 1
+sim: ## SEEDS=n seeds of the simulator, or one SEED=n with its trace (TIMES=n of it, LOGS=1 with the daemons' logs)
+	go test -count=1 -timeout 600m ./sim -run TestSeeds $(if $(SEED),-v -seed $(SEED) -times $(TIMES) $(if $(LOGS),-logs),-seeds $(SEEDS))
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz test of the repository for FUZZTIME
+	scripts/fuzz.sh $(FUZZTIME)
 
 demo: ## the whole story on three hosts, under three minutes (root; installs what is missing)
 	scripts/setup.sh demo

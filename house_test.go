@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"manager":            {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager/identity", "manager/dispatcher"},
 	"node":               {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager", "manager/identity", "manager/dispatcher", "manager/engineapi", "manager/backup", "agent", "ingress", "ingress/plan"},
 	"lab":                {},
+	"sim":                {},
 	"cmd/miniswarm":      {"node", "lab", "ingress/lb", "cluster", "scheduler", "manager/identity", "manager/backup"},
 	"examples":           {"lab", "ingress/lb"},
 	"benchmarks":         {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager", "lab", "node", "ingress", "ingress/plan", "examples"},

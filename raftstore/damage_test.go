@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/etcd/server/v3/storage/wal"
@@ -283,4 +284,34 @@ func TestSegmentsAreSmallInTests(t *testing.T) {
 	if wal.SegmentSizeBytes > 1<<20 {
 		t.Errorf("segments have %d bytes: the tests of bounded disks say nothing", wal.SegmentSizeBytes)
 	}
+}
+
+// TestALogFromAnEarlierDayIsNamed: a manager whose disk was put back to an older copy has forgotten what it acknowledged. It
+// must not go on as if nothing was, and says what to do.
+func TestALogFromAnEarlierDayIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(3)
+		m := g.follower()
+		g.leader().mustPut("a")
+		g.settle()
+		m.kill()
+		old := t.TempDir()
+		if err := os.CopyFS(old, os.DirFS(m.dir)); err != nil {
+			t.Fatal(err)
+		}
+		m = m.restart()
+		for i := range 20 {
+			g.leader().mustPut(fmt.Sprint("b", i))
+		}
+		g.settle()
+		m.kill()
+		m.dir = old
+		m = m.restart()
+		err := m.gone()
+		if err == nil || !strings.Contains(err.Error(), "join it again") || !strings.Contains(err.Error(), old) {
+			t.Errorf("the member ended with %v, want an error that names the directory and says what to do", err)
+		}
+		g.leader().mustPut("c")
+	})
 }

@@ -37,12 +37,21 @@ func (l raftLogger) format(level slog.Level, f string, v []any) {
 	}
 }
 
-// Fatal and Panic are called where raft finds its own state impossible; going on would damage the log.
+// Fatal and Panic are called where raft finds its own state impossible; going on would damage the log. The loop turns the
+// panic into the end of the store.
 
-func (l raftLogger) Fatal(v ...any)            { panic("raft: " + fmt.Sprint(v...)) }
-func (l raftLogger) Fatalf(f string, v ...any) { panic("raft: " + fmt.Sprintf(f, v...)) }
-func (l raftLogger) Panic(v ...any)            { panic("raft: " + fmt.Sprint(v...)) }
-func (l raftLogger) Panicf(f string, v ...any) { panic("raft: " + fmt.Sprintf(f, v...)) }
+func (l raftLogger) Fatal(v ...any)            { panic(impossible(fmt.Sprint(v...))) }
+func (l raftLogger) Fatalf(f string, v ...any) { panic(impossible(fmt.Sprintf(f, v...))) }
+func (l raftLogger) Panic(v ...any)            { panic(impossible(fmt.Sprint(v...))) }
+func (l raftLogger) Panicf(f string, v ...any) { panic(impossible(fmt.Sprintf(f, v...))) }
+
+// impossible is what raft says of a state that it should never be in.
+type impossible string
+
+func (e impossible) Error() string {
+	return "raft finds the log of this manager impossible, as when its disk has lost writes or was put back to an earlier day: " + string(e) +
+		"; remove this manager from the cluster and join it again"
+}
 
 // walLogger gives the write-ahead log a zap logger that ends in slog. Only warnings pass: slow disks, repairs.
 func walLogger(log *slog.Logger) *zap.Logger {

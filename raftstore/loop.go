@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -108,6 +109,15 @@ func (l *loop) run(ctx context.Context) {
 	ticker := time.NewTicker(l.s.cfg.Tick)
 	defer ticker.Stop()
 	defer l.refuse()
+	defer func() {
+		switch v := recover().(type) {
+		case nil:
+		case impossible:
+			l.s.fail(fmt.Errorf("%s: %w", l.s.cfg.Dir, v))
+		default:
+			panic(v)
+		}
+	}()
 	stop := ctx.Done()
 	l.elect()
 	for {

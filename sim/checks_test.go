@@ -203,6 +203,7 @@ func (c *checks) minorities() {
 	for _, h := range c.w.hosts[:c.w.managers] {
 		p := h.process()
 		with, minor := c.w.hears(h)
+		with += fmt.Sprint(" at change ", c.w.cuts.Load())
 		if p == nil || !minor {
 			delete(c.alone, h)
 			continue

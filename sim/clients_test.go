@@ -46,7 +46,11 @@ func (c *clients) client(ctx context.Context, id int) {
 			in.verb = read
 		}
 		begin := c.clock.Add(1)
-		out, answered, sent := c.do(ctx, h, in)
+		do := c.do
+		if in.verb == read && r.IntN(3) == 0 {
+			do = c.readHere
+		}
+		out, answered, sent := do(ctx, h, in)
 		if in.verb != read || *verbose {
 			c.w.trace("client %d at %s: %+v: %+v, answered %v, sent %v", id, h, in, out, answered, sent)
 		}
@@ -115,6 +119,26 @@ func (c *clients) do(ctx context.Context, h *host, in call) (out outcome, answer
 		out.id, out.version, out.label = got.ID, got.Version.Index, got.Spec.Labels["v"]
 	}
 	return out, true, true
+}
+
+// readHere reads from a manager's own replica, whether it leads or not, as a linearizable read.
+func (c *clients) readHere(ctx context.Context, h *host, in call) (out outcome, answered, sent bool) {
+	p := h.process()
+	if p == nil {
+		return out, false, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	snap, err := p.Read(ctx)
+	if err != nil {
+		return out, false, true
+	}
+	for o := range snap.Configs() {
+		if o.Spec.Name == in.name {
+			return outcome{kind: "ok", id: o.ID, version: o.Version.Index, label: o.Spec.Labels["v"]}, true, true
+		}
+	}
+	return outcome{kind: "absent"}, true, true
 }
 
 // conclude reads every name once more.

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,6 +101,9 @@ func (h *host) supervise(ctx context.Context) {
 		<-p.done
 		h.setProcess(nil)
 		h.w.trace("%s: daemon ended: %v", h, p.err)
+		if p.err != nil && strings.Contains(p.err.Error(), "impossible") {
+			h.w.violate("I1: %s: %v", h, p.err)
+		}
 		_ = pause(ctx, 500*time.Millisecond)
 	}
 }

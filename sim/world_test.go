@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,6 +67,7 @@ type world struct {
 	broken   broken
 	begin    time.Time
 	checks   *checks
+	cuts     atomic.Int64 // counts changes of what is cut
 
 	mu         sync.Mutex // guards all below
 	lines      []string
@@ -305,6 +307,7 @@ func (w *world) leaderSnapshot() *cluster.Snapshot {
 
 // cut cuts the way from one host to another (by 1), or takes that cut away (by -1).
 func (w *world) cut(from, to, by int) {
+	w.cuts.Add(1)
 	cut := w.net.change(from, to, by)
 	if w.messages != nil && from < w.managers && to < w.managers {
 		w.messages.Cut(w.hosts[from].raftID, w.hosts[to].raftID, cut)
