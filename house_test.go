@@ -49,7 +49,7 @@ var pure = []string{"cluster", "cluster/protocol", "cluster/template", "schedule
 
 var pureImports = []string{
 	"bytes", "cmp", "container/heap", "crypto/sha256", "encoding/base32", "encoding/base64", "encoding/binary", "encoding/hex", "encoding/json", "errors", "fmt", "hash/fnv", "hash/maphash", "io",
-	"iter", "maps", "math", "math/big", "math/bits", "math/rand/v2", "net", "net/netip", "reflect", "regexp", "slices", "sort", "strconv", "strings", "text/tabwriter", "text/template", "time", "unicode", "unicode/utf8", "unsafe",
+	"iter", "maps", "math", "math/big", "math/bits", "math/rand/v2", "net", "net/netip", "reflect", "regexp", "slices", "sort", "strconv", "strings", "text/tabwriter", "text/template", "text/template/parse", "time", "unicode", "unicode/utf8", "unsafe",
 	"github.com/docker/docker/api/types/swarm", "github.com/docker/docker/api/types/network", "github.com/docker/docker/api/types/container", "github.com/docker/docker/api/types/mount",
 	"github.com/docker/go-units", "github.com/tidwall/btree",
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -253,6 +254,9 @@ func (s *session) handle(m *protocol.ToAgent) error {
 func (s *session) assign(as *protocol.Assignments) error {
 	if !as.Complete && as.Seq != s.assigned+1 {
 		return fmt.Errorf("assignments %d came after %d", as.Seq, s.assigned)
+	}
+	if slices.Contains(as.Tasks, nil) || slices.Contains(as.Networks, nil) || slices.Contains(as.Secrets, nil) || slices.Contains(as.Configs, nil) {
+		return fmt.Errorf("assignments %d have objects that are null", as.Seq)
 	}
 	s.assigned = as.Seq
 	s.a.worker.apply(as)

@@ -124,13 +124,24 @@ func (c *Context) plain(in string) (string, error) {
 	return c.Text(in, nil)
 }
 
-// Text expands one template. It may use the function join, and more. Errors quote it.
+// Text expands one template. It may use the function join, and more. Errors quote it. A template that makes more text or goes
+// through more rounds of its ranges than anybody needs is an error: managers expand templates while others wait.
 func (c *Context) Text(in string, more map[string]any) (string, error) {
-	tmpl, err := template.New("expansion").Option("missingkey=error").Funcs(functions).Funcs(more).Parse(in)
+	left := maxRounds
+	tick := func() (string, error) {
+		if left--; left < 0 {
+			return "", errRounds
+		}
+		return "", nil
+	}
+	tmpl, err := template.New("expansion").Option("missingkey=error").Funcs(functions).Funcs(more).Funcs(template.FuncMap{roundName: tick}).Parse(in)
 	if err != nil {
 		return "", err
 	}
-	var b strings.Builder
+	for _, t := range tmpl.Templates() {
+		countRounds(t.Root)
+	}
+	var b bounded
 	if err := tmpl.Execute(&b, c); err != nil {
 		return "", err
 	}

@@ -3,11 +3,14 @@ package engineapi
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -80,6 +83,49 @@ func FuzzBodies(f *testing.F) {
 			if w := do("GET", "/miniswarm/services/"+o.ObjectID()+"/explain", ""); w.Code != http.StatusOK {
 				t.Errorf("explain after POST %s %s: %d %s", at, body, w.Code, w.Body)
 			}
+		}
+	})
+}
+
+// FuzzRequests sends arbitrary paths and queries to the endpoints that read them: the answer is no fault.
+func FuzzRequests(f *testing.F) {
+	methods := []string{http.MethodGet, http.MethodDelete, http.MethodPost, http.MethodHead}
+	for _, target := range []string{
+		`/services?status=true&filters={"mode":["replicated"],"label":["a=b"],"id":["x"]}`, `/tasks?filters={"desired-state":["running"],"service":["web"],"node":["self"]}`,
+		`/nodes?filters={"role":["worker"],"membership":["x"],"node.label":["a"]}`, `/networks?filters={"scope":["swarm"],"dangling":["true"]}`, `/services/web?insertDefaults=true`,
+		`/tasks/t/logs?stdout=1&since=9e99&tail=-1&details=x`, `/services/web/logs?follow=x&stdout=1&tail=all`, `/events?since=1&until=-5&filters={"type":["service"]}`, `/v1.41/services`, `/v0.0/nodes/`,
+		`/secrets/%2e%2e/..`, `/configs?filters=[`, `/services/web/update?version=-1&rollback=x&registryAuthFrom=y`, `/miniswarm/services/web/explain?verbose=x`, `/nodes/node1?force=maybe`, `/swarm/unlockkey`,
+		`/services/create?rollback=previous`, `/networks/ingress?scope=x&verbose=y`, `/info?x`, `/_ping`, `/version`, `/v1.999/info`, `/services?filters={"name":{"web":true}}`, `//services`,
+	} {
+		for m := range methods {
+			f.Add(m, target, "")
+		}
+	}
+	f.Add(2, "/services/web/update?version=2&rollback=previous", "{}")
+	f.Fuzz(func(t *testing.T, method int, target, body string) {
+		u, err := url.ParseRequestURI(target)
+		if err != nil || u.Host != "" || !strings.HasPrefix(u.Path, "/") {
+			return
+		}
+		c := newFakeControl()
+		l := &fakeLocal{}
+		l.set(swarm.Info{NodeID: "node1", LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}, c, nil)
+		s, err := New(Config{Local: l, Engine: "unix:///nowhere", Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.put(t, aCluster()...)
+		c.put(t, aManager("node1", "vm1"), aService("svc1", "web", 1))
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond) // logs and events go on for ever
+		defer cancel()
+		r := (&http.Request{Method: methods[uint(method)%uint(len(methods))], URL: u, Header: http.Header{}, Host: "docker", Body: io.NopCloser(strings.NewReader(body)), RequestURI: target}).WithContext(ctx)
+		if body != "" {
+			r.Header.Set("Content-Type", "application/json")
+		}
+		w := httptest.NewRecorder()
+		s.Socket().ServeHTTP(w, r)
+		if strings.Contains(w.Body.String(), "met a fault") {
+			t.Fatalf("%s %s: %s", r.Method, target, w.Body)
 		}
 	})
 }
