@@ -3,4 +3,4 @@
 package sim
 
 // ordinary is how many seeds the ordinary tests play.
-const ordinary = 200
+const ordinary = 150
