@@ -129,7 +129,7 @@ func (c *clients) readHere(ctx context.Context, h *host, in call) (out outcome, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	snap, err := p.Read(ctx)
+	snap, err := control{p: p}.Read(ctx)
 	if err != nil {
 		return out, false, true
 	}

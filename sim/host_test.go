@@ -170,7 +170,7 @@ func (p *process) openManager(log *slog.Logger) error {
 		return err
 	}
 	h.raftID = p.store.Status().RaftID
-	if p.api, err = engineapi.New(engineapi.Config{Local: p, Engine: "unix:///nowhere", Logger: log, Version: "sim"}); err != nil {
+	if p.api, err = engineapi.New(engineapi.Config{Local: local{p: p}, Engine: "unix:///nowhere", Logger: log, Version: "sim"}); err != nil {
 		return err
 	}
 	mc := manager.Config{NodeID: h.id, Addr: address(h.i), Store: p.store, Credentials: h.creds, Logger: log, EngineAPI: p.api.Cluster(), Now: h.now}
