@@ -26,6 +26,7 @@ type checks struct {
 	digestN map[*host]uint64 // index that was looked at last
 	tasks   map[string]*cluster.Task
 	blamed  map[*host]int // faults that strike the host now
+	touched map[*host]int // counts what was ever done to the host
 	bad     map[*host]time.Time
 	allBad  time.Time
 	doubles map[string]time.Time // pairs of containers, since when
@@ -42,7 +43,7 @@ type minority struct {
 
 func newChecks(w *world) *checks {
 	return &checks{w: w, leaders: map[uint64]string{}, digests: map[uint64]string{}, digestN: map[*host]uint64{}, tasks: map[string]*cluster.Task{},
-		blamed: map[*host]int{}, bad: map[*host]time.Time{}, doubles: map[string]time.Time{}, gone: map[string]time.Time{}, alone: map[*host]minority{}}
+		blamed: map[*host]int{}, touched: map[*host]int{}, bad: map[*host]time.Time{}, doubles: map[string]time.Time{}, gone: map[string]time.Time{}, alone: map[*host]minority{}}
 }
 
 // calmAfter is how long after its troubles a host, or the cluster, is held to what holds without any.
@@ -54,6 +55,7 @@ func (c *checks) blame(hosts []*host, by int) {
 	defer c.mu.Unlock()
 	for _, h := range hosts {
 		c.blamed[h] += by
+		c.touched[h]++
 		c.bad[h], c.allBad = time.Now(), time.Now()
 	}
 }
@@ -221,6 +223,39 @@ func (c *checks) minorities() {
 		}
 		if at != m.index {
 			c.w.violate("I13: %s is cut off since %s and went from index %d to %d", h, time.Since(m.since), m.index, at)
+		}
+	}
+}
+
+// touch notes that something was done to a host's containers.
+func (c *checks) touch(h *host) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.touched[h]++
+}
+
+// keeps lets a host that is cut off be so for a time: nothing of what runs there ends for that (I13).
+func (c *checks) keeps(h *host, let func(time.Duration), lasts time.Duration) {
+	const settle = 2 * time.Second // what was on its way arrives and is done
+	let(min(lasts, settle))
+	if lasts <= settle {
+		return
+	}
+	c.mu.Lock()
+	touched := c.touched[h]
+	c.mu.Unlock()
+	before := h.running()
+	let(lasts - settle)
+	c.mu.Lock()
+	same := touched == c.touched[h]
+	c.mu.Unlock()
+	now := map[string]bool{}
+	for _, i := range h.running() {
+		now[i.ID] = true
+	}
+	for _, i := range before {
+		if same && !now[i.ID] && i.Image != sick && i.Image != done {
+			c.w.violate("I13: %s is cut off and has ended %s", h, i.Name)
 		}
 	}
 }

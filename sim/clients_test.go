@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	dockernetwork "github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/swarm"
 )
 
@@ -24,6 +25,12 @@ type clients struct {
 	history []porcupine.Operation
 	acked   int
 }
+
+// Images whose containers do not run until they are stopped.
+const (
+	sick = "sick:1" // fails after half a second
+	done = "done:1" // ends well after one
+)
 
 // never is when a request returns that was not answered: it may be carried out at any later time.
 const never = int64(1) << 60
@@ -159,7 +166,7 @@ func (c *clients) conclude(ctx context.Context) {
 type operator struct {
 	w        *world
 	rand     *rand.Rand
-	services [4]believed
+	services [5]believed
 	acked    int
 	ops      int
 }
@@ -180,7 +187,16 @@ type spec struct {
 	bump     uint64
 }
 
+const overlay = "net-0"
+
 func (o *operator) run(ctx context.Context) {
+	for ctx.Err() == nil { // the network that some services are on
+		req := dockernetwork.CreateRequest{Name: overlay, CreateOptions: dockernetwork.CreateOptions{Driver: "overlay"}}
+		if status, _ := o.w.api(ctx, o.w.hosts[0], http.MethodPost, "/networks/create", req); status == http.StatusCreated || status == http.StatusConflict {
+			break
+		}
+		_ = pause(ctx, 500*time.Millisecond)
+	}
 	for ctx.Err() == nil {
 		h := o.w.hosts[o.rand.IntN(o.w.managers)]
 		i := o.rand.IntN(len(o.services))
@@ -199,10 +215,13 @@ func (o *operator) run(ctx context.Context) {
 		case k < 8 && o.services[i].sure.exists:
 			o.change(ctx, h, i, func(s *swarm.ServiceSpec, want *spec) {
 				want.image = fmt.Sprint("app:", 1+o.rand.IntN(3))
-				s.TaskTemplate.ContainerSpec.Image = want.image
 				if o.rand.IntN(8) == 0 {
-					s.TaskTemplate.ContainerSpec.Image, want.image = "sick:1", "sick:1"
+					want.image = sick
 				}
+				if s.Mode.ReplicatedJob != nil {
+					want.image = done
+				}
+				s.TaskTemplate.ContainerSpec.Image = want.image
 			})
 		case k < 9 && o.services[i].sure.exists:
 			o.change(ctx, h, i, func(s *swarm.ServiceSpec, want *spec) {
@@ -234,10 +253,19 @@ func (o *operator) create(ctx context.Context, h *host, i int) {
 	if i == 3 {
 		s.UpdateConfig.Order = swarm.UpdateOrderStartFirst
 	}
-	if i == 2 && o.rand.IntN(2) == 0 {
+	switch {
+	case i == 2 && o.rand.IntN(2) == 0:
 		s.Mode.Global, want.replicas = &swarm.GlobalService{}, 0
-	} else {
+	case i == 4:
+		s.Mode.ReplicatedJob, want.replicas = &swarm.ReplicatedJob{TotalCompletions: &n}, 0
+		s.UpdateConfig, want.image = nil, done
+		s.TaskTemplate.ContainerSpec.Image = done
+		s.TaskTemplate.RestartPolicy.Condition = swarm.RestartPolicyConditionOnFailure
+	default:
 		s.Mode.Replicated = &swarm.ReplicatedService{Replicas: &n}
+	}
+	if i == 1 || i == 2 {
+		s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: overlay}}
 	}
 	if i < 2 {
 		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{Protocol: swarm.PortConfigProtocolTCP, TargetPort: 80, PublishedPort: uint32(8000 + i), PublishMode: swarm.PortConfigPublishModeIngress}}}

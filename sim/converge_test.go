@@ -130,7 +130,13 @@ func (w *world) lacks() string {
 		if s.Spec.Mode.Replicated != nil {
 			n = int(*s.Spec.Mode.Replicated.Replicas)
 		}
-		if s.Spec.TaskTemplate.ContainerSpec.Image == "sick:1" || s.UpdateStatus != nil && s.UpdateStatus.State == swarm.UpdateStatePaused {
+		if job := s.Spec.Mode.ReplicatedJob; job != nil {
+			if n, want := completed(snap, s), int(*job.TotalCompletions); n != want {
+				return fmt.Sprintf("of job %s %d have completed, ordered are %d", s.Spec.Name, n, want)
+			}
+			continue
+		}
+		if s.Spec.TaskTemplate.ContainerSpec.Image == sick || s.UpdateStatus != nil && s.UpdateStatus.State == swarm.UpdateStatePaused {
 			continue // what it should come to is a matter of chance
 		}
 		if len(running) != n || len(wanted) != n {
@@ -160,6 +166,18 @@ func (w *world) lacks() string {
 		}
 	}
 	return ""
+}
+
+// completed counts the slots of a job's present run in which a task has ended well. It may be more than one task, where the
+// node of the first was believed lost.
+func completed(snap *cluster.Snapshot, s *cluster.Service) int {
+	slots := map[int]bool{}
+	for t := range snap.TasksOfService(s.ID) {
+		if t.Status.State == swarm.TaskStateComplete && t.JobIteration != nil && s.JobStatus != nil && t.JobIteration.Index == s.JobStatus.JobIteration.Index {
+			slots[t.Slot] = true
+		}
+	}
+	return len(slots)
 }
 
 // routes says what the data plane of a host lacks: it must lead to every running replica of what is published, and nowhere
@@ -289,7 +307,7 @@ func (w *world) grow(ctx context.Context, op *operator) {
 	for i := range op.services {
 		snap := w.leaderSnapshot()
 		svc := snap.ServiceNamed(serviceName(i))
-		if svc == nil || svc.Spec.Mode.Replicated == nil || svc.Spec.TaskTemplate.ContainerSpec.Image == "sick:1" || svc.UpdateStatus != nil && svc.UpdateStatus.State == swarm.UpdateStatePaused {
+		if svc == nil || svc.Spec.Mode.Replicated == nil || svc.Spec.TaskTemplate.ContainerSpec.Image == sick || svc.UpdateStatus != nil && svc.UpdateStatus.State == swarm.UpdateStatePaused {
 			continue
 		}
 		before, _ := wantedTasks(snap, svc.ID)

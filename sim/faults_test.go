@@ -199,6 +199,7 @@ func (f fault) strike(ctx context.Context, w *world) {
 		release()
 		h.frozen.Add(-1)
 	case isolate:
+		wait = func() { w.checks.keeps(h, func(d time.Duration) { _ = pause(ctx, d) }, f.lasts) }
 		cuts(func(a, b *host) bool { return a == h || b == h })
 	case oneWay:
 		cuts(func(a, b *host) bool { return a == h })
@@ -252,6 +253,7 @@ func (f fault) strike(ctx context.Context, w *world) {
 		if len(running) > 0 {
 			c := running[uint64(f.size)%uint64(len(running))]
 			w.trace("%s: container %s ends", h, c.Name)
+			w.checks.touch(h)
 			h.engine.Exit(c.ID, 1)
 		}
 	case transfer:

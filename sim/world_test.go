@@ -178,8 +178,8 @@ func (w *world) build(size *rand.Rand) error {
 		for v := 1; v <= 3; v++ {
 			h.engine.SetImage(fmt.Sprint("app:", v), fake.Program{})
 		}
-		h.engine.SetImage("slow:1", fake.Program{Health: time.Second})
-		h.engine.SetImage("sick:1", fake.Program{Exits: 500 * time.Millisecond, ExitCode: 1})
+		h.engine.SetImage(sick, fake.Program{Exits: 500 * time.Millisecond, ExitCode: 1})
+		h.engine.SetImage(done, fake.Program{Exits: time.Second})
 		other := &docker.Container{Name: foreign}
 		other.Config.Image = "app:1"
 		id, err := h.engine.Create(context.Background(), other)
