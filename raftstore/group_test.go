@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -491,6 +492,47 @@ func TestStaleReadsSayHowOldTheyAre(t *testing.T) {
 			t.Errorf("restarted while cut off: known %v", known)
 		}
 		g.net.Partition()
+		g.settle()
+	})
+}
+
+// TestADeposedLeaderRefusesNothing: it knows what has been, and refuses, or finds done, by that. Asked to, it must find out
+// that it does not lead any more.
+func TestADeposedLeaderRefusesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var frozen atomic.Pointer[string]
+		g := newGroup(t, 1, func(c *Config) {
+			c.Hooks.At = func(p Point) error {
+				for who := frozen.Load(); p == Turn && who != nil && *who == c.NodeID; who = frozen.Load() {
+					time.Sleep(10 * time.Millisecond)
+				}
+				return nil
+			}
+		})
+		g.grow(3)
+		old := g.leader()
+		old.mustPut("a")
+		frozen.Store(&old.cfg.NodeID)
+		g.wait("another leader", func() bool {
+			return slices.ContainsFunc(g.members, func(m *member) bool { return m != old && m.Leadership().Leader })
+		})
+		for _, m := range g.members {
+			if m != old && m.Leadership().Leader {
+				m.mustPut("b")
+			}
+		}
+		refusal := errors.New("there is no b")
+		time.AfterFunc(time.Second, func() { frozen.Store(nil) })
+		_, err := old.Update(t.Context(), func(s *cluster.Snapshot) (*cluster.Txn, error) {
+			if s.Config("b") == nil {
+				return nil, refusal
+			}
+			return nil, nil
+		})
+		var notLeader *ErrNotLeader
+		if !errors.As(err, &notLeader) {
+			t.Errorf("an update by what has been: %v, want an ErrNotLeader", err)
+		}
 		g.settle()
 	})
 }

@@ -66,7 +66,9 @@ func (b *pendingProposals) failAll(err error) {
 // Update lets build make a transaction from the latest state, and stores it. It works on the leader only; elsewhere it
 // gives an [*ErrNotLeader]. When another write came between, which the transaction's versions and guards tell
 // ([cluster.Retryable]), build is called again with the newer state, as long as ctx permits; build must not change anything
-// but its result. An error of build's own ends the update. A nil or empty transaction commits nothing.
+// but its result. An error of build's own ends the update, and a nil or empty transaction commits nothing; both only after
+// a majority has confirmed that the state which build saw is the latest, for a leader that was deposed without knowing it
+// would refuse, or find done, what is not so any more.
 //
 // The result is the log index of the transaction, or of the state that needed none. Snapshots taken after Update returns
 // have it. An error that is not a [*cluster.TxnError], [*ErrNotLeader], [ErrTooLarge] or build's own leaves open whether the
@@ -78,11 +80,15 @@ func (s *Store) Update(ctx context.Context, build func(*cluster.Snapshot) (*clus
 			return 0, err
 		}
 		txn, err := build(snap)
-		if err != nil {
-			return 0, err
-		}
-		if txn == nil || len(txn.Changes) == 0 {
-			return snap.Index(), nil
+		if err != nil || txn == nil || len(txn.Changes) == 0 {
+			latest, unknown := s.latest(ctx)
+			if unknown != nil {
+				return 0, unknown
+			}
+			if latest.Index() == snap.Index() {
+				return snap.Index(), err
+			}
+			continue
 		}
 		r := s.propose(ctx, txn)
 		// A conflict with the very state that build saw would repeat itself for ever.
@@ -133,6 +139,35 @@ func (s *Store) leaderSnapshot(ctx context.Context) (*cluster.Snapshot, error) {
 			}
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for leadership: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// latest is the state as a majority has it now. Unlike [Store.Read] it does not wait for another leader when this member
+// ceases to lead.
+func (s *Store) latest(ctx context.Context) (*cluster.Snapshot, error) {
+	changes, end := s.view.leaderChanges()
+	defer end()
+	r := &readRequest{done: make(chan readResult, 1)}
+	if !s.inbox.put(func(in *inboxItems) { in.reads = append(in.reads, r) }) {
+		return nil, ErrStopped
+	}
+	for {
+		select {
+		case res := <-r.done:
+			if res.err != nil {
+				return nil, res.err
+			}
+			return s.view.waitApplied(ctx, res.index)
+		case _, ok := <-changes:
+			if !ok {
+				return nil, ErrStopped
+			}
+			if err := s.view.notLeader(); err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, fmt.Errorf("no majority of the managers answers: %w", context.Cause(ctx))
 		}
 	}
 }

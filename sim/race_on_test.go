@@ -3,4 +3,4 @@
 package sim
 
 // ordinary is how many seeds the ordinary tests play: with the race detector each takes ten times as long.
-const ordinary = 15
+const ordinary = 10
