@@ -22,6 +22,7 @@ import (
 	"github.com/miniswarm/miniswarm/agent/taskdb"
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 const (
@@ -104,6 +105,7 @@ type Agent struct {
 	janitor     *janitor
 	networks    *docker.Networks
 	attachments *attachments
+	alone       trouble.Log // without a leader
 
 	mu       sync.Mutex
 	running  bool                   // guarded by mu
@@ -221,7 +223,10 @@ func (a *Agent) sessions(ctx context.Context) error {
 	a.describer.await(ctx, describeLimit)
 	pause, told := minReconnect, ""
 	for {
-		err := a.oneSession(ctx, func() { pause, told = minReconnect, "" })
+		err := a.oneSession(ctx, func() {
+			pause, told = minReconnect, ""
+			a.alone.Over(time.Now())
+		})
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -237,8 +242,8 @@ func (a *Agent) sessions(ctx context.Context) error {
 				a.cfg.OnRefused(refused.Error())
 			}
 			pause = maxReconnect
-		} else {
-			a.log.Info("no session with a leader; containers go on", "err", err)
+		} else if tell, lasting := a.alone.Again(time.Now(), ""); tell {
+			a.log.Info("no session with a leader; containers go on", "since", lasting.Round(time.Second), "err", err)
 		}
 		// Jitter keeps the agents of a large cluster from asking a new leader all at once.
 		if !pauseFor(ctx, pause/2+rand.N(pause/2)) {

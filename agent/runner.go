@@ -11,6 +11,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 const (
@@ -304,6 +305,7 @@ func (r *runner) remove(ctx context.Context) bool {
 
 // insist repeats op until it succeeds or ctx ends.
 func (r *runner) insist(ctx context.Context, what string, op func(context.Context) error) bool {
+	var refused trouble.Log
 	for {
 		err := op(ctx)
 		if err == nil {
@@ -313,7 +315,9 @@ func (r *runner) insist(ctx context.Context, what string, op func(context.Contex
 			return false
 		}
 		if !errors.Is(err, docker.ErrUnavailable) {
-			r.log.Warn("the engine refused; tried again", "operation", what, "err", err)
+			if tell, _ := refused.Again(time.Now(), err.Error()); tell {
+				r.log.Warn("the engine refused; tried again", "operation", what, "err", err)
+			}
 		}
 		if !pauseFor(ctx, maxRetry) {
 			return false

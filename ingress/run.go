@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/ingress/plan"
 	"github.com/miniswarm/miniswarm/ingress/probe"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 const (
@@ -52,6 +54,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	defer asking.Stop()
 	var settle <-chan time.Time
 	wait := calm
+	var rules, all, asks trouble.Log
 	var listing chan listed // an answer of the engine is awaited
 	defer func() {
 		if listing != nil {
@@ -68,9 +71,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		case <-settle:
 			settle = nil
 			disturbed, err := m.verifyRules(ctx)
-			if err != nil && ctx.Err() == nil {
-				m.log.Error("firewall rules are not as they should be", "err", err)
-			}
+			m.tell(ctx, &rules, slog.LevelError, "firewall rules are not as they should be", err)
 			if !disturbed {
 				wait = calm
 			}
@@ -81,18 +82,35 @@ func (m *Mesh) Run(ctx context.Context) error {
 			}
 		case l := <-listing:
 			listing = nil
-			if _, err := m.verify(ctx, l.bridges, l.err); err != nil && !Waiting(err) && ctx.Err() == nil {
-				m.log.Error("data plane is not as it should be", "err", err)
+			_, err := m.verify(ctx, l.bridges, l.err)
+			if Waiting(err) {
+				err = nil
 			}
+			m.tell(ctx, &all, slog.LevelError, "data plane is not as it should be", err)
 		case <-probing.C:
 			r.say(ctx, r.probe(ctx))
 			probing.Reset(r.pause())
 		case <-asking.C:
 			pause, err := s.ask(ctx, time.Now())
-			s.say(ctx, err)
+			m.tell(ctx, &asks, slog.LevelWarn, "asking suspect machines", err)
 			asking.Reset(pause)
 		case <-ctx.Done():
 			return nil
+		}
+	}
+}
+
+// tell writes a line about trouble that is met again and again, and one when it is over.
+func (m *Mesh) tell(ctx context.Context, t *trouble.Log, level slog.Level, message string, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		if was, lasted := t.Over(time.Now()); was {
+			m.log.Info("over: "+message, "lasted", lasted.Round(time.Millisecond))
+		}
+	default:
+		if tell, lasting := t.Again(time.Now(), err.Error()); tell {
+			m.log.Log(ctx, level, message, "since", lasting.Round(time.Second), "err", err)
 		}
 	}
 }

@@ -35,19 +35,6 @@ type suspects struct {
 	pause    time.Duration       // until the next one
 	suspect  []netip.Addr        // who was suspect at the last look
 	rounds   int                 // questions to just these
-	said     string              // the trouble that was logged last
-}
-
-// say logs trouble, each once for as long as it lasts.
-func (s *suspects) say(ctx context.Context, err error) {
-	if err == nil || ctx.Err() != nil {
-		s.said = ""
-		return
-	}
-	if err.Error() != s.said {
-		s.said = err.Error()
-		s.m.log.Warn("asking suspect machines", "err", err)
-	}
 }
 
 // ask asks the peers if it is time to, and lets the mesh know. It gives the pause until it should be called again.

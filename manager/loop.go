@@ -9,6 +9,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/orchestrator"
 	"github.com/miniswarm/miniswarm/raftstore"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 const (
@@ -40,6 +41,7 @@ type loop struct {
 	logger    *slog.Logger
 	decisions *decisionLog
 	now       func() time.Time
+	refused   trouble.Log // commits that fail
 	// piece is how many changes are committed at once: maxChanges, less where these are too large for the store.
 	piece int
 }
@@ -85,10 +87,13 @@ func (l *loop) pass(ctx context.Context) (time.Duration, error) {
 		case ctx.Err() != nil:
 			return 0, context.Cause(ctx)
 		case !cluster.Retryable(err): // otherwise the newer state is on its way to the planner
-			l.logger.Warn("a plan could not be committed; it is made anew", "changes", len(plan.Changes), "err", err)
+			if tell, lasting := l.refused.Again(now, ""); tell {
+				l.logger.Warn("a plan could not be committed; it is made anew", "changes", len(plan.Changes), "since", lasting.Round(time.Second), "err", err)
+			}
 		}
 		return retryPause, nil
 	}
+	l.refused.Over(now)
 	if plan.Wake.IsZero() {
 		return idle, nil
 	}

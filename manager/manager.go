@@ -20,6 +20,7 @@ import (
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/orchestrator"
 	"github.com/miniswarm/miniswarm/raftstore"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // Store is what a manager needs of its replica of the store; *raftstore.Store is one.
@@ -144,13 +145,16 @@ func (m *Manager) Run(ctx context.Context) error {
 // term runs the leader's parts until ctx ends, anew whenever one of them fails.
 func (m *Manager) term(ctx context.Context, l raftstore.Leadership) {
 	former := dispatcher.Former{NodeID: l.FormerNodeID, Heard: l.FormerHeard}
+	var failing trouble.Log
 	for ctx.Err() == nil {
 		err := m.lead(ctx, former)
 		former = dispatcher.Former{} // was heard or judged meanwhile
 		if ctx.Err() != nil {
 			return
 		}
-		m.cfg.Logger.Warn("the leader's loops ended and start anew", "err", err)
+		if tell, lasting := failing.Again(time.Now(), err.Error()); tell {
+			m.cfg.Logger.Warn("the leader's loops ended and start anew", "since", lasting.Round(time.Second), "err", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(retryPause):

@@ -248,8 +248,8 @@ func (l *loop) follow(rd raft.Ready) {
 	if was.leads && (!r.leads || r.term != was.term) {
 		l.deposed()
 	}
-	if r.leads != was.leads || r.leader != was.leader {
-		l.s.log.Info("leader changed", "term", r.term, "leader", hexID(r.leader), "leads", r.leads)
+	if r.leads != was.leads || r.leader != was.leader || r.term != was.term {
+		l.s.log.Info("raft role or term changed", "term", r.term, "leader", hexID(r.leader), "leads", r.leads)
 	}
 	l.s.view.setRole(r)
 }

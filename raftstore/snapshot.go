@@ -195,8 +195,10 @@ func (s *Store) OpenSnapshot(index uint64) (SnapshotSource, error) {
 // SnapshotSent implements [Local].
 func (s *Store) SnapshotSent(raftID uint64, err error) {
 	s.sending.Add(-1)
-	if err != nil {
-		s.log.Warn("snapshot not sent", "member", hexID(raftID), "err", err)
+	if err == nil {
+		s.unsent.Over(s.cfg.Now())
+	} else if tell, lasting := s.unsent.Again(s.cfg.Now(), hexID(raftID)); tell {
+		s.log.Warn("snapshot not sent", "member", hexID(raftID), "since", lasting, "err", err)
 	}
 	status := raft.SnapshotFinish
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // Store is what the dispatcher needs of the replicated store on the leader.
@@ -73,6 +74,7 @@ type Dispatcher struct {
 	end  context.CancelCauseFunc
 	// settle wakes who watches the holds (capacity 1), retime who watches for silence when the period changed.
 	settle, retime chan struct{}
+	unstored       trouble.Log // which nodes are down could not be stored
 
 	mu       sync.Mutex
 	sessions map[string]*session    // guarded by mu; by node id

@@ -159,10 +159,13 @@ func (d *Dispatcher) judgeSilence(ctx context.Context, now time.Time) {
 	}
 	if _, err := d.cfg.Store.Propose(ctx, &cluster.Txn{Time: now, Changes: changes}); err != nil {
 		if ctx.Err() == nil {
-			d.cfg.Logger.Warn("storing which nodes are down failed; retried", "nodes", len(changes), "err", err)
+			if tell, lasting := d.unstored.Again(now, ""); tell {
+				d.cfg.Logger.Warn("storing which nodes are down failed; retried", "nodes", len(changes), "since", lasting.Round(time.Second), "err", err)
+			}
 		}
 		return
 	}
+	d.unstored.Over(now)
 	for _, v := range lost {
 		d.cfg.Logger.Info("node is down", "node", v.node.ID, "hostname", v.node.Description.Hostname, "silent", v.silent.Round(time.Millisecond))
 	}
