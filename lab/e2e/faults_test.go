@@ -67,6 +67,7 @@ func TestFaults(t *testing.T) {
 		{"a container is renamed and paused by somebody (F25)", f.renamed},
 		{"full disks (F5), and a follower past the log (F14)", f.fullDisks},
 		{"the leader's disk hangs (F7)", f.hangingDisk},
+		{"a rolling update, a node's death and the leader's within seconds (F43)", f.together},
 		{"a manager is replaced while another is down", f.replaced},
 		{"somebody flushes all rules (F41)", f.flushed},
 	} {
@@ -461,6 +462,45 @@ func (f *faultCluster) renamed(t *testing.T) {
 		}
 		return err
 	})
+	f.spreadOut(t)
+}
+
+// together: while a service is updated the power of one of its nodes fails, and then the leader's process is killed. All of it comes
+// to its end.
+func (f *faultCluster) together(t *testing.T) {
+	ctx := t.Context()
+	leader := f.currentLeader(t)
+	w := f.ledger.write(t, f.others(leader)...)
+	p := startProbe(t, f.entries("vm4")...)
+	f.miniswarm(t, leader, "service", "update", "--detach", "--update-order", "start-first", "--update-parallelism", "2", "--update-monitor", "1s", "--image", f.witness+":2", "w")
+	eventually(t, "the update has begun", patience, func() error {
+		all, err := f.tryReplicas(ctx, "w")
+		if err == nil && !slices.ContainsFunc(all, func(r replica) bool { return strings.Contains(r.image, ":2") }) {
+			err = fmt.Errorf("no replica is new")
+		}
+		return err
+	})
+	f.must(t, f.Fail(ctx, "vm4"))
+	f.must(t, f.KillDaemon(ctx, leader))
+	lost := time.Now()
+	t.Logf("a node and the leader's process lost -> no writes for %.2f s", w.next(t, lost).Seconds())
+	f.must(t, f.StartDaemon(ctx, leader)) // nobody else would stop the old replicas there
+	var now []replica
+	eventually(t, "eight replicas of the new version run on the other nodes", 2*patience, func() (err error) {
+		if now, err = f.converged(ctx, "w", 8); err != nil {
+			return err
+		}
+		for _, r := range now {
+			if !strings.Contains(r.image, ":2") || r.host == "vm4" {
+				return fmt.Errorf("%s on %s runs %s", r.name, r.host, r.image)
+			}
+		}
+		return nil
+	})
+	t.Logf("... -> updated and repaired after %.1f s", time.Since(lost).Seconds())
+	w.stop()
+	p.settled(t, "clients of the other nodes", lost)
+	f.must(t, f.Start(ctx, "vm4"))
 	f.spreadOut(t)
 }
 
