@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"syscall"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -53,9 +54,14 @@ func (n *Node) again(ctx context.Context) {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	n.mu.Lock()
-	m, local := n.member, n.local
+	m, local, failed := n.member, n.local, n.failed
 	n.mu.Unlock()
 	if local != swarm.LocalNodeStateError || ctx.Err() != nil {
+		return
+	}
+	// It would come back for a moment, be given tasks, and fail again with the next write.
+	if errors.Is(failed, syscall.ENOSPC) && raftstore.Room(n.cfg.StateDir) != nil {
+		n.fails(failed)
 		return
 	}
 	if m != nil {

@@ -65,6 +65,20 @@ func snapDir(dir string) string { return filepath.Join(dir, "snap") }
 // Exists says whether dir holds a store.
 func Exists(dir string) bool { return wal.Exist(walDir(dir)) }
 
+// Room says whether the file system of a store's directory has room for its log to go on, as an error that names it if not. It makes
+// and removes an empty segment.
+func Room(dir string) error {
+	f, err := os.CreateTemp(dir, "*.tmp")
+	if err != nil {
+		return fmt.Errorf("room for the log: %w", err)
+	}
+	err = fileutil.Preallocate(f, wal.SegmentSizeBytes, true)
+	if err := errors.Join(err, f.Close(), os.Remove(f.Name())); err != nil {
+		return fmt.Errorf("room for the log in %s: %w", dir, err)
+	}
+	return nil
+}
+
 // createDisk makes an empty store in dir.
 func createDisk(dir string, id diskID, seal *sealer, log *slog.Logger) (*disk, error) {
 	id.Format = diskFormat

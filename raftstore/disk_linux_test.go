@@ -88,7 +88,13 @@ func TestAFullDiskStopsTheStore(t *testing.T) {
 	if s, err := Open(cfg); err == nil {
 		_ = s.Close() // there may be room enough to open it
 	}
+	if err := Room(cfg.Dir); !isFull(err) {
+		t.Errorf("room on a full disk: %v", err)
+	}
 	free()
+	if err := Room(cfg.Dir); err != nil {
+		t.Errorf("no room on a disk that is not full: %v", err)
+	}
 	cfg.Bootstrap, cfg.Transport = false, g.transport("n1")
 	m = g.start(cfg)
 	g.leader()
