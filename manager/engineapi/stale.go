@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/docker/docker/api/types/swarm"
+
 	"github.com/miniswarm/miniswarm/cluster"
 )
 
@@ -47,3 +49,12 @@ type staleControl struct {
 }
 
 func (c staleControl) Read(context.Context) (*cluster.Snapshot, error) { return c.snap, nil }
+
+// Reachability is the leader's to know: whoever follows hears from the leader alone.
+func (c staleControl) Reachability(nodeID string) swarm.Reachability {
+	r := c.Control.Reachability(nodeID)
+	if self, _, _ := c.Leader(); !self && r == swarm.ReachabilityUnreachable {
+		r = swarm.ReachabilityUnknown
+	}
+	return r
+}
