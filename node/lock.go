@@ -92,8 +92,13 @@ func (n *Node) Unlock(_ context.Context, text string) error {
 	return nil
 }
 
-// lockRetry is the pause after the keys could not be sealed as the cluster wants it.
-const lockRetry = 2 * time.Second
+const (
+	// lockRetry is the pause after the keys could not be sealed as the cluster wants it.
+	lockRetry = 2 * time.Second
+	// rekeyPatience is how long to wait for a snapshot in the place of what older keys sealed before the cluster is asked again: the
+	// unlock key may have changed meanwhile. The log of an idle cluster may not grow to where the snapshot is to be.
+	rekeyPatience = 10 * time.Second
+)
 
 // followLock seals this manager's keys as the cluster says, as soon as it says so, until ctx ends.
 func (g *managing) followLock(ctx context.Context) error {
@@ -160,6 +165,8 @@ func (g *managing) sealKeys(ctx context.Context) error {
 	case err != nil:
 		return err
 	case len(older) > 0:
+		ctx, cancel := context.WithTimeout(ctx, rekeyPatience)
+		defer cancel()
 		if err := g.store.Rekey(ctx, newest); err != nil {
 			return err
 		}

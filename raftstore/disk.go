@@ -144,6 +144,9 @@ func (d *disk) replay(open func(*zap.Logger, string, *walpb.Snapshot) (*wal.WAL,
 		_ = w.Close()
 		return nil, err
 	}
+	if l.entries, err = d.standing(l.entries, l.snapshot); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
 	if err := json.Unmarshal(meta, &d.id); err != nil {
 		return nil, errors.Join(fmt.Errorf("description of the member: %w", err), w.Close())
 	}
