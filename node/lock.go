@@ -176,5 +176,9 @@ func (g *managing) sealKeys(ctx context.Context) error {
 	if err := g.member.node.credentials.Reseal(); err != nil {
 		return err
 	}
-	return g.member.node.vault.settle(newest)
+	if err := g.member.node.vault.settle(newest); err != nil {
+		return err
+	}
+	g.member.renewer.RenewNow() // its key was sealed with one that may have lain open
+	return nil
 }

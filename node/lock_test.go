@@ -107,8 +107,15 @@ func TestAManagerThatLocksItself(t *testing.T) {
 		t.Errorf("after unlocking: %+v", info)
 	}
 
+	certificate := func() string {
+		raw, err := os.ReadFile(filepath.Join(n.cfg.StateDir, "certificates", "swarm-node.crt"))
+		must(t, err)
+		return string(raw)
+	}
+	was := certificate()
 	setLock(t, n, keyB)
 	sealedWith(t, n, keyB)
+	waitFor(t, "a new certificate", func() bool { return certificate() != was })
 	must(t, stop())
 	n, err = New(first.cfg)
 	must(t, err)
