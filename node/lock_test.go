@@ -326,3 +326,43 @@ func TestTheLockReachesEveryManager(t *testing.T) {
 	must(t, second.Unlock(t.Context(), keyA.Text()))
 	sealedWith(t, second, keyB)
 }
+
+// TestTheLockFollowsTheRole: a node that is promoted in a swarm that locks its managers is locked from then on, and as a worker it
+// has nothing that could be.
+func TestTheLockFollowsTheRole(t *testing.T) {
+	c := newNodes(t, 1, 1)
+	first, n := c.all[0], c.all[1]
+	setLock(t, first, keyA)
+	sealedWith(t, first, keyA)
+	c.must(n.Info().NodeID, swarm.NodeRoleManager)
+	c.is(n, identity.Manager)
+	c.voters(2)
+	sealedWith(t, n, keyA)
+	key := func() string {
+		raw, err := os.ReadFile(filepath.Join(n.cfg.StateDir, "certificates", "swarm-node.key"))
+		must(t, err)
+		return string(raw)
+	}
+	if !strings.Contains(key(), pemSealed) {
+		t.Error("the key of the certificate of a manager lies bare")
+	}
+	restart := func(local swarm.LocalNodeState) {
+		must(t, c.stop[n]())
+		again, err := New(n.cfg)
+		must(t, err)
+		n, c.all[1] = again, again
+		c.stop[n] = run(t, n)
+		waitFor(t, "a node that is "+string(local), func() bool { return n.Info().LocalNodeState == local })
+	}
+	restart(swarm.LocalNodeStateLocked)
+	must(t, n.Unlock(t.Context(), keyA.Text()))
+	c.is(n, identity.Manager)
+	c.voters(2)
+	c.must(n.Info().NodeID, swarm.NodeRoleWorker)
+	c.is(n, identity.Worker)
+	waitFor(t, "a worker without a manager's keys", func() bool {
+		return gone(filepath.Join(n.cfg.StateDir, raftKeyFile)) && !strings.Contains(key(), pemSealed)
+	})
+	restart(swarm.LocalNodeStateActive)
+	c.is(n, identity.Worker)
+}
