@@ -17,7 +17,7 @@ const (
 	// history is the cluster's task history limit.
 	history = 3
 	// convergence is how long a cluster without faults may take until everything is as it was ordered.
-	convergence = 2 * time.Minute
+	convergence = 30 * time.Second
 )
 
 // play builds a cluster, troubles it, lets it converge and ends it.
@@ -61,14 +61,15 @@ func (w *world) play(ctx context.Context, o options) (r result) {
 	workers.Wait()
 
 	w.trace("the troubles are over")
-	w.settle(ctx, cl, op)
+	r.converged = w.settle(ctx, cl, op)
 	r.acked, r.ops = cl.acked+op.acked, len(cl.history)+op.ops
 	r.history = cl.history
 	return r
 }
 
-// settle waits for the cluster to converge and holds it against what was acknowledged.
-func (w *world) settle(ctx context.Context, cl *clients, op *operator) {
+// settle waits for the cluster to converge, tells how long that took, and holds it against what was acknowledged.
+func (w *world) settle(ctx context.Context, cl *clients, op *operator) (took time.Duration) {
+	begin := time.Now()
 	for _, n := range w.hosts[w.managers:] {
 		if !w.wait(30*time.Second, func() bool {
 			l := w.leader()
@@ -77,8 +78,10 @@ func (w *world) settle(ctx context.Context, cl *clients, op *operator) {
 			w.violate("I5: %s cannot be made active", n)
 		}
 	}
-	if !w.converged() {
-		return
+	ok := w.converged()
+	took = time.Since(begin)
+	if !ok {
+		return took
 	}
 	cl.conclude(ctx)
 	w.kept(op)
@@ -86,10 +89,10 @@ func (w *world) settle(ctx context.Context, cl *clients, op *operator) {
 	w.bounded()
 	w.agreed()
 	w.grow(ctx, op)
-	if !w.converged() {
-		return
+	if w.converged() {
+		time.Sleep(calmAfter + 5*time.Second) // for the checks that need a cluster that is well
 	}
-	time.Sleep(calmAfter + 5*time.Second) // for the checks that need a cluster that is well
+	return took
 }
 
 // converged waits until the cluster is as it was ordered (I5).

@@ -3,8 +3,11 @@ package sim
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -16,6 +19,7 @@ type faultKind string
 
 const (
 	kill      faultKind = "kill"      // SIGKILL of the daemon; its containers go on
+	amnesia   faultKind = "amnesia"   // the same, and the agent's task database is gone
 	power     faultKind = "power"     // the machine's power is cut
 	die       faultKind = "die"       // SIGKILL at a point of the store; systemd starts the daemon again
 	freeze    faultKind = "freeze"    // SIGSTOP of the daemon, or a machine that has no time for it
@@ -36,7 +40,7 @@ const (
 	blackout  faultKind = "blackout" // all managers are killed at once
 )
 
-var allFaults = []faultKind{kill, kill, power, die, die, die, freeze, isolate, isolate, oneWay, oneLink, split, flaky, flaky, slowDisk, fullDisk, sickDisk,
+var allFaults = []faultKind{kill, kill, amnesia, power, die, die, die, freeze, isolate, isolate, oneWay, oneLink, split, flaky, flaky, slowDisk, fullDisk, sickDisk,
 	engineOff, engineDie, engineHup, clockJump, exit, exit, transfer, blackout}
 
 // fault is one entry of the plan.
@@ -149,6 +153,13 @@ func (f fault) strike(ctx context.Context, w *world) {
 	switch f.kind {
 	case kill:
 		h.down(1, func() { wait() })
+	case amnesia:
+		h.down(1, func() {
+			if err := os.Remove(h.tasks()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				w.violate("%s: %v", h, err)
+			}
+			wait()
+		})
 	case power:
 		h.disk.powerless.Store(true)
 		cuts := func(by int) {

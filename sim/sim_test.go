@@ -54,7 +54,7 @@ func play(t *testing.T, seed uint64) {
 		}
 		t.Errorf("seed %d, to be played again by make sim SEED=%d:\n%s", seed, seed, strings.Join(r.violations[:min(len(r.violations), 20)], "\n"))
 	}
-	t.Logf("%d of %d requests were carried out", r.acked, r.ops)
+	t.Logf("%d of %d requests were carried out; converged after %s", r.acked, r.ops, r.converged)
 }
 
 // TestSeeds plays seeds: the same ones in the ordinary tests, so that what fails in one place fails in another, others for

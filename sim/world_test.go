@@ -74,12 +74,13 @@ type world struct {
 	violations []string
 }
 
-// outcomes of a run.
+// result is what came of a run.
 type result struct {
 	trace      string
 	violations []string
 	acked      int // requests that were carried out
 	ops        int
+	converged  time.Duration // after the last fault
 	history    []porcupine.Operation
 }
 
