@@ -113,6 +113,7 @@ type Agent struct {
 	managers []protocol.ManagerAddr // guarded by mu
 	leader   string                 // guarded by mu; address of the last leader
 	epoch    uint64                 // guarded by mu; the greatest seen
+	found    chan struct{}          // guarded by mu; closed at the next session, nil if nobody waits for it
 }
 
 // New gives an agent. It starts nothing.
@@ -266,6 +267,10 @@ func (a *Agent) oneSession(ctx context.Context, welcomed func()) error {
 	return a.serve(ctx, conn, addr, func() {
 		a.mu.Lock()
 		a.leader = addr
+		if a.found != nil {
+			close(a.found)
+			a.found = nil
+		}
 		a.mu.Unlock()
 		a.log.Info("session with the leader", "leader", addr)
 		welcomed()
@@ -290,16 +295,22 @@ func (a *Agent) candidates() []string {
 }
 
 // Seek has the agent look for its leader at another address first, for a cluster whose managers have moved while this node could
-// not hear of it. A session that there is ends; containers do not notice.
-func (a *Agent) Seek(addr string) {
+// not hear of it. A session that there is ends; containers do not notice. The result is closed at the next session, with
+// whomever.
+func (a *Agent) Seek(addr string) <-chan struct{} {
 	a.addManagers([]protocol.ManagerAddr{{Addr: addr}})
 	a.mu.Lock()
 	a.leader = addr
 	s := a.session
+	if a.found == nil {
+		a.found = make(chan struct{})
+	}
+	found := a.found
 	a.mu.Unlock()
 	if s != nil {
 		_ = s.conn.Close()
 	}
+	return found
 }
 
 func (a *Agent) seenEpoch() uint64 {

@@ -17,7 +17,7 @@ func TestANodeDoesNotFlapBetweenTwoLivesOfItsCluster(t *testing.T) {
 		a.complete(w.task("t1", running))
 		b.leads()
 		b.set(func() { b.epoch = 7 })
-		w.agent.Seek("b")
+		<-w.agent.Seek("b")
 		w.settle()
 		b.complete(w.task("t1", running))
 		before := a.heard().sessions

@@ -41,10 +41,12 @@ func (n *Node) Control() (engineapi.Control, error) {
 		}
 		return nil, unavailable(textNoReady)
 	}
-	g := m.managing()
+	g, why := m.managing(), m.superseded()
 	switch {
 	case g != nil:
 		return control{m, g}, nil
+	case why != "":
+		return nil, unavailable("%s (%s)", textWorker, why)
 	case m.role() == identity.Manager:
 		return nil, unavailable(textNoReady)
 	}

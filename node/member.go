@@ -173,6 +173,11 @@ func (m *member) learnManagers(all []protocol.ManagerAddr) {
 	}
 }
 
+// learnEpoch remembers, on disk, that the cluster was recovered: its former managers are not followed any more.
+func (m *member) learnEpoch(epoch uint64) error {
+	return m.remember(func(st *state) { st.Epoch = max(st.Epoch, epoch) })
+}
+
 // remember changes what the disk knows of this membership.
 func (m *member) remember(change func(*state)) error {
 	m.saving.Lock()

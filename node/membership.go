@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/backup"
 	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
@@ -43,11 +43,16 @@ const (
 func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) {
 	n.changing.Lock()
 	defer n.changing.Unlock()
+	if n.inSwarm() && req.ForceNewCluster {
+		// What the request says about a new cluster's settings is passed over: this one has its own.
+		rep, err := n.recover(ctx, backup.RecoverRequest{ListenAddr: req.ListenAddr, AdvertiseAddr: req.AdvertiseAddr, DataPathAddr: req.DataPathAddr}, nil)
+		if err != nil {
+			return "", err
+		}
+		return rep.NodeID, nil
+	}
 	if n.inSwarm() {
 		return "", unavailable(textInSwarm)
-	}
-	if req.ForceNewCluster {
-		return "", &requestError{http.StatusNotImplemented, "--force-new-cluster is not supported yet: this node has no cluster to start from"}
 	}
 	st, err := n.addresses(req.ListenAddr, req.AdvertiseAddr, req.DataPathAddr)
 	if err != nil {
@@ -276,7 +281,7 @@ func (n *Node) wipe() error {
 	}
 	n.vault.forget()
 	errs := []error{n.credentials.Clear()}
-	for _, name := range []string{raftDir, raftKeyFile, agentDir} {
+	for _, name := range []string{raftDir, raftKeyFile, raftDir + formerSuffix, recoveryDir, recoveryDir + ".new", agentDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(n.cfg.StateDir, name)))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -58,7 +58,7 @@ type Node struct {
 	// instance tells this run of the daemon from all others, of this machine and of machines copied from it.
 	instance string
 
-	changing sync.Mutex    // held while init, join, leave or unlock change the membership
+	changing sync.Mutex    // held while init, join, leave, unlock or recover change the membership
 	broken   chan struct{} // told when the part in the swarm has failed for a reason that may pass; holds one
 
 	mu     sync.Mutex
@@ -155,20 +155,12 @@ func (n *Node) Run(ctx context.Context) error {
 // resumeLocked starts the membership that the disk remembers. What prevents it is shown as the node's error; the socket
 // serves all the same, so that the machine can leave. The caller holds changing.
 func (n *Node) resumeLocked() {
-	st, err := loadState(n.cfg.StateDir)
-	if err == nil && st == nil || n.ending() {
+	if n.ending() {
 		return
 	}
+	err := n.settleRecovery()
 	if err == nil {
-		err = n.openVault()
-	}
-	switch {
-	case errors.Is(err, errLocked):
-		err = n.startLocked(st)
-	case err == nil:
-		if _, err = n.credentials.Load(); err == nil {
-			err = n.restart(st)
-		}
+		err = n.resumeDisk()
 	}
 	if err != nil {
 		n.cfg.Logger.Error("this node could not resume its part in the swarm", "err", err)
@@ -188,6 +180,24 @@ func (n *Node) restart(st *state) error {
 		}
 	}
 	return n.start(st, nil, nil)
+}
+
+// resumeDisk starts the membership that the disk remembers, if there is one.
+func (n *Node) resumeDisk() error {
+	st, err := loadState(n.cfg.StateDir)
+	if err != nil || st == nil {
+		return err
+	}
+	switch err := n.openVault(); {
+	case errors.Is(err, errLocked):
+		return n.startLocked(st)
+	case err != nil:
+		return err
+	}
+	if _, err := n.credentials.Load(); err != nil {
+		return err
+	}
+	return n.restart(st)
 }
 
 func (n *Node) setState(s swarm.LocalNodeState, err error) {
@@ -284,6 +294,9 @@ func (n *Node) Info() swarm.Info {
 	info.ControlAvailable = m.managing() != nil
 	if why := m.refusal(); why != "" && info.Error == "" {
 		info.Error = why
+	}
+	if info.Error == "" {
+		info.Error = m.superseded()
 	}
 	for _, a := range m.managers() {
 		info.RemoteManagers = append(info.RemoteManagers, swarm.Peer{NodeID: a.NodeID, Addr: a.Addr})

@@ -35,7 +35,7 @@ func (m *member) prepareAgent() error {
 	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: engine, Dial: m.dial, Managers: slices.Concat(m.remembered(), m.hinted()), Networks: networks,
 		Files:    docker.NewFiles(filepath.Join(m.node.cfg.RunDir, m.nodeID), docker.MountMemory),
 		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
-		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers,
+		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers, Epoch: m.state.Epoch, OnEpoch: m.learnEpoch,
 		OnNode: m.learnNode, OnTrust: m.learnTrust, Instance: m.node.instance, OnRefused: m.refuse, Logger: m.logger}
 	if m.node.cfg.DataPlane {
 		mesh, err := ingress.New(ingress.Config{Logger: m.logger, StateDir: dir, Engine: networks})

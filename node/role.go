@@ -85,6 +85,7 @@ func (m *member) manage(ctx context.Context, first *managing) error {
 		case ctx.Err() != nil || errors.Is(err, errDemoted):
 		case errors.Is(err, raftstore.ErrRemoved):
 			m.logger.Warn("the managers have removed this one from their group", "node", m.nodeID)
+			m.noteManaged(g)
 			m.renewer.RenewNow()
 			m.awaitRole(ctx, removedPatience)
 		default:
@@ -122,7 +123,7 @@ func (m *member) become(ctx context.Context) (*managing, error) {
 	if err := m.forgetRaft(); err != nil {
 		return nil, err
 	}
-	if err := m.remember(func(st *state) { st.RaftID = answer.RaftID }); err != nil {
+	if err := m.remember(func(st *state) { st.RaftID, st.Managed = answer.RaftID, nil }); err != nil {
 		return nil, err
 	}
 	return m.openManaging(answer.RaftID, nil, answer.Members)

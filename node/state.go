@@ -27,6 +27,11 @@ type state struct {
 	// then, empty if none had: see readdress.
 	Flags     flags
 	Interface string `json:",omitempty"`
+	// Epoch is the greatest epoch of the cluster that this machine has seen: see cluster.NextEpoch.
+	Epoch uint64 `json:",omitempty"`
+	// Managed is the epoch of the cluster that this machine was a manager of until the other managers refused it; nil if they
+	// did not. If it is smaller than Epoch, the cluster was recovered without this machine.
+	Managed *uint64 `json:",omitempty"`
 }
 
 const stateFile = "state.json"

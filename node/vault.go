@@ -175,6 +175,17 @@ func (v *vault) follow(key identity.UnlockKey, version uint64) (changed bool, er
 	return true, v.replaceLocked(lock{slices.Clone(key), version}, keys)
 }
 
+// rewind has the file follow whatever cluster object it is shown next: in a cluster that was recovered from a backup the newest may be
+// older than the one that the file went by.
+func (v *vault) rewind() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.lock.version == 0 {
+		return nil
+	}
+	return v.replaceLocked(lock{key: v.lock.key}, v.keys)
+}
+
 // settle forgets the older keys: the log, the snapshots and the certificate's key are sealed with newest.
 func (v *vault) settle(newest []byte) error {
 	v.mu.Lock()

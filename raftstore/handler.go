@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,19 @@ func (s *Store) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStream, s.serveStream)
 	mux.HandleFunc("POST "+pathSnapshot, s.serveSnapshot)
+	mux.HandleFunc("GET "+protocol.PathEpoch, s.serveEpoch)
 	return mux
+}
+
+// serveEpoch tells which life of the cluster this member is of.
+func (s *Store) serveEpoch(w http.ResponseWriter, _ *http.Request) {
+	epoch, known := s.Epoch()
+	if !known {
+		http.Error(w, "this member has no tables yet", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(protocol.EpochAnswer{Epoch: epoch}) // an error means that the caller is gone
 }
 
 // caller reads who sends and checks that this member is meant. It has answered if ok is false.

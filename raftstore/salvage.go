@@ -160,36 +160,41 @@ func (s *Salvaged) apply(e *raftpb.Entry, members map[uint64]protocol.Member, po
 	return err
 }
 
-// Found writes the store of a new group to dir, which must not hold one, and gives the raft id of its only member, which
-// is one that was never used before. The group begins with the state of s and goes on with its log indices. It knows all former
-// members as removed: when they come back they are told so, and what they send to ids of the old group reaches nobody. s may
-// not be used any more. When Found returns everything is on disk; after an error what is in dir is of no use.
-func Found(dir string, key []byte, nodeID, clusterID, addr string, s *Salvaged, log *slog.Logger) (raftID uint64, err error) {
+// NewMember describes the only member of a group that is to be founded: its raft id was never used before.
+func NewMember(nodeID, addr string) protocol.Member {
+	return protocol.Member{RaftID: newRaftID(), NodeID: nodeID, Addr: addr}
+}
+
+// Found writes the store of a new group to dir, which must not hold one. Its only member is of [NewMember]. The group begins with
+// the state of s and goes on with its log indices. It knows all former members as removed: when they come back they are
+// told so, and what they send to ids of the old group reaches nobody. s may not be used any more. When Found returns
+// everything is on disk; after an error what is in dir is of no use.
+func Found(dir string, key []byte, clusterID string, m protocol.Member, s *Salvaged, log *slog.Logger) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	seal, err := newSealer(key)
 	if err != nil {
-		return 0, fmt.Errorf("found store: %w", err)
+		return fmt.Errorf("found store: %w", err)
 	}
 	if Exists(dir) {
-		return 0, fmt.Errorf("found store: %s holds one already", dir)
+		return fmt.Errorf("found store: %s holds one already", dir)
 	}
-	id := diskID{RaftID: newRaftID(), NodeID: nodeID, ClusterID: clusterID}
+	id := diskID{RaftID: m.RaftID, NodeID: m.NodeID, ClusterID: clusterID}
 	snap := s.State.Snapshot()
-	meta := snapshotMeta{Index: max(s.Index, snap.Index(), 1), Term: max(s.Term, 1), Members: []protocol.Member{{RaftID: id.RaftID, NodeID: nodeID, Addr: addr}},
+	meta := snapshotMeta{Index: max(s.Index, snap.Index(), 1), Term: max(s.Term, 1), Members: []protocol.Member{m},
 		Removed: slices.Clone(s.Removed), Modified: modified(snap)}
-	for _, m := range s.Members {
-		meta.Removed = remember(meta.Removed, m.RaftID)
+	for _, former := range s.Members {
+		meta.Removed = remember(meta.Removed, former.RaftID)
 	}
 	d, err := createDisk(dir, id, seal, log)
 	if err != nil {
-		return 0, fmt.Errorf("found store: %w", err)
+		return fmt.Errorf("found store: %w", err)
 	}
 	if err := errors.Join(d.bootstrap(meta, confState(meta), snap), d.close(), syncDir(dir), syncDir(filepath.Dir(dir))); err != nil {
-		return 0, fmt.Errorf("found store: %w", err)
+		return fmt.Errorf("found store: %w", err)
 	}
-	return id.RaftID, nil
+	return nil
 }
 
 // Export is the tables at one moment, for a backup.

@@ -33,7 +33,9 @@ func found(t *testing.T, m *member, edit ...cluster.Change) Config {
 	}
 	cfg := m.cfg
 	cfg.Dir, cfg.Bootstrap, cfg.Peers = filepath.Join(t.TempDir(), "raft"), false, nil
-	if cfg.RaftID, err = Found(cfg.Dir, cfg.Key, cfg.NodeID, cfg.ClusterID, cfg.Addr, s, nil); err != nil {
+	self := NewMember(cfg.NodeID, cfg.Addr)
+	cfg.RaftID = self.RaftID
+	if err := Found(cfg.Dir, cfg.Key, cfg.ClusterID, self, s, nil); err != nil {
 		t.Fatal(err)
 	}
 	cfg.Transport = m.g.transport(cfg.NodeID)
@@ -93,7 +95,7 @@ func TestASurvivorFoundsAGroupThatTheLostCannotDisturb(t *testing.T) {
 	}
 	g.join("n9")
 	g.settle()
-	if _, err := Found(cfg.Dir, testKey, "n1", "", cfg.Addr, s, nil); err == nil {
+	if err := Found(cfg.Dir, testKey, "", NewMember("n1", cfg.Addr), s, nil); err == nil {
 		t.Error("a group was founded over another")
 	}
 }

@@ -48,6 +48,7 @@ const (
 	PathEngine  = "/engine"       // prefix; managers only: the swarm part of the Engine API, forwarded by followers
 	PathRaft    = "/raft"         // prefix; managers only: messages and snapshots of the raft group
 	PathMembers = "/raft/members" // managers only: join and leave the raft group
+	PathEpoch   = "/raft/epoch"   // managers only: which life of the cluster a manager is of
 	PathCA      = "/ca"           // prefix; anyone: root certificate and certificate requests
 )
 
@@ -139,6 +140,9 @@ type MeshAck struct {
 	// Err is what went wrong instead, empty when applied.
 	Err string `json:",omitempty"`
 }
+
+// EpochAnswer is the answer of a manager at PathEpoch: see cluster.NextEpoch.
+type EpochAnswer struct{ Epoch uint64 }
 
 // Welcome accepts a session.
 type Welcome struct {

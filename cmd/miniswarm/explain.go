@@ -133,6 +133,24 @@ func get(ctx context.Context, cl client.APIClient, path string) ([]byte, error) 
 
 // ask sends the daemon a request that Docker's client has no call for.
 func ask(ctx context.Context, cl client.APIClient, method, path string, body io.Reader) ([]byte, error) {
+	header := make(http.Header)
+	if body != nil {
+		header.Set("Content-Type", "application/json")
+	}
+	answer, err := open(ctx, cl, method, path, header, body)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Close()
+	all, err := io.ReadAll(answer)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
+	}
+	return all, nil
+}
+
+// open sends such a request and gives the answer to read; its error is what the daemon says.
+func open(ctx context.Context, cl client.APIClient, method, path string, header http.Header, body io.Reader) (io.ReadCloser, error) {
 	host, err := client.ParseHostURL(cl.DaemonHost())
 	if err != nil {
 		return nil, fmt.Errorf("daemon %q: %w", cl.DaemonHost(), err)
@@ -145,9 +163,7 @@ func ask(ctx context.Context, cl client.APIClient, method, path string, body io.
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
+	req.Header = header
 	resp, err := cl.HTTPClient().Do(req)
 	var dial *net.OpError
 	if errors.As(err, &dial) && dial.Op == "dial" {
@@ -156,17 +172,17 @@ func ask(ctx context.Context, cl client.APIClient, method, path string, body io.
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
 	}
+	if resp.StatusCode < 300 {
+		return resp.Body, nil
+	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, fmt.Errorf("ask the daemon for %s: %w", path, err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		var said struct{ Message string }
-		if json.Unmarshal(answer, &said) != nil || said.Message == "" {
-			said.Message = resp.Status
-		}
-		return nil, fmt.Errorf("%s %s", daemonSays, said.Message)
+	var said struct{ Message string }
+	if json.Unmarshal(answer, &said) != nil || said.Message == "" {
+		said.Message = resp.Status
 	}
-	return answer, nil
+	return nil, fmt.Errorf("%s %s", daemonSays, said.Message)
 }

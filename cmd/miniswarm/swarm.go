@@ -21,7 +21,7 @@ import (
 
 // swarmCommands are the commands about the cluster as a whole: Docker has them under "docker swarm".
 func swarmCommands(e *env) []*cli.Command {
-	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), updateCommand(e), unlockCommand(e), unlockKeyCommand(e), caCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e)}
+	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), updateCommand(e), unlockCommand(e), unlockKeyCommand(e), caCommand(e), backupCommand(e), recoverCommand(e), rejoinCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e)}
 }
 
 // The headings of the list of commands.
@@ -51,12 +51,13 @@ func availability(c *cli.Context) (swarm.NodeAvailability, error) {
 
 func initCommand(e *env) *cli.Command {
 	return &cli.Command{Name: "init", Usage: "start a cluster on this machine", Category: clusterCategory,
-		Description: "   miniswarm init\n   miniswarm init --advertise-addr 192.168.1.10\n   miniswarm init --advertise-addr eth1 --task-history-limit 10",
+		Description: "   miniswarm init\n   miniswarm init --advertise-addr 192.168.1.10\n   miniswarm init --advertise-addr eth1 --task-history-limit 10\n   miniswarm init --force-new-cluster     (after the loss of most managers, on one that is left; see 'miniswarm recover')",
 		Flags: append(append(addressFlags(), settingsFlags()...),
 			&cli.StringSliceFlag{Name: "default-addr-pool", Usage: "`CIDR` from which overlay networks get their subnets"},
 			&cli.UintFlag{Name: "default-addr-pool-mask-length", Value: 24, Usage: "subnet size in bits"},
 			&cli.UintFlag{Name: "data-path-port", Usage: "UDP `PORT` of the overlay (default 4789)"},
-			&cli.BoolFlag{Name: "autolock", Usage: "managers lock themselves when they restart: 'miniswarm unlock' asks for the key"}),
+			&cli.BoolFlag{Name: "autolock", Usage: "managers lock themselves when they restart: 'miniswarm unlock' asks for the key"},
+			&cli.BoolFlag{Name: "force-new-cluster", Usage: "make this manager the only one of its cluster, with all that the cluster has"}),
 		Action: func(c *cli.Context) error { return runInit(c.Context, e, c) }}
 }
 
@@ -71,7 +72,8 @@ func runInit(ctx context.Context, e *env, c *cli.Context) error {
 	}
 	defer cl.Close()
 	req := swarm.InitRequest{ListenAddr: c.String("listen-addr"), AdvertiseAddr: c.String("advertise-addr"), DataPathAddr: c.String("data-path-addr"),
-		DataPathPort: uint32(c.Uint("data-path-port")), DefaultAddrPool: c.StringSlice("default-addr-pool"), SubnetSize: uint32(c.Uint("default-addr-pool-mask-length")), Availability: avail}
+		DataPathPort: uint32(c.Uint("data-path-port")), DefaultAddrPool: c.StringSlice("default-addr-pool"), SubnetSize: uint32(c.Uint("default-addr-pool-mask-length")), Availability: avail,
+		ForceNewCluster: c.Bool("force-new-cluster")}
 	mergeSettings(c, &req.Spec)
 	req.AutoLockManagers = c.Bool("autolock")
 	id, err := cl.SwarmInit(ctx, req)

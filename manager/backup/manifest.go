@@ -47,8 +47,16 @@ type RecoverRequest struct {
 	Secret     string
 	// DryRun has the daemon say what it would do and do nothing.
 	DryRun bool
+	// Force recovers although the cluster has a leader.
+	Force bool
 	// ListenAddr, AdvertiseAddr and DataPathAddr are as in init; empty: as they were where they are still this machine's.
 	ListenAddr, AdvertiseAddr, DataPathAddr string
+}
+
+// RejoinRequest tells a daemon where its cluster's managers are: the body of POST /miniswarm/rejoin.
+type RejoinRequest struct {
+	// Addr is a manager's HOST[:PORT].
+	Addr string
 }
 
 // RecoverHeader carries a RecoverRequest.

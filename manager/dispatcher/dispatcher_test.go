@@ -76,6 +76,7 @@ func (s *tables) Propose(ctx context.Context, txn *cluster.Txn) (uint64, error) 
 
 // world is a dispatcher over tables with two nodes and one service that publishes a port.
 type world struct {
+	epoch    uint64 // that nodes have seen
 	t        *testing.T
 	store    *tables
 	d        *Dispatcher
@@ -202,7 +203,7 @@ func (w *world) connectAs(nodeID, instance string) *fakeAgent {
 	}
 	go a.read(in)
 	go a.write()
-	a.send(protocol.FromAgent{Hello: &protocol.Hello{DataPlane: true, Instance: instance}})
+	a.send(protocol.FromAgent{Hello: &protocol.Hello{DataPlane: true, Instance: instance, Epoch: w.epoch}})
 	go func() {
 		tick := time.NewTicker(250 * time.Millisecond)
 		defer tick.Stop()

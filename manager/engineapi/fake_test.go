@@ -3,6 +3,7 @@ package engineapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/backup"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/orchestrator"
 	"github.com/miniswarm/miniswarm/scheduler"
@@ -50,6 +52,31 @@ func (l *fakeLocal) SettleAttachments(context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.settled++
+}
+
+func (l *fakeLocal) Backup(_ context.Context, secret string, w io.Writer) error {
+	if secret == "" {
+		return errorf(http.StatusBadRequest, "no secret")
+	}
+	if _, err := io.WriteString(w, "sealed with "+secret); err != nil || secret != "breaks" {
+		return err
+	}
+	return errors.New("it broke")
+}
+
+func (l *fakeLocal) Recover(_ context.Context, req backup.RecoverRequest, body io.Reader) (*backup.Report, error) {
+	content, err := io.ReadAll(body)
+	if err != nil {
+		return nil, err
+	}
+	return &backup.Report{ClusterID: string(content), DryRun: req.DryRun}, nil
+}
+
+func (l *fakeLocal) Rejoin(_ context.Context, addr string) error {
+	if addr == "" {
+		return errorf(http.StatusBadRequest, "no address")
+	}
+	return nil
 }
 
 func (l *fakeLocal) Attach(_ context.Context, req protocol.AttachRequest) (*Attachment, error) {

@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/backup"
 	"github.com/miniswarm/miniswarm/orchestrator"
 	"github.com/miniswarm/miniswarm/scheduler"
 )
@@ -27,6 +29,14 @@ type Local interface {
 	// Unlock starts the manager of a machine whose keys are locked. Errors have Docker's words and status codes, and
 	// change nothing.
 	Unlock(ctx context.Context, key string) error
+	// Backup writes a sealed backup of the cluster to w. Before the first byte an error can still be answered.
+	Backup(ctx context.Context, secret string, w io.Writer) error
+	// Recover makes a cluster whose only manager is this machine from a backup or from its own disk, and says what it has kept, or would
+	// keep. The body is the backup, if one is asked for.
+	Recover(ctx context.Context, req backup.RecoverRequest, body io.Reader) (*backup.Report, error)
+	// Rejoin has this node, which is part of a swarm, look for its managers at a further address. It is back when it has a session
+	// with them.
+	Rejoin(ctx context.Context, addr string) error
 	// Info is the local part of /info's Swarm: node id, address, state, error, known managers, ControlAvailable. The
 	// handler adds what only the store knows (Nodes, Managers, Cluster).
 	Info() swarm.Info

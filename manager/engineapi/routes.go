@@ -61,6 +61,10 @@ func (s *Server) routes() {
 		"POST /swarm/leave":  s.leaveSwarm,
 		"POST /swarm/unlock": s.unlockSwarm,
 
+		"POST /miniswarm/backup":  s.backupCluster,
+		"POST /miniswarm/recover": s.recoverCluster,
+		"POST /miniswarm/rejoin":  s.rejoinCluster,
+
 		"GET /networks":         s.mergedNetworks,
 		"GET /networks/{id}":    s.anyNetwork,
 		"POST /networks/create": s.createAnyNetwork,
