@@ -117,6 +117,11 @@ func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, body
 	if err != nil {
 		return nil, err
 	}
+	if former != nil && exists(n.vault.path()) {
+		if _, _, err := n.diskKeys(); err != nil { // which seal the credentials as well
+			return nil, err
+		}
+	}
 	own, err := n.ownCredentials()
 	if err != nil && !errors.Is(err, identity.ErrNotJoined) && !req.FromBackup {
 		return nil, err

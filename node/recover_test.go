@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/manager/backup"
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
 
@@ -388,4 +390,40 @@ func TestForceNewCluster(t *testing.T) {
 	if _, err := fresh.Init(ctx, swarm.InitRequest{ForceNewCluster: true, ListenAddr: freePort(t)}); err != nil || snapshot(t, fresh).Cluster().ID == c.ID {
 		t.Errorf("on a fresh machine: %v", err)
 	}
+}
+
+// A locked manager's disk is as closed to a recovery as to anything else. Afterwards its keys are sealed as the recovered cluster wants it, which
+// may be an older wish than the one before.
+func TestRecoverLockedManagers(t *testing.T) {
+	w := newTown(t, 1, 1)
+	n, secret := w.nodes[0], backup.NewRecoveryKey()
+	open := backedUp(t, n, secret)
+	key, err := identity.NewUnlockKey(nil)
+	must(t, err)
+	setLock(t, n, key)
+	sealedWith(t, n, key)
+	locked := backedUp(t, n, secret)
+	from := backup.RecoverRequest{FromBackup: true, Force: true, Secret: secret.Text()}
+
+	w.stop(0)
+	n = w.again(0)
+	waitFor(t, "a locked manager", func() bool { return n.Info().LocalNodeState == swarm.LocalNodeStateLocked })
+	_, err = n.Recover(t.Context(), backup.RecoverRequest{DryRun: true}, nil)
+	refused(t, "a recovery from a locked disk", err, http.StatusServiceUnavailable, textLocked)
+	_, err = n.Recover(t.Context(), from, bytes.NewReader(open))
+	refused(t, "a recovery over a locked disk", err, http.StatusServiceUnavailable, textLocked)
+	must(t, n.Unlock(t.Context(), key.Text()))
+	_, err = n.Recover(t.Context(), backup.RecoverRequest{Force: true}, nil)
+	must(t, err)
+	sealedWith(t, n, key)
+	_, err = n.Recover(t.Context(), from, bytes.NewReader(open))
+	must(t, err)
+	sealedWith(t, n, nil)
+	ready(t, n, w.nodes[1])
+
+	fresh := w.add()
+	from.AdvertiseAddr, from.ListenAddr = "127.0.0.1", freePort(t)
+	_, err = fresh.Recover(t.Context(), from, bytes.NewReader(locked))
+	must(t, err)
+	sealedWith(t, fresh, key)
 }
