@@ -113,6 +113,7 @@ type Agent struct {
 	managers []protocol.ManagerAddr // guarded by mu
 	leader   string                 // guarded by mu; address of the last leader
 	epoch    uint64                 // guarded by mu; the greatest seen
+	seeks    uint64                 // guarded by mu; calls of Seek
 	found    chan struct{}          // guarded by mu; closed at the next session, nil if nobody waits for it
 }
 
@@ -255,7 +256,7 @@ func (a *Agent) sessions(ctx context.Context) error {
 }
 
 func (a *Agent) oneSession(ctx context.Context, welcomed func()) error {
-	addrs := a.candidates()
+	addrs, seeks := a.candidates()
 	if len(addrs) == 0 {
 		return errors.New("no manager is known")
 	}
@@ -264,43 +265,40 @@ func (a *Agent) oneSession(ctx context.Context, welcomed func()) error {
 		return err
 	}
 	defer conn.Close()
-	return a.serve(ctx, conn, addr, func() {
+	return a.serve(ctx, conn, addr, seeks, func() {
 		a.mu.Lock()
 		a.leader = addr
-		if a.found != nil {
-			close(a.found)
-			a.found = nil
-		}
 		a.mu.Unlock()
 		a.log.Info("session with the leader", "leader", addr)
 		welcomed()
 	})
 }
 
-// candidates lists the managers to ask: the last leader first, the others in random order.
-func (a *Agent) candidates() []string {
+// candidates lists the managers to ask: the last leader first, the others in random order; seeks is how often it was said where
+// to look.
+func (a *Agent) candidates() (addrs []string, seeks uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var out []string
 	for _, m := range a.managers {
-		if m.Addr != "" && m.Addr != a.leader && !slices.Contains(out, m.Addr) {
-			out = append(out, m.Addr)
+		if m.Addr != "" && m.Addr != a.leader && !slices.Contains(addrs, m.Addr) {
+			addrs = append(addrs, m.Addr)
 		}
 	}
-	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
 	if a.leader != "" {
-		out = slices.Insert(out, 0, a.leader)
+		addrs = slices.Insert(addrs, 0, a.leader)
 	}
-	return out
+	return addrs, a.seeks
 }
 
 // Seek has the agent look for its leader at another address first, for a cluster whose managers have moved while this node could
-// not hear of it. A session that there is ends; containers do not notice. The result is closed at the next session, with
-// whomever.
+// not hear of it. A session that there is ends; containers do not notice. The result is closed when there
+// is a session that was begun after the call.
 func (a *Agent) Seek(addr string) <-chan struct{} {
 	a.addManagers([]protocol.ManagerAddr{{Addr: addr}})
 	a.mu.Lock()
 	a.leader = addr
+	a.seeks++
 	s := a.session
 	if a.found == nil {
 		a.found = make(chan struct{})
@@ -380,6 +378,14 @@ func (a *Agent) setSession(s *session) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.session = s
+	switch {
+	case s == nil:
+	case s.seeks != a.seeks: // it was begun before somebody said where to look
+		_ = s.conn.Close()
+	case a.found != nil:
+		close(a.found)
+		a.found = nil
+	}
 }
 
 // Redescribe tells the leader what the node is like, as when its certificate has changed. It returns when that is sent, or

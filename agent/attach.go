@@ -152,7 +152,7 @@ func (a *Agent) askForPlace(ctx context.Context, req protocol.AttachRequest) err
 	deadline := time.Now().Add(leaderPatience)
 	for {
 		errs := []error{errors.New("no manager is known")}
-		addrs := a.candidates()
+		addrs, _ := a.candidates()
 		for i := 0; i < len(addrs); i++ {
 			err := a.postAttachment(ctx, addrs[i], body)
 			if _, refused := errors.AsType[*AttachError](err); err == nil || refused {

@@ -49,6 +49,7 @@ type session struct {
 	a      *Agent
 	conn   net.Conn
 	leader string // address
+	seeks  uint64 // see Agent.candidates
 	dec    *json.Decoder
 
 	sending sync.Mutex // held while a message is written
@@ -66,9 +67,9 @@ type session struct {
 }
 
 // serve holds a session with the leader at an address on an open stream until it ends, which is always an error.
-func (a *Agent) serve(ctx context.Context, conn net.Conn, leader string, welcomed func()) error {
+func (a *Agent) serve(ctx context.Context, conn net.Conn, leader string, seeks uint64, welcomed func()) error {
 	bound(conn, max(minSilence, silentBeats*a.cfg.Heartbeat))
-	s := &session{a: a, conn: conn, leader: leader, periods: make(chan time.Duration, 1)}
+	s := &session{a: a, conn: conn, leader: leader, seeks: seeks, periods: make(chan time.Duration, 1)}
 	s.dec = json.NewDecoder(hearing{s})
 	unblock := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer unblock()

@@ -101,7 +101,8 @@ func TestRecover(t *testing.T) {
 		t.Errorf("asked for nodes it says %s (%v)", out, err)
 	}
 	c.nodeState(t, kept, "Ready")
-	if _, err := c.Output(ctx, wiped, "sh", "-c", "docker ps -aq | xargs -r docker rm -f"); err != nil { // what the former machine's engine has left
+	// What the former machine's engine has left, a new one would not have.
+	if _, err := c.Output(ctx, wiped, "sh", "-c", "docker ps -aq | xargs -r docker rm -f; docker network ls --format '{{.Name}}' | grep ^ingress- | xargs -r docker network rm"); err != nil {
 		t.Error(err)
 	}
 	untouched(t, now, c.running(t, "w", 8))
