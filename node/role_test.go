@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -364,4 +365,37 @@ func TestACopiedMachineIsRefused(t *testing.T) {
 		must(t, stop())
 	}
 	c.voters(3)
+}
+
+// TestAPromotedManagerIsLocked: on a swarm that locks its managers the keys of one that was promoted are sealed like those of
+// the others, and go when it is demoted.
+func TestAPromotedManagerIsLocked(t *testing.T) {
+	c := &nodes{t: t, stop: map[*Node]func() error{}}
+	for range 2 {
+		n := newNode(t)
+		c.stop[n] = run(t, n)
+		c.all = append(c.all, n)
+	}
+	_, err := c.all[0].Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t), AutoLockManagers: true})
+	must(t, err)
+	worker := c.all[1]
+	must(t, worker.Join(t.Context(), swarm.JoinRequest{ListenAddr: freePort(t), RemoteAddrs: []string{c.all[0].current().state.AdvertiseAddr},
+		JoinToken: snapshot(t, c.all[0]).Cluster().JoinTokens.Worker}))
+	id := worker.Info().NodeID
+	c.must(id, swarm.NodeRoleManager)
+	c.is(worker, identity.Manager)
+	waitFor(t, "key file that is locked", func() bool {
+		var f keyFile
+		raw, err := os.ReadFile(worker.vault.path())
+		bare, berr := worker.credentials.Bare()
+		return err == nil && berr == nil && json.Unmarshal(raw, &f) == nil && f.Locked && !bare
+	})
+	c.must(id, swarm.NodeRoleWorker)
+	c.is(worker, identity.Worker)
+	waitFor(t, "worker without a key file", func() bool { return gone(worker.vault.path()) })
+	must(t, c.stop[worker]())
+	again, err := New(worker.cfg)
+	must(t, err)
+	run(t, again)
+	waitFor(t, "worker that is not locked", func() bool { return again.Info().LocalNodeState == swarm.LocalNodeStateActive })
 }
