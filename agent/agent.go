@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -79,6 +80,8 @@ type Config struct {
 	Heartbeat time.Duration
 	// Offline skips pulls of images that are on the node (DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1).
 	Offline bool
+	// About answers the leader's requests about this node itself, below /node/; nil: not found.
+	About http.Handler
 	// OnNode is called with this node's object whenever the leader sends it, OnManagers with the managers. They must
 	// return quickly. OnRefused is called when the leader has a session with another machine that is the same node. All
 	// may be nil.
@@ -110,6 +113,8 @@ type Agent struct {
 	mu       sync.Mutex
 	running  bool                   // guarded by mu
 	session  *session               // guarded by mu; nil between sessions
+	parted   time.Time              // guarded by mu; when the last session ended, zero before
+	opened   uint64                 // guarded by mu; sessions so far
 	managers []protocol.ManagerAddr // guarded by mu
 	leader   string                 // guarded by mu; address of the last leader
 	epoch    uint64                 // guarded by mu; the greatest seen
@@ -378,8 +383,12 @@ func (a *Agent) setSession(s *session) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.session = s
+	if s == nil {
+		a.parted = time.Now()
+		return
+	}
+	a.opened++
 	switch {
-	case s == nil:
 	case s.seeks != a.seeks: // it was begun before somebody said where to look
 		_ = s.conn.Close()
 	case a.found != nil:

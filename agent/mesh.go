@@ -75,6 +75,11 @@ type meshKeeper struct {
 	seq    uint64
 	ack    func(protocol.MeshAck)
 	failed bool
+	// begun is when the present attempt to apply the table began, zero between attempts; applied says that the kernel has had
+	// the table of a leader, or of disk, since this process began, and err why the last attempt failed.
+	begun   time.Time
+	applied bool
+	err     error
 
 	unnamed string // the trouble with names that was logged last; only run uses it
 }
@@ -235,7 +240,10 @@ func (k *meshKeeper) verify(ctx context.Context) {
 	}
 }
 
-func (k *meshKeeper) apply(ctx context.Context) error {
+func (k *meshKeeper) apply(ctx context.Context) (err error) {
+	k.began()
+	applied := false
+	defer func() { k.ended(applied, ingress.Waiting(err), err) }()
 	k.mu.Lock()
 	known, old, seq, peers, services, port, key := k.known, k.old, k.seq, inOrder(k.peers), inOrder(k.services), k.port, k.key
 	if k.alone {
@@ -250,7 +258,6 @@ func (k *meshKeeper) apply(ctx context.Context) error {
 			return err // a leader's table may come; until then the kernel's serves better than the record
 		}
 	}
-	var err error
 	node, networks := k.place()
 	// A table applied before this node knows its own place would take away what a former process left at work.
 	if known && k.mesh != nil && node != nil {
@@ -258,6 +265,7 @@ func (k *meshKeeper) apply(ctx context.Context) error {
 		in.VXLANPort, in.ProbeKey = port, key
 		if in.Self.Underlay.IsValid() {
 			err = k.mesh.Apply(ctx, in)
+			applied = true
 		}
 		err = errors.Join(inErr, err)
 	}

@@ -50,8 +50,18 @@ func (s *streams) start(a *Agent, leader, id string) {
 		bound(conn, streamSilence)
 		unblock := context.AfterFunc(s.ctx, func() { _ = conn.Close() })
 		defer unblock()
-		serveOn(s.ctx, conn, &window{engine: a.cfg.Engine, container: a.containerOf, allowed: a.worker.allowed}, a.log)
+		serveOn(s.ctx, conn, a.answering(), a.log)
 	})
+}
+
+// answering is what the leader finds on a stream: containers of tasks, and the node itself.
+func (a *Agent) answering() http.Handler {
+	mux := http.NewServeMux()
+	if a.cfg.About != nil {
+		mux.Handle(protocol.PathNode+"/", http.StripPrefix(protocol.PathNode, a.cfg.About))
+	}
+	mux.Handle("/", &window{engine: a.cfg.Engine, container: a.containerOf, allowed: a.worker.allowed})
+	return mux
 }
 
 // streamSilence is how long what was written to a stream may stay unacknowledged by the leader's machine.

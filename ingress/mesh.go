@@ -46,6 +46,7 @@ type Mesh struct {
 	engine      Networks
 	unlock      func() error
 	alwaysVXLAN bool
+	stats       stats
 
 	mu       sync.Mutex // guards all below
 	kernel   *overlay.Kernel
@@ -181,6 +182,7 @@ func (m *Mesh) verify(ctx context.Context, bridges map[string]BridgeNetwork, eng
 	m.known = false
 	repaired, err = m.reconcile(ctx)
 	if repaired {
+		m.stats.repaired()
 		m.log.Warn("data plane differed from what was applied and is repaired")
 	}
 	return repaired, errors.Join(engineErr, firewallErr, err, m.hairpin())
@@ -271,6 +273,7 @@ func (m *Mesh) converge(ctx context.Context, in plan.Input) (changed, ruled bool
 	newBackends := prev == nil || lacks(prev.Backends, want.Backends)
 	m.want, m.have, m.applied = want, withoutTable(want), true
 	m.known = kernelErr == nil && tableErr == nil
+	m.stats.converged(want, in)
 	if newBackends {
 		errs = append(errs, m.hairpin()) // a local one has a new port on the bridge
 	}

@@ -153,6 +153,7 @@ func (m *Mesh) verifyTable(ctx context.Context) (disturbed bool, err error) {
 	}
 	repaired, err := m.table.Verify(ctx, m.want.Table)
 	if repaired {
+		m.stats.repaired()
 		m.log.Warn("rules were changed by somebody else and are repaired")
 	}
 	return true, err

@@ -12,5 +12,6 @@
 //	/attachments     workers, managers   an address for a container that a person puts on a network
 //	/raft/members    managers            join the raft group
 //	/raft/...        managers            messages and snapshots of the raft group
+//	/metrics, /healthz, /readyz  workers, managers   how this manager is
 //	/engine/...      managers            the swarm part of the Engine API, forwarded by other managers' sockets
 package manager

@@ -41,7 +41,10 @@ type loop struct {
 	logger    *slog.Logger
 	decisions *decisionLog
 	now       func() time.Time
-	refused   trouble.Log // commits that fail
+	// began and ended bracket every pass; ended is told how many changes it decided on.
+	began   func()
+	ended   func(changes int)
+	refused trouble.Log // commits that fail
 	// piece is how many changes are committed at once: maxChanges, less where these are too large for the store.
 	piece int
 }
@@ -80,7 +83,11 @@ func (l *loop) pass(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	now := l.now()
+	changes := 0
+	l.began()
+	defer func() { l.ended(changes) }()
 	plan := l.planner.Next(snap, now, l.ids)
+	changes = len(plan.Changes)
 	l.decisions.add(plan.Decisions)
 	if err := l.commit(ctx, now, plan.Changes); err != nil {
 		switch {

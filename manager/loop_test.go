@@ -92,7 +92,7 @@ func TestARefusedPlanIsNotTriedWithoutPause(t *testing.T) {
 		store := &frozen{snap: state.Snapshot()}
 		tries := 0
 		store.err = &cluster.TxnError{Kind: cluster.KindService, Err: cluster.ErrOutOfSequence}
-		l := &loop{store: store, planner: orchestrator.New(orchestrator.Options{}), watch: silent{}, ids: cluster.SeededIDs(1),
+		l := &loop{store: store, planner: orchestrator.New(orchestrator.Options{}), watch: silent{}, began: func() {}, ended: func(int) {}, ids: cluster.SeededIDs(1),
 			logger: slog.New(slog.DiscardHandler), decisions: newDecisionLog(), now: func() time.Time { tries++; return time.Now() }}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

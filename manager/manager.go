@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -54,6 +55,11 @@ type Config struct {
 	HeartbeatPeriod time.Duration
 	// Now is the clock that plans are made by and certificates are made and judged by; nil means the system's.
 	Now func() time.Time
+	// About answers GET /metrics, /healthz and /readyz about this machine, for nodes of the cluster; nil: not found.
+	About http.Handler
+	// Passed is told how long a pass of the leader's loop took and how many changes it stored, and must return at once; nil
+	// is not called.
+	Passed func(took time.Duration, changes int)
 }
 
 // watchBuffer is how many batches of events a follower of the store may lag before its watch ends and it starts anew.
@@ -68,9 +74,12 @@ type Manager struct {
 	authority *identity.Authority
 	handler   http.Handler
 
+	decisions *decisionLog
+	counters  dispatcher.Counters
+	passing   atomic.Int64 // when the pass under way began, in Unix nanoseconds; 0 between passes
+
 	mu         sync.Mutex
 	dispatcher *dispatcher.Dispatcher // guarded by mu; nil while not leading
-	decisions  *decisionLog
 }
 
 // ErrNotLeader is returned by what only the leader can do.
@@ -167,7 +176,7 @@ func (m *Manager) lead(ctx context.Context, former dispatcher.Former) error {
 	if err := m.found(ctx); err != nil {
 		return err
 	}
-	d := dispatcher.New(dispatcher.Config{Store: m.cfg.Store, Logger: m.cfg.Logger, IDs: m.ids, Managers: m.Managers, Former: former, Period: m.cfg.HeartbeatPeriod})
+	d := dispatcher.New(dispatcher.Config{Store: m.cfg.Store, Logger: m.cfg.Logger, IDs: m.ids, Managers: m.Managers, Former: former, Period: m.cfg.HeartbeatPeriod, Counters: &m.counters})
 	watch := m.cfg.Store.Watch(watchBuffer)
 	defer watch.Close()
 	m.setDispatcher(d)
@@ -199,7 +208,7 @@ func (m *Manager) plan(ctx context.Context) error {
 	for {
 		watch := m.cfg.Store.Watch(watchBuffer)
 		l := &loop{store: m.cfg.Store, planner: orchestrator.New(orchestrator.Options{}), watch: watch, ids: m.ids,
-			logger: m.cfg.Logger, decisions: m.decisions, now: m.cfg.Now}
+			logger: m.cfg.Logger, decisions: m.decisions, now: m.cfg.Now, began: m.passBegan, ended: m.passEnded}
 		err := l.run(ctx, watch.Start)
 		watch.Close()
 		if !errors.Is(err, errWatchEnded) || !errors.Is(watch.Err(), raftstore.ErrLagged) {
@@ -208,6 +217,27 @@ func (m *Manager) plan(ctx context.Context) error {
 		m.cfg.Logger.Warn("planning fell behind the store and starts anew")
 	}
 }
+
+func (m *Manager) passBegan() { m.passing.Store(time.Now().UnixNano()) }
+
+func (m *Manager) passEnded(changes int) {
+	began := m.passing.Swap(0)
+	if m.cfg.Passed != nil {
+		m.cfg.Passed(time.Since(time.Unix(0, began)), changes)
+	}
+}
+
+// Passing is for how long the leader's loop has been at its present pass, 0 between passes. A pass ends when its changes are
+// stored, and at the latest with the term.
+func (m *Manager) Passing() time.Duration {
+	if began := m.passing.Load(); began != 0 {
+		return time.Since(time.Unix(0, began))
+	}
+	return 0
+}
+
+// Counters count what this manager's dispatchers have done, in all its terms.
+func (m *Manager) Counters() *dispatcher.Counters { return &m.counters }
 
 // found creates the first objects of a new cluster.
 func (m *Manager) found(ctx context.Context) error {

@@ -41,6 +41,11 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	mux.Handle("POST "+protocol.PathAttach, guard.RequireRole(http.HandlerFunc(m.serveAttach), nodes...))
 	mux.Handle("POST "+protocol.PathMembers, peers.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
 	mux.Handle(protocol.PathRaft+"/", peers.RequireRole(m.cfg.Store.Handler(), managers...))
+	if m.cfg.About != nil {
+		for _, path := range []string{"/metrics", "/healthz", "/readyz"} {
+			mux.Handle("GET "+path, guard.RequireRole(m.cfg.About, nodes...))
+		}
+	}
 	if m.cfg.EngineAPI != nil {
 		mux.Handle(protocol.PathEngine+"/", guard.RequireRole(http.StripPrefix(protocol.PathEngine, m.cfg.EngineAPI), managers...))
 	}

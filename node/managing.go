@@ -56,12 +56,14 @@ func (m *member) openManaging(raftID uint64, first func() *cluster.Txn, peers []
 	}
 	g := &managing{member: m, transport: transport}
 	g.store, err = raftstore.Open(raftstore.Config{Dir: m.raftDir(), NodeID: m.nodeID, ClusterID: creds.Identity.ClusterID,
-		RaftID: raftID, Addr: m.state.AdvertiseAddr, Bootstrap: first != nil, Peers: peers, Transport: transport, Key: key, OlderKeys: older, Logger: m.logger})
+		RaftID: raftID, Addr: m.state.AdvertiseAddr, Bootstrap: first != nil, Peers: peers, Transport: transport, Key: key, OlderKeys: older, Logger: m.logger,
+		Timings: raftstore.Timings{Commit: m.node.metrics.Commit, Sync: m.node.metrics.Sync}})
 	if err != nil {
 		return nil, fmt.Errorf("open the store: %w", err)
 	}
 	g.manager, err = manager.New(manager.Config{NodeID: m.nodeID, Addr: m.state.AdvertiseAddr, Store: g.store, Credentials: m.node.credentials,
-		Logger: m.logger, Bootstrap: first, EngineAPI: m.node.api.Cluster(), Now: m.node.cfg.Now})
+		Logger: m.logger, Bootstrap: first, EngineAPI: m.node.api.Cluster(), Now: m.node.cfg.Now,
+		About: m.node.pages, Passed: m.node.metrics.Pass})
 	if err != nil {
 		return nil, errors.Join(err, g.store.Close())
 	}

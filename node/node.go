@@ -20,6 +20,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/engineapi"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/node/metrics"
 )
 
 // Config is what a Node works with. Zero fields have the defaults that DefaultConfig gives.
@@ -57,6 +58,8 @@ type Node struct {
 	api         *engineapi.Server
 	// instance tells this run of the daemon from all others, of this machine and of machines copied from it.
 	instance string
+	metrics  *metrics.Metrics
+	pages    http.Handler // about this node: see about
 
 	changing sync.Mutex    // held while init, join, leave, unlock or recover change the membership
 	broken   chan struct{} // told when the part in the swarm has failed for a reason that may pass; holds one
@@ -92,7 +95,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, vault: v, credentials: creds, ids: cluster.RandomIDs(rand.Reader), local: swarm.LocalNodeStateInactive, broken: make(chan struct{}, 1)}
 	n.instance = n.ids.Next()
-	n.api, err = engineapi.New(engineapi.Config{Local: n, Engine: cfg.Engine, Logger: cfg.Logger, Version: cfg.Version})
+	n.metrics = metrics.New(n.view)
+	n.pages = n.about()
+	n.api, err = engineapi.New(engineapi.Config{Local: n, Engine: cfg.Engine, Logger: cfg.Logger, Version: cfg.Version, About: n.pages})
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}

@@ -30,9 +30,10 @@ func (m *member) prepareAgent() error {
 		return fmt.Errorf("engine %s: %w", m.node.cfg.Engine, err)
 	}
 	m.engine = engine
-	networks := docker.NewNetworks(engine, m.nodeID)
+	timed := m.node.metrics.Engine(engine)
+	networks := docker.NewNetworks(timed, m.nodeID)
 	hostname, _ := os.Hostname()
-	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: engine, Dial: m.dial, Managers: slices.Concat(m.remembered(), m.hinted()), Networks: networks,
+	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: timed, About: m.node.pages, Dial: m.dial, Managers: slices.Concat(m.remembered(), m.hinted()), Networks: networks,
 		Files:    docker.NewFiles(filepath.Join(m.node.cfg.RunDir, m.nodeID), docker.MountMemory),
 		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
 		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers, Epoch: m.state.Epoch, OnEpoch: m.learnEpoch,
@@ -45,7 +46,7 @@ func (m *member) prepareAgent() error {
 		case err != nil:
 			return errors.Join(fmt.Errorf("data plane: %w", err), engine.Close())
 		default:
-			m.mesh, cfg.Mesh, cfg.Listening = mesh, mesh, docker.Listening
+			m.mesh, cfg.Mesh, cfg.Listening = mesh, m.node.metrics.Mesh(mesh), docker.Listening
 			m.names = names.New(names.Config{Logger: m.logger})
 			cfg.Names = m.names
 		}

@@ -49,6 +49,23 @@ type Config struct {
 	Now func() time.Time
 	// Hooks are for simulations.
 	Hooks Hooks
+	// Timings are told how long things take.
+	Timings Timings
+}
+
+// Timings are called after each event of their kind, from any goroutine; they must return at once. Nil ones are not called.
+type Timings struct {
+	// Commit is told how long a transaction took from its proposal until it was applied here; refused and lost ones count.
+	Commit func(time.Duration)
+	// Sync is told how long the disk took to make entries of the log durable.
+	Sync func(time.Duration)
+}
+
+// observe calls f, if there is one, with the time since begin.
+func observe(f func(time.Duration), begin time.Time) {
+	if f != nil {
+		f(time.Since(begin))
+	}
 }
 
 // Limits that are not worth a setting.

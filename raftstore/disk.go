@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/server/v3/storage/wal"
@@ -34,6 +35,8 @@ type disk struct {
 	log  *slog.Logger
 	wal  *wal.WAL
 	id   diskID
+	// synced is told how long each write of entries took; nil is not.
+	synced func(time.Duration)
 }
 
 // diskID is written at the head of each segment of the log.
@@ -266,6 +269,9 @@ func (d *disk) save(state *raftpb.HardState, entries []*raftpb.Entry) error {
 			sealed[i] = &raftpb.Entry{Term: e.Term, Index: e.Index, Type: e.Type, Data: d.seal.seal(e.Data, place(sealEntry, e.GetTerm(), e.GetIndex()))}
 		}
 	}
+	if len(entries) > 0 {
+		defer observe(d.synced, time.Now())
+	}
 	if err := d.wal.Save(state, sealed); err != nil {
 		return fmt.Errorf("write-ahead log %s: %w", walDir(d.dir), err)
 	}
@@ -327,18 +333,20 @@ func (d *disk) purge(index, keep uint64) error {
 	return nil
 }
 
-// size is the number of bytes that the directory takes.
-func (d *disk) size() int64 {
-	total := int64(0)
-	for _, dir := range []string{walDir(d.dir), snapDir(d.dir)} {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			continue
-		}
-		for _, e := range entries {
-			if info, err := e.Info(); err == nil {
-				total += info.Size()
-			}
+// sizes are the numbers of bytes that log and snapshots take.
+func (d *disk) sizes() (log, snapshots int64) {
+	return dirSize(walDir(d.dir)), dirSize(snapDir(d.dir))
+}
+
+// dirSize is what the files in a directory take; 0 for one that cannot be read.
+func dirSize(dir string) (total int64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			total += info.Size()
 		}
 	}
 	return total

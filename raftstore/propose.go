@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -189,6 +190,7 @@ func (s *Store) propose(ctx context.Context, txn *cluster.Txn) proposalResult {
 	if len(p.data) > MaxTxnBytes {
 		return proposalResult{err: fmt.Errorf("store %d changes of %d bytes, the limit is %d: %w", len(txn.Changes), len(p.data), MaxTxnBytes, ErrTooLarge)}
 	}
+	defer observe(s.cfg.Timings.Commit, time.Now())
 	size := int64(len(p.data))
 	if err := s.room.Acquire(ctx, size); err != nil {
 		return proposalResult{err: fmt.Errorf("store change: the log is busy: %w", context.Cause(ctx))}

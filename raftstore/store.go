@@ -151,6 +151,7 @@ func (s *Store) load(d *disk, l *loaded) error {
 		return fmt.Errorf("%s belongs to cluster %s, not to %s", s.cfg.Dir, d.id.ClusterID, s.cfg.ClusterID)
 	}
 	s.disk, s.self = d, d.id.RaftID
+	d.synced = s.cfg.Timings.Sync
 	state, meta := cluster.NewState(), snapshotMeta{Members: s.cfg.Peers}
 	if index := l.snapshot.GetIndex(); index > 0 {
 		var err error
@@ -319,10 +320,11 @@ type Status struct {
 	// the leader only.
 	Reachable map[uint64]bool
 	// SnapshotIndex is the log index of the stored snapshot, LogEntries the number of entries in memory, DiskBytes what
-	// the directory takes.
-	SnapshotIndex uint64
-	LogEntries    uint64
-	DiskBytes     int64
+	// the directory takes: the log and the snapshots together.
+	SnapshotIndex           uint64
+	LogEntries              uint64
+	DiskBytes               int64
+	LogBytes, SnapshotBytes int64
 }
 
 // Members are the members in the order of their raft ids. It costs nothing; the slice must not be changed.
@@ -348,8 +350,25 @@ func (s *Store) Status() Status {
 	first, _ := s.storage.FirstIndex() // MemoryStorage never fails here
 	last, _ := s.storage.LastIndex()
 	st.LogEntries = last + 1 - first
-	st.DiskBytes = s.disk.size()
+	st.LogBytes, st.SnapshotBytes = s.disk.sizes()
+	st.DiskBytes = st.LogBytes + st.SnapshotBytes
 	return st
+}
+
+// Responds waits until the raft loop has taken a turn. An error says that it did not within ctx, or has ended.
+func (s *Store) Responds(ctx context.Context) error {
+	turned := make(chan struct{})
+	if !s.inbox.put(func(in *inboxItems) { in.calls = append(in.calls, func(*loop) { close(turned) }) }) {
+		return ErrStopped
+	}
+	select {
+	case <-turned:
+		return nil
+	case <-s.done:
+		return ErrStopped
+	case <-ctx.Done():
+		return fmt.Errorf("the raft loop does not take a turn: %w", context.Cause(ctx))
+	}
 }
 
 // snapshotIndex is the index of the latest stored snapshot.

@@ -44,6 +44,7 @@ import (
 const (
 	PathSession = "/session"      // upgrade; workers and managers
 	PathStreams = "/streams"      // prefix; upgrade; workers and managers: a stream that the leader has asked for
+	PathNode    = "/node"         // prefix, on a stream to an agent: the node itself
 	PathAttach  = "/attachments"  // workers and managers: an address for a container that a person puts on a network
 	PathEngine  = "/engine"       // prefix; managers only: the swarm part of the Engine API, forwarded by followers
 	PathRaft    = "/raft"         // prefix; managers only: messages and snapshots of the raft group
@@ -310,7 +311,7 @@ type AttachRequest struct {
 
 // StreamRequest asks an agent to open a stream to the leader under PathStreams, named by the ID. Once it stands the agent
 // is the HTTP server on it: what it answers under /tasks/{id} is the part of its engine's API that concerns the container
-// of that task. It ends with the session through which it was asked for.
+// of that task, and under PathNode how the node itself is. It ends with the session through which it was asked for.
 type StreamRequest struct{ ID string }
 
 // LeaveRequired tells a node that the cluster no longer knows it.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,6 +43,15 @@ type Config struct {
 	Linger time.Duration
 	// AckTimeout bounds the wait for acknowledgements before a stop (default 1500 ms).
 	AckTimeout time.Duration
+	// Counters are added to; nil: nobody looks at them.
+	Counters *Counters
+}
+
+// Counters count what dispatchers do, also over several terms. The zero value is ready.
+type Counters struct {
+	// Sessions were opened, Heartbeats and Reports (messages on tasks) received, Assignments and Meshes (messages with
+	// changes for a node) sent, and Lost nodes called DOWN.
+	Sessions, Heartbeats, Reports, Assignments, Meshes, Lost atomic.Uint64
 }
 
 // Former is the node that led before and when its manager was last heard from, by raft: its daemon was silent from then on,
@@ -100,6 +110,9 @@ var ErrStopped = errors.New("dispatcher is stopped")
 func New(cfg Config) *Dispatcher {
 	cfg.Linger = cmp.Or(cfg.Linger, defaultLinger)
 	cfg.AckTimeout = cmp.Or(cfg.AckTimeout, defaultAckTimeout)
+	if cfg.Counters == nil {
+		cfg.Counters = &Counters{}
+	}
 	d := &Dispatcher{cfg: cfg, epoch: time.Now(), settle: make(chan struct{}, 1), retime: make(chan struct{}, 1), sessions: map[string]*session{},
 		holds: map[string]*hold{}, heard: map[string]time.Time{}, rivals: map[string]time.Time{}, logs: map[string]*logRelay{},
 		calls: map[string]*call{}, streams: map[*nodeStream]bool{}}
@@ -226,6 +239,14 @@ func (d *Dispatcher) NodeConnected(nodeID string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.sessions[nodeID] != nil
+}
+
+// Load is how many nodes have a session at present, and how many tasks are held back from stopping until all nodes route around
+// them.
+func (d *Dispatcher) Load() (sessions, holds int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.sessions), len(d.holds)
 }
 
 // kick leaves word in a channel of capacity 1.

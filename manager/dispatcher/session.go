@@ -241,6 +241,7 @@ func (s *session) enter() bool {
 		old.close(errors.New("the node opened a newer session"))
 	}
 	d.sessions[s.nodeID] = s
+	d.cfg.Counters.Sessions.Add(1)
 	s.poke()
 	return true
 }
@@ -298,6 +299,7 @@ func (s *session) read(ctx context.Context) error {
 		switch {
 		case m.Heartbeat != nil:
 			s.readClock(m.Heartbeat.Clock)
+			s.d.cfg.Counters.Heartbeats.Add(1)
 			s.beats.Store(true)
 			s.poke()
 		case m.Status != nil, m.Hello != nil:
@@ -324,6 +326,7 @@ func (s *session) take(ctx context.Context, m protocol.FromAgent) error {
 	if m.Hello != nil {
 		return s.redescribe(ctx, m.Hello)
 	}
+	s.d.cfg.Counters.Reports.Add(1)
 	select {
 	case s.reports <- *m.Status:
 		return nil

@@ -166,6 +166,7 @@ func (d *Dispatcher) judgeSilence(ctx context.Context, now time.Time) {
 		return
 	}
 	d.unstored.Over(now)
+	d.cfg.Counters.Lost.Add(uint64(len(lost)))
 	for _, v := range lost {
 		d.cfg.Logger.Info("node is down", "node", v.node.ID, "hostname", v.node.Description.Hostname, "silent", v.silent.Round(time.Millisecond))
 	}

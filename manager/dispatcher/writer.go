@@ -75,6 +75,7 @@ func (s *session) write(ctx context.Context) error {
 			if err := s.send(protocol.ToAgent{Assignments: a}); err != nil {
 				return err
 			}
+			s.d.cfg.Counters.Assignments.Add(1)
 		}
 	}
 }
@@ -114,6 +115,7 @@ func (s *session) sendMesh() error {
 		return err
 	}
 	s.meshSent.Store(m.seq)
+	s.d.cfg.Counters.Meshes.Add(1)
 	return nil
 }
 

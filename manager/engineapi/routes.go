@@ -45,6 +45,7 @@ func (s *Server) routes() {
 	s.both("GET /tasks/{id}/logs", handler(s.taskLogs))
 	s.both("/miniswarm/tasks/{id}/engine/{rest...}", handler(s.taskEngine))
 	s.swarm.Handle("GET /miniswarm/tasks/{id}/log", s.streaming(s.relayTaskLog))
+	s.aboutRoutes()
 	// Of networks the socket's own handlers decide whether they are the swarm's, and then ask the leader.
 	s.swarm.Handle("POST /networks/create", s.onLeader(s.createNetwork))
 	s.swarm.Handle("DELETE /networks/{id}", s.onLeader(s.removeNetwork))

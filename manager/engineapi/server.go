@@ -15,6 +15,8 @@ type Config struct {
 	Engine  string
 	Logger  *slog.Logger
 	Version string
+	// About answers GET /metrics, /healthz, /readyz, /doctor and, on the leader, /doctor/cluster; nil: not found.
+	About http.Handler
 }
 
 // Server answers Engine API requests. Its handlers may be used concurrently.

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/cli/cli/streams"
+	"github.com/docker/docker/client"
+	"github.com/urfave/cli/v2"
+
+	"github.com/miniswarm/miniswarm/node"
+	"github.com/miniswarm/miniswarm/node/doctor"
+)
+
+// doctorLimit is how long all of a cluster may take to look at itself.
+const doctorLimit = time.Minute
+
+// Exit codes of doctor: 0 is all well.
+const (
+	exitWarnings = 1
+	exitFailures = 2
+)
+
+// checkup is everything that doctor shows.
+type checkup struct {
+	// Node is this machine's report, Daemon what is wrong where no daemon answers.
+	Node doctor.Report
+	// Cluster is the leader's, nil where this machine cannot ask for it; then Unasked says why.
+	Cluster *doctor.Cluster `json:",omitempty"`
+	Unasked *doctor.Finding `json:",omitempty"`
+}
+
+func doctorCommand(e *env) *cli.Command {
+	return &cli.Command{Name: "doctor", Usage: "find out what is wrong with this machine and its cluster, and what to do about it", Category: clusterCategory,
+		Description: "   miniswarm doctor\n   miniswarm doctor --local       (this machine only)\n   miniswarm doctor --all         (what is well, too)\n   miniswarm doctor --format json\n\n" +
+			"On a manager it looks at the cluster and has every node look at itself; on a worker, or where no daemon runs, at this machine.\n" +
+			"The exit code is 0 if all is well, 1 if there are warnings, 2 if something does not work.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "local", Usage: "look at this machine only"},
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "show what is well, too"},
+			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "json"},
+			&cli.StringFlag{Name: "state-dir", EnvVars: []string{"MINISWARM_STATE_DIR"}, Value: defaultStateDir, Usage: "the daemon's state `DIRECTORY`, where no daemon answers"},
+			&cli.StringFlag{Name: "engine", EnvVars: []string{"MINISWARM_ENGINE"}, Value: defaultEngine, Usage: "the local Docker Engine, where no daemon answers"},
+		},
+		Action: func(c *cli.Context) error {
+			ctx, cancel := context.WithTimeout(c.Context, doctorLimit)
+			defer cancel()
+			up, err := examine(ctx, c)
+			if err != nil {
+				return err
+			}
+			if f := c.String("format"); f != "" {
+				if err := printFormatted(e.stdout, f, up); err != nil {
+					return err
+				}
+			} else {
+				up.print(e.stdout, c.Bool("all"), streams.NewOut(e.stdout).IsTerminal())
+			}
+			switch up.worst() {
+			case doctor.Failure:
+				return cli.Exit("", exitFailures)
+			case doctor.Warning:
+				return cli.Exit("", exitWarnings)
+			}
+			return nil
+		}}
+}
+
+// examine asks the daemon, and where none answers looks by itself.
+func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
+	cl, err := newClient(c)
+	if err != nil {
+		return nil, err
+	}
+	defer cl.Close()
+	up := &checkup{}
+	err = fetch(ctx, cl, "/miniswarm/doctor", &up.Node)
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op):
+		host, _ := os.Hostname()
+		up.Node = doctor.Report{Hostname: host, Version: version, Time: time.Now()}
+		up.Node.Findings = append(up.Node.Findings, doctor.Broken("daemon", "start it: 'systemctl start miniswarm', 'miniswarm daemon', or 'miniswarm init' or 'join' on a machine that is part of no cluster; or name its socket with --host",
+			"no daemon answers at %s; what can be seen without it was looked at", c.String(flagHost)))
+		up.Node.Findings = append(up.Node.Findings, node.Machine(node.Config{StateDir: c.String("state-dir"), Engine: c.String("engine"), DataPlane: true}).Examine(ctx)...)
+		doctor.Sort(up.Node.Findings)
+		return up, nil
+	case err != nil:
+		return nil, err
+	}
+	if c.Bool("local") || up.Node.Role == "" {
+		return up, nil
+	}
+	if up.Node.Role == "worker" {
+		f := doctor.Good("cluster", "this is a worker: 'miniswarm doctor' on a manager looks at the whole cluster")
+		up.Unasked = &f
+		return up, nil
+	}
+	up.Cluster = &doctor.Cluster{}
+	if err := fetch(ctx, cl, "/miniswarm/doctor/cluster", up.Cluster); err != nil {
+		f := doctor.Broken("cluster", "bring back managers until more than half of them answer; if that cannot be, see docs/operations.md on recovery", "the cluster cannot be looked at: %v", err)
+		up.Cluster, up.Unasked = nil, &f
+	}
+	return up, nil
+}
+
+// fetch gets a page of the daemon.
+func fetch(ctx context.Context, cl *client.Client, path string, v any) error {
+	answer, err := get(ctx, cl, path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(answer, v)
+}
+
+// reports are those of all nodes, this one's first, once each.
+func (u *checkup) reports() []doctor.Report {
+	all := []doctor.Report{u.Node}
+	if u.Cluster != nil {
+		for _, r := range u.Cluster.Nodes {
+			if r.NodeID != u.Node.NodeID {
+				all = append(all, r)
+			}
+		}
+	}
+	return all
+}
+
+// general are the findings about the cluster.
+func (u *checkup) general() (fs []doctor.Finding) {
+	if u.Cluster != nil {
+		fs = u.Cluster.Findings
+	}
+	if u.Unasked != nil {
+		fs = append(fs, *u.Unasked)
+	}
+	return fs
+}
+
+func (u *checkup) worst() doctor.Level {
+	lists := [][]doctor.Finding{u.general()}
+	for _, r := range u.reports() {
+		lists = append(lists, r.Findings)
+	}
+	return doctor.Worst(lists...)
+}
+
+// The colours of levels on a terminal.
+var colours = map[doctor.Level]string{doctor.Ok: "\x1b[32m", doctor.Warning: "\x1b[33m", doctor.Failure: "\x1b[31m"}
+
+// print shows a table, what is to be done below what was found, and a summary. What is well is only counted unless all is set.
+func (u *checkup) print(w io.Writer, all, coloured bool) {
+	count := map[doctor.Level]int{}
+	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	show := func(where string, fs []doctor.Finding) {
+		for _, f := range fs {
+			count[f.Level]++
+			if f.Level == doctor.Ok && !all {
+				continue
+			}
+			// Colours have a width of nothing and the same length in every line, so that columns stay columns.
+			level := fmt.Sprintf("%-7s", f.Level)
+			if coloured {
+				level = colours[f.Level] + level + "\x1b[0m"
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", level, where, f.Check, oneLine(f.Says))
+			if f.Cure != "" {
+				blank := strings.Repeat(" ", 7)
+				if coloured {
+					blank = "\x1b[32m" + blank + "\x1b[0m"
+				}
+				fmt.Fprintf(tw, "%s\t\t\t-> %s\n", blank, f.Cure)
+			}
+		}
+	}
+	show("cluster", u.general())
+	nodes := u.reports()
+	for _, r := range nodes {
+		show(r.Hostname, r.Findings)
+	}
+	_ = tw.Flush()
+	fmt.Fprintf(w, "%d nodes looked at: %d failures, %d warnings, %d ok\n", len(nodes), count[doctor.Failure], count[doctor.Warning], count[doctor.Ok])
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -1,0 +1,71 @@
+package ingress
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/miniswarm/miniswarm/ingress/conntrack"
+)
+
+// Feature is something that the data plane needs of the kernel.
+type Feature struct {
+	Name string
+	// Err says why the kernel does not have it, nil if it does.
+	Err error
+}
+
+// Features tries what the data plane needs of the kernel, in a network namespace of its own that is gone afterwards: this
+// machine's rules and devices are not touched. It needs root.
+func Features() []Feature {
+	result := make(chan []Feature)
+	go func() {
+		// The thread is never unlocked and ends with the goroutine, and the namespace with it.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			if errors.Is(err, unix.EPERM) {
+				err = fmt.Errorf("%w: this needs root", err)
+			}
+			result <- []Feature{{"network namespaces", err}}
+			return
+		}
+		result <- []Feature{
+			{"nftables tables ip and bridge", tryTables()},
+			{"VXLAN devices", tryLink(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx"}, VxlanId: 1, Port: 4789})},
+			{"bridges", tryLink(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br"}})},
+			{"connection tracking", tryConntrack()},
+		}
+	}()
+	return <-result
+}
+
+// tryTables makes what our tables are made of: translation of destinations and maps from numbers to addresses, and a chain on
+// bridges.
+func tryTables() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	t := conn.AddTable(&nftables.Table{Name: "try", Family: nftables.TableFamilyIPv4})
+	conn.AddChain(&nftables.Chain{Name: "nat", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
+	if err := conn.AddSet(&nftables.Set{Table: t, Name: "map", IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeIPAddr}, nil); err != nil {
+		return err
+	}
+	b := conn.AddTable(&nftables.Table{Name: "try", Family: nftables.TableFamilyBridge})
+	conn.AddChain(&nftables.Chain{Name: "filter", Table: b, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityFilter})
+	return conn.Flush()
+}
+
+func tryLink(link netlink.Link) error { return netlink.LinkAdd(link) }
+
+func tryConntrack() error {
+	conn, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}

@@ -1,0 +1,88 @@
+package node
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/node/doctor"
+	"github.com/miniswarm/miniswarm/raftstore"
+)
+
+func TestQuorum(t *testing.T) {
+	empty := cluster.NewState().Snapshot()
+	for _, c := range []struct {
+		voters, learners, heard int
+		level                   doctor.Level
+		says                    string
+	}{
+		{1, 0, 1, doctor.Ok, "one manager"},
+		{2, 0, 2, doctor.Warning, "2 of 2 managers answer, 2 are needed, 0 more may be lost"},
+		{3, 0, 3, doctor.Ok, "3 of 3 managers answer, 2 are needed, 1 more may be lost"},
+		{3, 0, 2, doctor.Failure, "2 of 3 managers answer, 2 are needed, 0 more may be lost"},
+		{3, 0, 2, doctor.Failure, "the leader does not hear from manager n2 (10.0.0.2:2377)"},
+		{5, 0, 4, doctor.Ok, "4 of 5 managers answer, 3 are needed, 1 more may be lost"},
+		{5, 0, 3, doctor.Failure, "3 of 5 managers answer, 3 are needed, 0 more may be lost"},
+		{3, 1, 3, doctor.Warning, "manager 10.0.0.3:2377 has yet to catch up"},
+	} {
+		st := raftstore.Status{Reachable: map[uint64]bool{}}
+		for i := range c.voters + c.learners {
+			st.Members = append(st.Members, protocol.Member{RaftID: uint64(i), NodeID: fmt.Sprint("n", i), Addr: fmt.Sprintf("10.0.0.%d:2377", i), Learner: i >= c.voters})
+			st.Reachable[uint64(i)] = i < c.heard
+		}
+		if fs := checkQuorum(st, empty); !has(fs, "quorum", c.level, c.says) {
+			t.Errorf("%d voters, %d heard: %+v, want %s %q", c.voters, c.heard, fs, c.level, c.says)
+		}
+	}
+}
+
+func TestServicesThatAreNotAsDeclared(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	two := uint64(2)
+	add := func(name string, update *swarm.UpdateStatus, states ...swarm.TaskStatus) []cluster.Change {
+		s := &cluster.Service{Service: swarm.Service{ID: name, UpdateStatus: update}}
+		s.Spec.Name, s.Spec.Mode.Replicated = name, &swarm.ReplicatedService{Replicas: &two}
+		out := []cluster.Change{cluster.CreateOf(s)}
+		for i, st := range states {
+			out = append(out, cluster.CreateOf(&cluster.Task{Task: swarm.Task{ID: fmt.Sprint(name, i), ServiceID: name, Slot: i + 1, DesiredState: swarm.TaskStateRunning, Status: st}}))
+		}
+		return out
+	}
+	running, pending := swarm.TaskStatus{State: swarm.TaskStateRunning}, swarm.TaskStatus{State: swarm.TaskStatePending, Err: "no suitable node (insufficient resources on 3 nodes)"}
+	paused := &swarm.UpdateStatus{State: swarm.UpdateStatePaused, Message: "update paused due to failure"}
+	for _, c := range []struct {
+		name    string
+		changes []cluster.Change
+		age     time.Duration // of everything
+		level   doctor.Level
+		says    string
+	}{
+		{"sound", add("web", nil, running, running), time.Hour, doctor.Ok, "all 1 run as declared"},
+		{"no place", add("web", nil, running, pending), time.Hour, doctor.Warning, "web: 1 of 2 tasks run; no suitable node (insufficient resources on 3 nodes)"},
+		{"starting", add("web", nil, running, swarm.TaskStatus{State: swarm.TaskStatePreparing}), time.Second, doctor.Ok, "all 1"},
+		{"starting for too long", add("web", nil, running, swarm.TaskStatus{State: swarm.TaskStatePreparing}), time.Hour, doctor.Warning, "web: 1 of 2 tasks run"},
+		{"paused", add("web", paused, running, running), time.Hour, doctor.Warning, "the update of web is paused: update paused due to failure"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			state := cluster.NewState()
+			if _, err := state.Apply(&cluster.Txn{Time: now.Add(-c.age), Changes: c.changes}, 1); err != nil {
+				t.Fatal(err)
+			}
+			if fs := checkServices(state.Snapshot(), now); !has(fs, "services", c.level, c.says) {
+				t.Errorf("%+v", fs)
+			}
+		})
+	}
+}
+
+func TestClocks(t *testing.T) {
+	for ahead, level := range map[time.Duration]doctor.Level{0: doctor.Ok, 1500 * time.Millisecond: doctor.Ok, -3 * time.Second: doctor.Warning, time.Hour: doctor.Failure} {
+		if f := clock(ahead); f.Level != level || (level == doctor.Ok) != (f.Cure == "") {
+			t.Errorf("%s: %+v", ahead, f)
+		}
+	}
+}
