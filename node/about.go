@@ -173,7 +173,7 @@ func (n *Node) view() *metrics.View {
 	raft := g.store.Status()
 	v.Raft, v.Counters = &raft, g.manager.Counters()
 	if d := g.manager.Dispatcher(); d != nil {
-		v.Leader = &metrics.Leader{Snapshot: g.store.Snapshot(), Passing: g.manager.Passing()}
+		v.Leader = &metrics.Leader{Snapshot: g.store.Snapshot(), Passing: g.manager.Passing(), Clocks: d.ClockOffsets()}
 		v.Leader.Sessions, v.Leader.Holds = d.Load()
 	}
 	return v
