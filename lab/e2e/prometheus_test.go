@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -18,7 +21,7 @@ import (
 )
 
 // Debian's Prometheus, with the example's configuration and nothing else, finds nodes, services and tasks through the socket
-// of a manager and scrapes the prime service on all of them.
+// of a manager and scrapes the prime service on all of them, and miniswarm's own metrics of managers and workers.
 func TestPrometheus(t *testing.T) {
 	c := onShared(t)
 	program, err := exec.LookPath("prometheus")
@@ -32,7 +35,11 @@ func TestPrometheus(t *testing.T) {
 
 	nodes := append(slices.Clone(c.managers), c.workers...)
 	eventually(t, "all targets are found and well", patience, func() error {
-		return p.up(map[string][]string{"replicas": {"1", "2", "3", "4"}, "services": {""}, "nodes": nodes})
+		return p.up(map[string][]string{"replicas": {"1", "2", "3", "4"}, "services": {""}, "nodes": nodes, "miniswarm": nodes})
+	})
+	eventually(t, "miniswarm tells of the cluster and of every node", patience, func() error {
+		return errors.Join(p.query(`sum(miniswarm_cluster_tasks{state="running",desired="yes"})`, "4"), p.query(`sum(miniswarm_leader_sessions)`, "3"),
+			p.query(`count(count by (node) (miniswarm_agent_session == 1))`, "3"), p.query(`sum(miniswarm_agent_tasks{state="running"})`, "4"))
 	})
 	for range 20 {
 		if _, err := primeReplica(t.Context(), c.addr("vm2", 80)); err != nil {
@@ -48,8 +55,11 @@ func TestPrometheus(t *testing.T) {
 
 	c.miniswarm(t, "vm1", "service", "scale", "shop_prime=6")
 	eventually(t, "new replicas are found", patience, func() error {
-		return p.up(map[string][]string{"replicas": {"1", "2", "3", "4", "5", "6"}, "services": {""}, "nodes": nodes})
+		return p.up(map[string][]string{"replicas": {"1", "2", "3", "4", "5", "6"}, "services": {""}, "nodes": nodes, "miniswarm": nodes})
 	})
+	if err := p.quiet(); err != nil {
+		t.Error(err)
+	}
 	c.miniswarm(t, "vm1", "stack", "rm", "shop")
 	eventually(t, "replicas that are gone are no targets any more", patience, func() error {
 		found, err := p.targets()
@@ -75,7 +85,7 @@ func startPrometheus(t *testing.T, c *testCluster, program string) *prometheus {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() {
-		ended <- c.Exec(ctx, "vm1", []string{program, "--config.file=../../examples/monitoring/prometheus.yml", "--storage.tsdb.path=" + t.TempDir(), "--web.listen-address=" + addr},
+		ended <- c.Exec(ctx, "vm1", []string{program, "--config.file=" + exampleConfig(t, c, "vm1"), "--storage.tsdb.path=" + t.TempDir(), "--web.listen-address=" + addr},
 			lab.Stdio{Out: p.log, Err: p.log})
 	}()
 	t.Cleanup(func() {
@@ -86,6 +96,48 @@ func startPrometheus(t *testing.T, c *testCluster, program string) *prometheus {
 		}
 	})
 	return p
+}
+
+// exampleConfig is the example's configuration for a host of the lab, where the daemon's state is elsewhere than on a machine of
+// its own.
+func exampleConfig(t *testing.T, c *testCluster, host string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"prometheus.yml", "alerts.yml"} {
+		text, err := os.ReadFile(filepath.Join("..", "..", "examples", "monitoring", name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), bytes.ReplaceAll(text, []byte("/var/lib/miniswarm/"), []byte(filepath.Join(c.Dir(), host, "miniswarm")+"/")), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "prometheus.yml")
+}
+
+// quiet says whether all alerts of the example are known and none is firing.
+func (p *prometheus) quiet() error {
+	var data struct {
+		Groups []struct {
+			Rules []struct{ Name, State, Health, LastError string }
+		}
+	}
+	if err := p.ask("/api/v1/rules", &data); err != nil {
+		return err
+	}
+	rules := 0
+	for _, g := range data.Groups {
+		for _, r := range g.Rules {
+			rules++
+			if r.Health != "ok" && r.Health != "unknown" || r.State == "firing" {
+				return fmt.Errorf("alert %s is %s, %s: %s", r.Name, r.State, r.Health, r.LastError)
+			}
+		}
+	}
+	if rules < 10 {
+		return fmt.Errorf("only %d alerts", rules)
+	}
+	return nil
 }
 
 // ask gets a page of its API and decodes the data in it.
@@ -131,7 +183,7 @@ func (p *prometheus) targets() (map[string]map[string]string, error) {
 			found[t.ScrapePool] = map[string]string{}
 		}
 		who := t.Labels["slot"]
-		if t.ScrapePool == "nodes" {
+		if t.ScrapePool == "nodes" || t.ScrapePool == "miniswarm" {
 			who = t.Labels["node"]
 		}
 		state := t.Health

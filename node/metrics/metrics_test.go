@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -69,6 +70,27 @@ func TestDocsHaveEveryMetric(t *testing.T) {
 		if n := strings.Count(string(text), "`"+m.name+"`"); n != 1 {
 			t.Errorf("%s is documented %d times", m.name, n)
 		}
+	}
+}
+
+// The example's alerts ask for metrics that there are.
+func TestTheExamplesAlertsAskForWhatThereIs(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "examples", "monitoring", "alerts.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for _, d := range described() {
+		known[d.name] = true
+	}
+	names := regexp.MustCompile(`miniswarm_\w+`).FindAllString(string(text), -1)
+	for _, name := range names {
+		if !known[name] && !known[strings.TrimSuffix(name, "_bucket")] {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	if len(names) < 10 {
+		t.Errorf("only %v", names)
 	}
 }
 
