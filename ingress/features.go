@@ -17,6 +17,8 @@ type Feature struct {
 	Name string
 	// Err says why the kernel does not have it, nil if it does.
 	Err error
+	// Optional says that the data plane does without, and what is lost then; "" if it does not.
+	Optional string
 }
 
 // Features tries what the data plane needs of the kernel, in a network namespace of its own that is gone afterwards: this
@@ -30,22 +32,22 @@ func Features() []Feature {
 			if errors.Is(err, unix.EPERM) {
 				err = fmt.Errorf("%w: this needs root", err)
 			}
-			result <- []Feature{{"network namespaces", err}}
+			result <- []Feature{{Name: "network namespaces", Err: err}}
 			return
 		}
 		result <- []Feature{
-			{"nftables tables ip and bridge", tryTables()},
-			{"VXLAN devices", tryLink(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx"}, VxlanId: 1, Port: 4789})},
-			{"bridges", tryLink(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br"}})},
-			{"connection tracking", tryConntrack()},
+			{Name: "nftables", Err: tryTable()},
+			{Name: "nftables on bridges", Err: tryBridgeTable(), Optional: "ARP about virtual addresses may leave the node, which costs a detour"},
+			{Name: "VXLAN devices", Err: tryLink(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx"}, VxlanId: 1, Port: 4789})},
+			{Name: "bridges", Err: tryLink(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br"}})},
+			{Name: "connection tracking", Err: tryConntrack()},
 		}
 	}()
 	return <-result
 }
 
-// tryTables makes what our tables are made of: translation of destinations and maps from numbers to addresses, and a chain on
-// bridges.
-func tryTables() error {
+// tryTable makes what our table is made of: translation of destinations and maps from numbers to addresses.
+func tryTable() error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -53,6 +55,14 @@ func tryTables() error {
 	t := conn.AddTable(&nftables.Table{Name: "try", Family: nftables.TableFamilyIPv4})
 	conn.AddChain(&nftables.Chain{Name: "nat", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
 	if err := conn.AddSet(&nftables.Set{Table: t, Name: "map", IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeIPAddr}, nil); err != nil {
+		return err
+	}
+	return conn.Flush()
+}
+
+func tryBridgeTable() error {
+	conn, err := nftables.New()
+	if err != nil {
 		return err
 	}
 	b := conn.AddTable(&nftables.Table{Name: "try", Family: nftables.TableFamilyBridge})

@@ -99,14 +99,15 @@ func startPrometheus(t *testing.T, c *testCluster, program string) *prometheus {
 }
 
 // exampleConfig is the example's configuration for a host of the lab, where the daemon's state is elsewhere than on a machine of
-// its own.
+// its own, and the cluster port is on one address.
 func exampleConfig(t *testing.T, c *testCluster, host string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"prometheus.yml", "alerts.yml"} {
 		text, err := os.ReadFile(filepath.Join("..", "..", "examples", "monitoring", name))
 		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name), bytes.ReplaceAll(text, []byte("/var/lib/miniswarm/"), []byte(filepath.Join(c.Dir(), host, "miniswarm")+"/")), 0o644)
+			here := strings.NewReplacer("/var/lib/miniswarm/", filepath.Join(c.Dir(), host, "miniswarm")+"/", "localhost:2377", c.addr(host, 2377))
+			err = os.WriteFile(filepath.Join(dir, name), []byte(here.Replace(string(text))), 0o644)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -197,7 +197,11 @@ func kernel() []Finding {
 	var out []Finding
 	var names []string
 	for _, f := range ingress.Features() {
-		if f.Err != nil {
+		switch {
+		case f.Err != nil && f.Optional != "":
+			out = append(out, Bad(check, "load its module (nf_tables_bridge), or run a kernel that has it", "%s: %v: %s", f.Name, f.Err, f.Optional))
+			continue
+		case f.Err != nil:
 			out = append(out, Broken(check, "run a kernel that has it, or load its module: published ports and overlay networks need it", "%s: %v", f.Name, f.Err))
 			continue
 		}
