@@ -61,6 +61,15 @@ func TestANodeTellsHowItIs(t *testing.T) {
 		t.Errorf("metrics of an idle node: %s", body)
 	}
 
+	first.setState(swarm.LocalNodeStateLocked, nil)
+	if status, body := page(t, first, "/readyz"); status != 503 || !strings.Contains(body, "in a swarm is locked") {
+		t.Errorf("readyz of a locked manager: %d %s", status, body)
+	}
+	if r := first.checkup(t.Context()); !has(r.Findings, "swarm", doctor.Failure, "locked") {
+		t.Errorf("a locked manager: %+v", r)
+	}
+	first.setState(swarm.LocalNodeStateInactive, nil)
+
 	_, err := first.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
 	must(t, err)
 	addr := first.current().state.AdvertiseAddr
@@ -89,8 +98,10 @@ func TestANodeTellsHowItIs(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", path, status, body, want)
 		}
 	}
-	if status, _ := page(t, worker, "/miniswarm/nodes/"+id+"/metrics"); status != 503 {
-		t.Errorf("a worker answers for nodes with %d", status)
+	for of, want := range map[string]int{id: 200, first.Info().NodeID: 503} {
+		if status, _ := page(t, worker, "/miniswarm/nodes/"+of+"/metrics"); status != want {
+			t.Errorf("a worker answers for node %s with %d, want %d", of, status, want)
+		}
 	}
 
 	// On the cluster port nodes may look, and nobody else.

@@ -21,7 +21,7 @@ import (
 
 // swarmCommands are the commands about the cluster as a whole: Docker has them under "docker swarm".
 func swarmCommands(e *env) []*cli.Command {
-	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), updateCommand(e), unlockCommand(e), unlockKeyCommand(e), caCommand(e), backupCommand(e), recoverCommand(e), rejoinCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e), doctorCommand(e)}
+	return []*cli.Command{initCommand(e), joinCommand(e), leaveCommand(e), tokenCommand(e), updateCommand(e), unlockCommand(e), unlockKeyCommand(e), caCommand(e), backupCommand(e), recoverCommand(e), rejoinCommand(e), infoCommand(e), versionCommand(e), eventsCommand(e), doctorCommand(e), metricsCommand(e)}
 }
 
 // The headings of the list of commands.

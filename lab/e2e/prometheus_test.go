@@ -9,9 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -83,37 +81,23 @@ func startPrometheus(t *testing.T, c *testCluster, program string) *prometheus {
 	addr := c.addr("vm1", 9090)
 	p := &prometheus{ctx: t.Context(), base: "http://" + addr, log: &lockedBuffer{}}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	ended := make(chan error, 1)
+	ended := make(chan error, 2)
 	go func() {
-		ended <- c.Exec(ctx, "vm1", []string{program, "--config.file=" + exampleConfig(t, c, "vm1"), "--storage.tsdb.path=" + t.TempDir(), "--web.listen-address=" + addr},
+		ended <- c.Exec(ctx, "vm1", []string{c.binary, "metrics", "--listen", "127.0.0.1:9323"}, lab.Stdio{Out: p.log, Err: p.log})
+	}()
+	go func() {
+		ended <- c.Exec(ctx, "vm1", []string{program, "--config.file=../../examples/monitoring/prometheus.yml", "--storage.tsdb.path=" + t.TempDir(), "--web.listen-address=" + addr},
 			lab.Stdio{Out: p.log, Err: p.log})
 	}()
 	t.Cleanup(func() {
 		cancel()
+		<-ended
 		<-ended
 		if t.Failed() {
 			t.Logf("prometheus said:\n%s", p.log)
 		}
 	})
 	return p
-}
-
-// exampleConfig is the example's configuration for a host of the lab, where the daemon's state is elsewhere than on a machine of
-// its own, and the cluster port is on one address.
-func exampleConfig(t *testing.T, c *testCluster, host string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for _, name := range []string{"prometheus.yml", "alerts.yml"} {
-		text, err := os.ReadFile(filepath.Join("..", "..", "examples", "monitoring", name))
-		if err == nil {
-			here := strings.NewReplacer("/var/lib/miniswarm/", filepath.Join(c.Dir(), host, "miniswarm")+"/", "localhost:2377", c.addr(host, 2377))
-			err = os.WriteFile(filepath.Join(dir, name), []byte(here.Replace(string(text))), 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return filepath.Join(dir, "prometheus.yml")
 }
 
 // quiet says whether all alerts of the example are known and none is firing.

@@ -30,7 +30,19 @@ func (s *Server) aboutRoutes() {
 		http.StripPrefix("/miniswarm", s.cfg.About).ServeHTTP(w, r)
 		return nil
 	}))
-	s.both("GET /miniswarm/nodes/{id}/{page}", s.streaming(s.pageOfNode))
+	s.swarm.Handle("GET /miniswarm/nodes/{id}/{page}", s.streaming(s.pageOfNode))
+	s.socket.Handle("GET /miniswarm/nodes/{id}/{page}", handler(s.anyPage))
+}
+
+// anyPage shows a page of this node itself without asking anybody, so that it is there when there is no leader.
+func (s *Server) anyPage(w http.ResponseWriter, r *http.Request) error {
+	page := r.PathValue("page")
+	if id := s.cfg.Local.Info().NodeID; id == "" || id != r.PathValue("id") || !pagesOfNodes[page] {
+		s.streaming(s.pageOfNode).ServeHTTP(w, r)
+		return nil
+	}
+	http.StripPrefix("/miniswarm/nodes/"+r.PathValue("id"), s.cfg.About).ServeHTTP(w, r)
+	return nil
 }
 
 // pageOfNode shows a page of another node, which the leader reaches through a stream that the node opens: workers have no
