@@ -88,12 +88,15 @@ func (f *faultCluster) must(t *testing.T, err error) {
 	}
 }
 
+// nodes are the hosts of the cluster.
+func (f *faultCluster) nodes() []string { return slices.Concat(f.managers, f.workers) }
+
 // entries are the published port on the hosts of the cluster but these.
 func (f *faultCluster) entries(but ...string) []string {
 	var all []string
-	for _, h := range f.hosts {
-		if !slices.Contains(but, h.Name) {
-			all = append(all, f.addr(h.Name, 8080))
+	for _, host := range f.nodes() {
+		if !slices.Contains(but, host) {
+			all = append(all, f.addr(host, 8080))
 		}
 	}
 	return all
@@ -139,13 +142,13 @@ func (f *faultCluster) whole(t *testing.T) []replica {
 // spreadOut puts replicas on every host again, for the next fault wants some everywhere.
 func (f *faultCluster) spreadOut(t *testing.T) {
 	t.Helper()
-	if got := spread(f.whole(t)); len(got) == len(f.hosts) {
+	if got := spread(f.whole(t)); len(got) == len(f.nodes()) {
 		return
 	}
 	f.miniswarm(t, f.leader(), "service", "update", "--detach", "--force", "--update-parallelism", "0", "w")
 	eventually(t, "replicas are on every host", patience, func() error {
 		all, err := f.converged(t.Context(), "w", 8)
-		if got := spread(all); err == nil && len(got) != len(f.hosts) {
+		if got := spread(all); err == nil && len(got) != len(f.nodes()) {
 			err = fmt.Errorf("spread as %v", got)
 		}
 		return err
@@ -504,7 +507,8 @@ func (f *faultCluster) together(t *testing.T) {
 	f.spreadOut(t)
 }
 
-// replaced: one manager is down; a new one takes its place before it is back, and with it the cluster stands the loss of another.
+// replaced: a manager is down for good. Another takes its place, and with it the cluster stands the loss of one more; when the lost
+// one is back after all it is no part of it.
 func (f *faultCluster) replaced(t *testing.T) {
 	ctx := t.Context()
 	leader := f.currentLeader(t)
@@ -516,17 +520,23 @@ func (f *faultCluster) replaced(t *testing.T) {
 	f.miniswarm(t, leader, "node", "rm", "--force", "vm4")
 	f.miniswarm(t, "vm4", "join", "--token", token, f.addr(leader, 2377))
 	f.reachable(t, 3)
-	w := f.ledger.write(t, leader, other, "vm4")
-	w.acknowledged(t, 5)
-	w.stop()
-	f.must(t, f.Start(ctx, down))
-	f.managers, f.workers = []string{"vm1", "vm2", "vm3", "vm4"}, nil
+	f.miniswarm(t, leader, "node", "demote", down)
+	f.miniswarm(t, leader, "node", "rm", "--force", down)
+	f.managers, f.workers = []string{leader, other, "vm4"}, nil
 	f.spreadOut(t)
-	// Four vote now; two of them down would be one too many. Three are left when one is.
 	f.must(t, f.KillDaemon(ctx, leader))
-	w = f.ledger.write(t, f.others(leader)...)
+	w := f.ledger.write(t, f.others(leader)...)
 	w.next(t, time.Now())
 	w.stop()
 	f.must(t, f.StartDaemon(ctx, leader))
+	f.must(t, f.Start(ctx, down))
+	eventually(t, "the manager that was replaced hears so, and runs nothing", patience, func() error {
+		all, err := f.labelled(ctx, down, true)
+		if said := f.broken(t, down); err != nil || len(all) > 0 || !strings.Contains(said, "removed") {
+			return fmt.Errorf("it says %q and has %d containers: %w", said, len(all), err)
+		}
+		return nil
+	})
+	t.Logf("it says: %s", f.broken(t, down))
 	f.spreadOut(t)
 }
