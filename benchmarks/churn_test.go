@@ -15,7 +15,7 @@ func TestServicesThatComeAndGoLeaveNothing(t *testing.T) {
 		dir = t.TempDir()
 	}
 	defer os.RemoveAll(dir)
-	c := churn{First: 400, Last: 2000, Dir: dir}
+	c := churn{First: 250, Last: 1250, Dir: dir}
 	if testing.Short() {
 		c.First, c.Last = 100, 400
 	}
