@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 	"manager/backup":     {"cluster", "cluster/protocol"},
 	"manager/engineapi":  {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager/identity", "manager/backup"},
 	"manager":            {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager/identity", "manager/dispatcher", "trouble"},
-	"node":               {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager", "manager/identity", "manager/dispatcher", "manager/engineapi", "manager/backup", "agent", "ingress", "ingress/plan"},
+	"node":               {"cluster", "cluster/protocol", "scheduler", "orchestrator", "raftstore", "manager", "manager/identity", "manager/dispatcher", "manager/engineapi", "manager/backup", "agent", "ingress", "ingress/plan", "trouble"},
 	"lab":                {},
 	"sim":                {},
 	"cmd/miniswarm":      {"node", "lab", "ingress/lb", "cluster", "scheduler", "manager/identity", "manager/backup"},

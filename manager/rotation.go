@@ -13,6 +13,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/dispatcher"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 const (
@@ -46,14 +47,17 @@ func (m *Manager) watchRotation(ctx context.Context, d *dispatcher.Dispatcher) e
 	tick := time.NewTicker(rotationPoll)
 	defer tick.Stop()
 	var r rotation
+	var failing trouble.Log
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		if err := m.rotate(ctx, d, &r); err != nil && ctx.Err() == nil {
-			m.cfg.Logger.Warn("the rotation of the root CA could not be completed; it is tried again", "err", err)
+		if err := m.rotate(ctx, d, &r); err == nil {
+			failing.Over(time.Now())
+		} else if tell, lasting := failing.Again(time.Now(), ""); tell && ctx.Err() == nil {
+			m.cfg.Logger.Warn("the rotation of the root CA could not be completed; it is tried again", "since", lasting.Round(time.Second), "err", err)
 		}
 	}
 }

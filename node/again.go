@@ -38,6 +38,7 @@ func (n *Node) takeUpAgain(ctx context.Context) {
 		}
 		if time.Since(began) > againMost {
 			pause = againFirst
+			n.failing.Over(time.Now())
 		}
 		select {
 		case <-ctx.Done():
@@ -73,12 +74,15 @@ func (n *Node) again(ctx context.Context) {
 		n.member = nil
 		n.mu.Unlock()
 	}
-	n.cfg.Logger.Info("this node takes up its part in the swarm again")
+	n.cfg.Logger.Debug("this node takes up its part in the swarm again")
 	n.resumeLocked()
 }
 
 // fails shows why this node has no part in its swarm, and has it taken up again where the reason may pass.
-func (n *Node) fails(err error) {
+func (n *Node) fails(message string, err error) {
+	if tell, lasting := n.failing.Again(time.Now(), err.Error()); tell {
+		n.cfg.Logger.Error(message, "err", err, "since", lasting.Round(time.Second), "again", passing(err))
+	}
 	n.setState(swarm.LocalNodeStateError, err)
 	if passing(err) {
 		select {

@@ -64,9 +64,11 @@ func (n *Node) checkup(ctx context.Context) doctor.Report {
 	}
 	if m != nil {
 		r.NodeID, r.Role = m.nodeID, string(swarm.NodeRoleWorker)
-		if m.managing() != nil {
+		if m.managing() != nil || state == swarm.LocalNodeStateLocked {
 			r.Role = string(swarm.NodeRoleManager)
 		}
+	}
+	if m != nil && state != swarm.LocalNodeStateLocked { // which has no certificate to ask others with
 		r.Findings = slices.Concat(r.Findings, n.checkCertificates(time.Now()), m.checkSession(), m.checkManagers(ctx), m.checkDataPlane(ctx))
 	}
 	doctor.Sort(r.Findings)
@@ -197,6 +199,8 @@ func (m *member) askManager(ctx context.Context, a protocol.ManagerAddr) (ahead 
 	return middle.Sub(said.Add(500 * time.Millisecond)), nil // it names the second that has begun
 }
 
+// checkDataPlane reads the kernel's tables back. What differs from the cluster's is repaired on the way, as it would have been in a
+// moment.
 func (m *member) checkDataPlane(ctx context.Context) []doctor.Finding {
 	const check = "data plane"
 	if m.mesh == nil {

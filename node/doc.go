@@ -32,4 +32,10 @@
 // together as well; the store ends after the manager's other parts, so that what they were promised is on disk, and the
 // engine and the data plane are let go last. Stopping the daemon stops no container and takes no rule out of the kernel: replicas serve on, reachable
 // from everywhere, until a daemon is back. Only Leave cleans up, and the news that the swarm has removed this node.
+//
+// # Seen from outside
+//
+// A node tells how it is in three ways: in numbers (package metrics), by whether it lives and does its part (package health),
+// and by what is wrong and what to do about it (package doctor). The same pages are served on the socket, at a manager's
+// cluster port to nodes, and to the leader on a stream, by which managers show those of workers, which listen nowhere.
 package node

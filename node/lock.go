@@ -12,6 +12,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // errUnlocked ends the member of a node that is unlocked, to make place for one with a manager.
@@ -85,7 +86,7 @@ func (n *Node) Unlock(_ context.Context, text string) error {
 		err = n.restart(m.state)
 	}
 	if err != nil {
-		n.fails(err)
+		n.fails("this manager was unlocked and could not start", err)
 		return fmt.Errorf("unlock swarm: swarm component could not be started: %w", err)
 	}
 	n.cfg.Logger.Info("unlocked", "node", m.nodeID)
@@ -106,6 +107,7 @@ func (g *managing) followLock(ctx context.Context) error {
 	defer func() { watch.Close() }()
 	retry := time.NewTimer(0)
 	defer retry.Stop()
+	var unsealed trouble.Log
 	for {
 		changed := false
 		select {
@@ -129,8 +131,12 @@ func (g *managing) followLock(ctx context.Context) error {
 			continue
 		}
 		if err := g.sealKeys(ctx); err != nil && ctx.Err() == nil {
-			g.member.logger.Warn("the keys of this manager are not yet sealed as the swarm wants it", "err", err, "retry", lockRetry)
+			if tell, lasting := unsealed.Again(time.Now(), ""); tell {
+				g.member.logger.Warn("the keys of this manager are not yet sealed as the swarm wants it", "err", err, "since", lasting.Round(time.Second), "retry", lockRetry)
+			}
 			retry.Reset(lockRetry)
+		} else {
+			unsealed.Over(time.Now())
 		}
 	}
 }

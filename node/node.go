@@ -21,6 +21,7 @@ import (
 	"github.com/miniswarm/miniswarm/manager/engineapi"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/node/metrics"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // Config is what a Node works with. Zero fields have the defaults that DefaultConfig gives.
@@ -62,6 +63,7 @@ type Node struct {
 	pages    http.Handler // about this node: see about
 
 	changing sync.Mutex    // held while init, join, leave, unlock or recover change the membership
+	failing  trouble.Log   // this node's part in the swarm, again and again
 	broken   chan struct{} // told when the part in the swarm has failed for a reason that may pass; holds one
 
 	mu     sync.Mutex
@@ -168,8 +170,7 @@ func (n *Node) resumeLocked() {
 		err = n.resumeDisk()
 	}
 	if err != nil {
-		n.cfg.Logger.Error("this node could not resume its part in the swarm", "err", err)
-		n.fails(err)
+		n.fails("this node could not resume its part in the swarm", err)
 	}
 }
 
@@ -248,8 +249,7 @@ func (n *Node) launch(m *member, local swarm.LocalNodeState) {
 		}
 		m.fail(err)
 		if err != nil && ctx.Err() == nil {
-			n.cfg.Logger.Error("this node's part in the swarm failed", "err", err)
-			n.fails(err)
+			n.fails("this node's part in the swarm failed", err)
 		}
 	}()
 }
