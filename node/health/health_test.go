@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,9 +40,10 @@ func TestPageNamesWhatFails(t *testing.T) {
 // A check that hangs fails within the limit, is not asked by everybody who looks, and is well again once it has returned.
 func TestWhatHangsFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release, asked := make(chan struct{}), 0
+		release := make(chan struct{})
+		var asked atomic.Int64
 		p := NewPage(func() []Check {
-			return []Check{{"stuck", func(context.Context) error { asked++; <-release; return nil }}}
+			return []Check{{"stuck", func(context.Context) error { asked.Add(1); <-release; return nil }}}
 		})
 		began := time.Now()
 		status, body := page(t, p)
@@ -53,8 +55,8 @@ func TestWhatHangsFails(t *testing.T) {
 				t.Errorf("%d %q", status, body)
 			}
 		}
-		if asked != 1 {
-			t.Errorf("asked %d times", asked)
+		if n := asked.Load(); n != 1 {
+			t.Errorf("asked %d times", n)
 		}
 		close(release)
 		synctest.Wait()
