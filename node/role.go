@@ -10,6 +10,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 const (
@@ -59,6 +60,7 @@ func (m *member) renewed(before, after identity.Identity) {
 // A manager that is demoted leaves the raft group first, by the leader's hand, and has its new certificate afterwards; its store may hear
 // of the first or not. So either ends the parts, and only the certificate of a worker, or a new membership, deletes the replica.
 func (m *member) manage(ctx context.Context, first *managing) error {
+	var waiting trouble.Log
 	for ctx.Err() == nil {
 		if m.role() != identity.Manager {
 			if err := m.retire(); err != nil {
@@ -72,12 +74,15 @@ func (m *member) manage(ctx context.Context, first *managing) error {
 			var err error
 			if g, err = m.become(ctx); err != nil {
 				if ctx.Err() == nil {
-					m.logger.Warn("this node is to be a manager and cannot yet; it goes on trying", "err", err)
+					if tell, lasting := waiting.Again(time.Now(), ""); tell {
+						m.logger.Warn("this node is to be a manager and cannot yet; it goes on trying", "since", lasting.Round(time.Second), "err", err)
+					}
 					m.renewer.RenewNow() // it may be a worker again
 					m.awaitRole(ctx, rolePause)
 				}
 				continue
 			}
+			waiting.Over(time.Now())
 			m.logger.Info("this node is a manager now", "node", m.nodeID, "addr", m.state.AdvertiseAddr)
 		}
 		err := m.runManaging(ctx, g)
