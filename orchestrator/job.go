@@ -176,7 +176,7 @@ func (x *pass) patience(s *service) time.Time {
 	if s.obj.JobStatus == nil {
 		return noTime
 	}
-	return s.obj.JobStatus.LastExecution.Add(x.stopTimeout)
+	return x.past(s.obj.JobStatus.LastExecution).Add(x.stopTimeout)
 }
 
 // fitJob starts work in further slots of a replicated job: as many as have not been worked on, and as may be at a time.

@@ -58,6 +58,8 @@ type Planner struct {
 
 	// fresh is set from Reset to the end of the next pass, which looks at everything.
 	fresh bool
+	// ahead has the stored times that lay in the future when this planner first met them, and when that was; see past.
+	ahead map[int64]time.Time
 	// What has to be looked at in the next pass.
 	dirty           map[*service]struct{}
 	changedNodes    map[string]nodeEvent

@@ -160,9 +160,9 @@ func (x *pass) supervise(sl *slot) {
 	if broken == nil {
 		return
 	}
-	if cluster.Terminal(broken.Status.State) && broken.DesiredState == swarm.TaskStateReady && x.now.Before(broken.StartAfter) {
+	if cluster.Terminal(broken.Status.State) && broken.DesiredState == swarm.TaskStateReady && x.now.Before(x.startOf(broken)) {
 		// It ended before it was its time to start. To restart it now would be a tight loop.
-		sl.again(broken.StartAfter)
+		sl.again(x.startOf(broken))
 		return
 	}
 	ended := cluster.Terminal(broken.Status.State) && broken.Status.State != swarm.TaskStateOrphaned
@@ -206,8 +206,8 @@ func (x *pass) restart(sl *slot, old *cluster.Task, ended bool, why string) bool
 	wait := x.mayRun(old)
 	if old.DesiredState == swarm.TaskStateShutdown && x.wasHeldBack(old) {
 		// old never started. What it waited for is what t waits for.
-		if t.StartAfter.Before(old.StartAfter) {
-			t.StartAfter = old.StartAfter
+		if start := x.startOf(old); t.StartAfter.Before(start) {
+			t.StartAfter = start
 		}
 		if before := x.task(old.Replaces); before != nil && x.mayRun(before) {
 			t.Replaces, wait = before.ID, true
@@ -250,13 +250,13 @@ func (x *pass) release(sl *slot) {
 		if t.DesiredState != swarm.TaskStateReady || cluster.Terminal(t.Status.State) || t.CreatedAt.IsZero() {
 			continue
 		}
-		if x.now.Before(t.StartAfter) {
-			sl.again(t.StartAfter)
+		if start := x.startOf(t); x.now.Before(start) {
+			sl.again(start)
 			continue
 		}
 		why := "its delay is over"
 		if before := x.task(t.Replaces); before != nil && x.mayRun(before) {
-			timeout := t.CreatedAt.Add(x.stopTimeout)
+			timeout := x.past(t.CreatedAt).Add(x.stopTimeout)
 			if x.now.Before(timeout) {
 				sl.again(timeout)
 				continue

@@ -147,7 +147,7 @@ func (x *pass) advanceUpdate(s *service) {
 	var next time.Time
 	working := 0
 	for num, since := range s.busy {
-		end := since.Add(config.Delay)
+		end := x.past(since).Add(config.Delay)
 		switch {
 		case since.IsZero():
 			working++
@@ -166,7 +166,7 @@ func (x *pass) advanceUpdate(s *service) {
 			monitor = config.Delay + time.Second
 		}
 		settled := s.settledAt()
-		if end := settled.Add(config.Delay + monitor); !settled.IsZero() && x.now.Before(end) {
+		if end := x.past(settled).Add(config.Delay + monitor); !settled.IsZero() && x.now.Before(end) {
 			x.timers.set(timerKey{s.id, wholeService}, end)
 			return
 		}
