@@ -17,11 +17,13 @@
 //	certificates/              root, certificate and key: see package identity
 //	raft/                      a manager's log and snapshots, sealed: see package raftstore
 //	raft.key                   the keys that seal them and the key of the certificate: see vault
+//	raft.former/               the log that a recovery from a backup has replaced
+//	recovery/                  what a recovery was about to put in the place of the above: the next start goes on with it
 //	agent/                     the tasks of this machine: see package agent
 //	daemon.lock                held while a daemon runs on this directory
 //
 // Join and init write state.json last and leave removes it first, so that a crash at any moment leaves a machine that is
-// part of a swarm with all it needs, or of none.
+// part of a swarm with all it needs, or of none. A recovery makes all its files in a directory and renames that.
 //
 // A manager of a swarm that locks its managers cannot read raft.key, and thus nothing else, after a restart. Its agent and its data
 // plane go on by themselves, as if no manager could be reached, until Unlock brings the key.
