@@ -62,7 +62,7 @@ func (n *Node) again(ctx context.Context) {
 	}
 	// It would come back for a moment, be given tasks, and fail again with the next write.
 	if errors.Is(failed, syscall.ENOSPC) && raftstore.Room(n.cfg.StateDir) != nil {
-		n.fails(failed)
+		n.fails("this node waits for room on the disk of its state", failed)
 		return
 	}
 	if m != nil {

@@ -106,7 +106,7 @@ func (n *Node) startAnew() error {
 	n.mu.Unlock()
 	err := n.resumeDisk()
 	if err != nil {
-		n.fails(err)
+		n.fails("this node could not take up its part in the swarm after the recovery", err)
 	}
 	return err
 }

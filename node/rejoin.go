@@ -87,7 +87,7 @@ func (n *Node) giveWay(ctx context.Context, m *member, g *managing, addr string)
 		err = n.startAnew()
 	}
 	if err != nil {
-		n.fails(err)
+		n.fails("this node could not rejoin", err)
 		return nil, fmt.Errorf("rejoin: %w", err)
 	}
 	return n.current(), nil
