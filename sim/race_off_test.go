@@ -3,4 +3,4 @@
 package sim
 
 // ordinary is how many seeds the ordinary tests play.
-const ordinary = 150
+const ordinary = 200
