@@ -347,7 +347,11 @@ func (a *Adapter) Networks(ctx context.Context, label, value string) ([]network.
 	if err := a.ready(ctx); err != nil {
 		return nil, err
 	}
-	list, err := a.cli.NetworkList(ctx, network.ListOptions{Filters: labelled(label, value)})
+	carry := labelled(label, value)
+	if value == "" {
+		carry = filters.NewArgs(filters.Arg("label", label))
+	}
+	list, err := a.cli.NetworkList(ctx, network.ListOptions{Filters: carry})
 	return list, a.explain(ctx, err)
 }
 

@@ -377,6 +377,41 @@ func TestNetworkNamesAndFormerLives(t *testing.T) {
 	})
 }
 
+// A machine that was another node before has that node's networks in its engine, where the new node's have their addresses.
+func TestNetworksOfAFormerNodeGiveWay(t *testing.T) {
+	withBench(t, func(b *bench) {
+		ctx := b.Context()
+		former := docker.NewNetworks(b.e, "former")
+		var lived swarm.Network
+		lived.ID, lived.Spec.Name = "net1", "app"
+		apart := swarm.Network{ID: "net2"}
+		apart.Spec.Name = "apart"
+		for n, gateway := range map[*swarm.Network]string{&lived: "10.0.1.2/24", &apart: "10.0.2.2/24"} {
+			_, err := former.Make(ctx, docker.Bridge(*n, netip.MustParsePrefix(gateway)))
+			b.must(err)
+		}
+		b.e.SetImage("web:1", fake.Program{})
+		left := &docker.Container{Name: "left", Networks: []docker.Connection{{Network: "app"}}}
+		left.Config.Image = "web:1"
+		id, err := b.e.Create(ctx, left)
+		b.must(err)
+		b.must(b.e.Start(ctx, id))
+		now := docker.Bridge(lived, netip.MustParsePrefix("10.0.1.7/24"))
+		if _, err := b.rt.Networks.Make(ctx, now); !errors.Is(err, docker.ErrOccupied) || !strings.Contains(err.Error(), "node former") {
+			b.Errorf("with a container on the former network: %v", err)
+		}
+		b.must(b.e.Remove(ctx, id))
+		name, err := b.rt.Networks.Make(ctx, now)
+		b.must(err)
+		if name != "app" {
+			b.Errorf("the network is called %s", name)
+		}
+		if d := cmp.Diff(b.e.Describe(), "network apart 10.0.2.0/24 via 10.0.2.2\nnetwork app 10.0.1.0/24 via 10.0.1.7"); d != "" {
+			b.Error(d)
+		}
+	})
+}
+
 func TestStopGrace(t *testing.T) {
 	withBench(t, func(b *bench) {
 		b.e.SetImage("web:1", fake.Program{Deaf: true})

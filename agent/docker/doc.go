@@ -32,6 +32,6 @@
 // # Names and labels
 //
 // Containers carry Swarm's names (service.slot.task) and labels (com.docker.swarm.*); networks carry
-// [LabelNetworkNode] and [LabelNetworkID]. What carries another node's label or none is never touched, so several agents
-// may share an engine.
+// [LabelNetworkNode] and [LabelNetworkID]. What carries another node's label or none is not touched, so several agents
+// may share an engine; only one of them has a data plane, and takes back the addresses of its networks (see [Networks.Make]).
 package docker

@@ -64,7 +64,7 @@ type Engine interface {
 	// Disconnect takes a container off a network by force. One that is gone, or not on it, is no error.
 	Disconnect(ctx context.Context, network, containerID string) error
 
-	// Networks lists the networks that carry label=value.
+	// Networks lists the networks that carry label=value, or the label with any value if value is "".
 	Networks(ctx context.Context, label, value string) ([]network.Inspect, error)
 	// CreateNetwork creates a network; ErrConflict if its name is taken.
 	CreateNetwork(ctx context.Context, name string, o network.CreateOptions) (id string, err error)

@@ -158,20 +158,26 @@ func (ns *Networks) Ensure(ctx context.Context, b ingress.BridgeNetwork) error {
 // Make makes the engine network if it is not there, and gives the engine's name of it. The name is the swarm network's; where
 // the engine has another network of that name already, a part of the id is added. A network that differs from what is
 // wanted is replaced: a node that left and joined again has other addresses, and containers must not be attached to
-// what remained of its former life.
+// what remained of its former life. So is what a former node of this machine has left with addresses of the network.
 func (ns *Networks) Make(ctx context.Context, b ingress.BridgeNetwork) (name string, err error) {
 	done, err := ns.alone(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	list, err := ns.engine.Networks(ctx, LabelNetworkNode, ns.nodeID)
+	list, err := ns.engine.Networks(ctx, LabelNetworkNode, "")
 	if err != nil {
 		return "", fmt.Errorf("look for network %s: %w", b.Name, err)
 	}
 	for _, have := range list {
 		was := bridgeOf(have)
-		switch {
+		switch owner := have.Labels[LabelNetworkNode]; {
+		case owner != ns.nodeID && b.Subnet.IsValid() && was.Subnet.Overlaps(b.Subnet):
+			// One engine has one data plane, so this machine was that node once: before a cluster was recovered on it, say.
+			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
+				return "", fmt.Errorf("network %s is left from when this machine was node %s, and has addresses of network %s; remove it with the containers on it: %w", have.Name, owner, b.Name, occupied(err))
+			}
+		case owner != ns.nodeID:
 		case was.ID != b.ID && b.Subnet.IsValid() && was.Subnet.Overlaps(b.Subnet):
 			// The cluster has given its addresses to another network, so this one is on its way out.
 			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {

@@ -371,7 +371,7 @@ func (e *Engine) Networks(ctx context.Context, label, value string) ([]network.I
 	defer e.mu.Unlock()
 	var out []network.Inspect
 	for _, n := range e.networks {
-		if n.Labels[label] == value {
+		if has, ok := n.Labels[label]; ok && (value == "" || has == value) {
 			out = append(out, n.Inspect)
 		}
 	}
