@@ -38,7 +38,7 @@ func unlockCommand(e *env) *cli.Command {
 			default:
 				return errors.New("error: swarm is not locked")
 			}
-			key, err := readKey(e)
+			key, err := readKey(c.Context, e)
 			if err != nil {
 				return fmt.Errorf("read the unlock key: %w", err)
 			}
@@ -47,12 +47,9 @@ func unlockCommand(e *env) *cli.Command {
 }
 
 // readKey asks a person for the key without showing it, or reads the first line of what a script gives.
-func readKey(e *env) (string, error) {
+func readKey(ctx context.Context, e *env) (string, error) {
 	if f, ok := e.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		fmt.Fprint(e.stderr, "Enter unlock key: ")
-		key, err := term.ReadPassword(int(f.Fd()))
-		fmt.Fprintln(e.stderr)
-		return string(key), err
+		return askHidden(ctx, e, f, "Enter unlock key: ")
 	}
 	key, err := bufio.NewReader(e.stdin).ReadString('\n')
 	if errors.Is(err, io.EOF) {

@@ -103,13 +103,11 @@ func askSecret(e *env, c *cli.Context) (backup.Secret, error) {
 	if !ok || c.String("from") == "-" || !term.IsTerminal(int(in.Fd())) {
 		return backup.Secret{}, usage("miniswarm recover needs the backup's recovery key or passphrase: give --key-file FILE")
 	}
-	fmt.Fprint(e.stderr, "Recovery key or passphrase of the backup: ")
-	text, err := term.ReadPassword(int(in.Fd()))
-	fmt.Fprintln(e.stderr)
+	text, err := askHidden(c.Context, e, in, "Recovery key or passphrase of the backup: ")
 	if err != nil {
 		return backup.Secret{}, fmt.Errorf("read the key: %w", err)
 	}
-	return backup.ParseSecret(string(text))
+	return backup.ParseSecret(text)
 }
 
 // printReport says what was done, or would be, and what is to be done next.
