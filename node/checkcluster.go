@@ -108,7 +108,7 @@ func checkQuorum(st raftstore.Status, snap *cluster.Snapshot) []doctor.Finding {
 		if n := snap.Node(m.NodeID); n != nil {
 			name = nodeName(n)
 		}
-		out = append(out, doctor.Broken(check, "start the machine or its daemon and see that "+m.Addr+" (TCP) is open; if it is gone for good, 'miniswarm node rm --force "+name+"' and join another manager",
+		out = append(out, doctor.Broken(check, "start the machine or its daemon and see that "+m.Addr+" (TCP) is open; if it is gone for good, 'miniswarm node demote "+name+"' and 'miniswarm node rm --force "+name+"', then join another manager",
 			"the leader does not hear from manager %s (%s)", name, m.Addr))
 	}
 	majority := voters/2 + 1
@@ -138,7 +138,11 @@ func checkNodes(snap *cluster.Snapshot) []doctor.Finding {
 		case n.Spec.Availability == swarm.NodeAvailabilityDrain:
 			out = append(out, doctor.Bad(check, "'miniswarm node rm "+nodeName(n)+"' if it is not to come back", "%s is drained and %s: %s", nodeName(n), n.Status.State, n.Status.Message))
 		default:
-			out = append(out, doctor.Broken(check, "start the machine or its daemon and see that it reaches the managers; 'miniswarm node rm --force "+nodeName(n)+"' if it is gone for good",
+			remove := "'miniswarm node rm --force " + nodeName(n) + "'"
+			if n.Spec.Role == swarm.NodeRoleManager {
+				remove = "'miniswarm node demote " + nodeName(n) + "' and " + remove
+			}
+			out = append(out, doctor.Broken(check, "start the machine or its daemon and see that it reaches the managers; "+remove+" if it is gone for good",
 				"%s (%s) is %s: %s", nodeName(n), n.Status.Addr, n.Status.State, n.Status.Message))
 		}
 		if n.Spec.Availability != swarm.NodeAvailabilityActive {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,6 +37,22 @@ func TestQuorum(t *testing.T) {
 		}
 		if fs := checkQuorum(st, empty); !has(fs, "quorum", c.level, c.says) {
 			t.Errorf("%d voters, %d heard: %+v, want %s %q", c.voters, c.heard, fs, c.level, c.says)
+		}
+	}
+}
+
+// A manager that is gone for good cannot be removed before it is demoted, and the cure says so.
+func TestLostManagersAreDemotedFirst(t *testing.T) {
+	n := &cluster.Node{}
+	n.ID, n.Spec.Role, n.Description.Hostname, n.Status.State = "n1", swarm.NodeRoleManager, "vm1", swarm.NodeStateDown
+	state := cluster.NewState()
+	if _, err := state.Apply(&cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(n)}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	st := raftstore.Status{Members: []protocol.Member{{RaftID: 1, NodeID: "n1"}, {RaftID: 2, NodeID: "n2"}, {RaftID: 3, NodeID: "n3"}}, Reachable: map[uint64]bool{2: true, 3: true}}
+	for _, fs := range [][]doctor.Finding{checkQuorum(st, state.Snapshot()), checkNodes(state.Snapshot())} {
+		if !strings.Contains(fs[0].Cure, "'miniswarm node demote vm1' and 'miniswarm node rm --force vm1'") {
+			t.Errorf("%+v", fs[0])
 		}
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -31,7 +33,7 @@ const (
 
 // checkup is everything that doctor shows.
 type checkup struct {
-	// Node is this machine's report, Daemon what is wrong where no daemon answers.
+	// Node is this machine's report, made by its daemon or, where none answers, without.
 	Node doctor.Report
 	// Cluster is the leader's, nil where this machine cannot ask for it; then Unasked says why.
 	Cluster *doctor.Cluster `json:",omitempty"`
@@ -54,6 +56,9 @@ func doctorCommand(e *env) *cli.Command {
 			ctx, cancel := context.WithTimeout(c.Context, doctorLimit)
 			defer cancel()
 			up, err := examine(ctx, c)
+			if err != nil && c.Context.Err() == nil {
+				return cli.Exit(err.Error(), exitFailures)
+			}
 			if err != nil {
 				return err
 			}
@@ -85,6 +90,8 @@ func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
 	err = fetch(ctx, cl, "/miniswarm/doctor", &up.Node)
 	var op *net.OpError
 	switch {
+	case errors.As(err, &op) && errors.Is(err, fs.ErrPermission):
+		return nil, hint(err, c)
 	case errors.As(err, &op):
 		host, _ := os.Hostname()
 		up.Node = doctor.Report{Hostname: host, Version: version, Time: time.Now()}
@@ -106,7 +113,11 @@ func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
 	}
 	up.Cluster = &doctor.Cluster{}
 	if err := fetch(ctx, cl, "/miniswarm/doctor/cluster", up.Cluster); err != nil {
-		f := doctor.Broken("cluster", "bring back managers until more than half of them answer; if that cannot be, see docs/operations.md on recovery", "the cluster cannot be looked at: %v", err)
+		cure := "bring back managers until more than half of them answer; if that cannot be, see docs/operations.md on recovery"
+		if slices.ContainsFunc(up.Node.Findings, func(f doctor.Finding) bool { return f.Check == "swarm" && f.Level == doctor.Failure }) {
+			cure = "see first what is said about this manager, or ask another one"
+		}
+		f := doctor.Broken("cluster", cure, "the cluster cannot be looked at: %v", err)
 		up.Cluster, up.Unasked = nil, &f
 	}
 	return up, nil

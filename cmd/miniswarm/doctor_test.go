@@ -57,6 +57,8 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 		{"this machine only", manager, &doctor.Cluster{Nodes: []doctor.Report{worker}}, []string{"--local"}, 0, nil, []string{"vm2"}},
 		{"a failure", doctor.Report{Hostname: "vm1", Findings: []doctor.Finding{broken}}, nil, nil, 2, []string{"failure   vm1   engine   the engine does not answer\n"}, []string{"cluster"}},
 		{"a manager without a leader", manager, nil, nil, 2, []string{"failure   cluster   cluster   the cluster cannot be looked at", "does not have a leader"}, nil},
+		{"a manager that is locked", doctor.Report{NodeID: "n1", Role: "manager", Hostname: "vm1", Findings: []doctor.Finding{doctor.Broken("swarm", "unlock it", "it is locked")}}, nil, nil, 2,
+			[]string{"the cluster cannot be looked at", "-> see first what is said about this manager"}, []string{"bring back"}},
 		{"a worker", worker, nil, []string{"-a"}, 1, []string{"this is a worker"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"strings"
 	"time"
@@ -356,6 +357,9 @@ func printFormatted(w io.Writer, format string, v any) error {
 func hint(err error, c *cli.Context) error {
 	var op *net.OpError
 	if err != nil && (client.IsErrConnectionFailed(err) || errors.As(err, &op)) {
+		if errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("%w\nthe daemon's socket is for root and for the group that it belongs to: try again as one of them", err)
+		}
 		return fmt.Errorf("%w\nno daemon answers at %s: start one with 'miniswarm init', 'miniswarm join' or 'miniswarm daemon', or name its socket with --host", err, c.String(flagHost))
 	}
 	return err
