@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
@@ -17,25 +15,8 @@ import (
 // Containers that people run by hand on a manager and on a worker are on a network of the swarm with the services: with an
 // address of their own, and names that lead both ways.
 func TestAttach(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "attach", lab.Options{Nodes: 2, Managers: 1, Cluster: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "attach", lab.Options{Nodes: 2, Managers: 1, Cluster: true})
 	c.managers, c.workers = []string{"vm1"}, []string{"vm2"}
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	c.allReady(t)
 	ctx := t.Context()
 	image := c.witness + ":1"

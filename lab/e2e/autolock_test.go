@@ -19,25 +19,8 @@ const lockedText = `Swarm is encrypted and needs to be unlocked before it can be
 // too; power failures of all; what is on disk opens nothing. The heartbeat is slow here, so that a node may be locked for
 // a while before it counts as Down and its replicas move.
 func TestAutolock(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "autolock", lab.Options{Nodes: 4})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "autolock", lab.Options{Nodes: 4})
 	ctx := t.Context()
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	out := c.miniswarm(t, "vm1", "init", "--autolock", "--dispatcher-heartbeat", "10s")
 	key := c.unlockKey(t)
 	if !strings.Contains(out, "run the `miniswarm unlock`\ncommand and provide the following key:\n\n    "+key+"\n") {

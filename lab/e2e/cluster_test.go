@@ -144,6 +144,30 @@ func needLab(t *testing.T) {
 	}
 }
 
+// ownLab gives a test a lab of its own, which is gone when the test ends. The cluster is the caller's to form, unless opts ask for it.
+func ownLab(t *testing.T, name string, opts lab.Options) *testCluster {
+	t.Helper()
+	needLab(t)
+	c, err := up(t.Context(), name, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.unharmed(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			c.showLogs(t)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := c.Down(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
 // onShared gives a test the shared lab: vm1 a manager, vm2 and vm3 workers, vm4 part of no cluster. When the test ends
 // the lab must be as it was.
 func onShared(t *testing.T) *testCluster {

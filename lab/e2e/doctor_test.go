@@ -130,23 +130,9 @@ func (d diagnosis) well(nodes int) error {
 // A healthy cluster has nothing wrong with it; what is broken then is named where it is, with its cure, and not any more once
 // it is repaired.
 func TestDoctor(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "doctor", lab.Options{Nodes: 4, Managers: 3, Cluster: true, DiskMiB: 1024})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "doctor", lab.Options{Nodes: 4, Managers: 3, Cluster: true, DiskMiB: 1024})
 	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
 	ctx := t.Context()
-	t.Cleanup(func() {
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	c.allReady(t)
 	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "4", "--publish", "8080:8000", c.witness+":1")
 	c.running(t, "w", 4)

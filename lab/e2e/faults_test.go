@@ -26,25 +26,8 @@ const grace = 3 * time.Second
 // Faults on real machines, one after the other on one cluster (the F numbers are those of docs/reliability.md). What was
 // acknowledged stays, nothing is restarted that need not be, and with the fault gone all is as it should be.
 func TestFaults(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "faults", lab.Options{Nodes: 4, Managers: 3, Cluster: true, DiskMiB: 400})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "faults", lab.Options{Nodes: 4, Managers: 3, Cluster: true, DiskMiB: 400})
 	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	c.allReady(t)
 	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "8", "--publish", "8080:8000", c.witness+":1")
 	c.running(t, "w", 8)

@@ -20,26 +20,9 @@ const failoverBound = 30 * time.Second
 // Three managers: what was acknowledged stays (I1), containers outlive every manager, a minority changes nothing and
 // serves on (I13).
 func TestManagers(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "managers", lab.Options{Nodes: 3, Managers: 3, Cluster: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "managers", lab.Options{Nodes: 3, Managers: 3, Cluster: true})
 	c.managers = []string{"vm1", "vm2", "vm3"}
 	ctx := t.Context()
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	c.allReady(t)
 	c.miniswarm(t, "vm2", "service", "create", "--detach", "--name", "w", "--replicas", "6", "--publish", "8080:8000", "--publish", "8081:8001", c.witness+":1")
 	old := c.running(t, "w", 6)

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -21,26 +20,9 @@ import (
 // Who is a manager changes under load: nobody who asks the service notices, and no container is touched. What would lose
 // the quorum is refused, and who was removed while it was away hears so.
 func TestMembership(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "membership", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "membership", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
 	ctx := t.Context()
 	c.managers = []string{"vm1", "vm2", "vm3", "vm4"}
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	c.allReady(t)
 	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "8", "--publish", "8080:8000", "--publish", "8081:8001", c.witness+":1")
 	old := c.running(t, "w", 8)

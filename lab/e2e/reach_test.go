@@ -47,25 +47,8 @@ func (c *testCluster) run(ctx context.Context, t *testing.T, host string, in io.
 
 // Commands run and files are copied in any replica from any manager, as with docker exec and docker cp on its own node.
 func TestReach(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "reach", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "reach", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
 	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	c.allReady(t)
 	ctx := t.Context()
 	leader := c.currentLeader(t)

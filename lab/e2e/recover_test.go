@@ -20,26 +20,9 @@ import (
 // A cluster that has lost its managers comes back: from what is left of them, and from a backup on another machine. What runs goes on
 // running, the managers that were lost do not disturb, and no node flaps (F16).
 func TestRecover(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "recover", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownLab(t, "recover", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
 	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
 	ctx := t.Context()
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
 	c.allReady(t)
 	c.miniswarm(t, "vm2", "service", "create", "--detach", "--name", "w", "--replicas", "8", "--publish", "8080:8000", "--publish", "8081:8001", c.witness+":1")
 	old := c.running(t, "w", 8)

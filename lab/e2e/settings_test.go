@@ -147,24 +147,7 @@ var settings = []setting{
 // TestContainerSettings holds the containers of services to what was asked for, and to those that the real Docker Swarm of
 // the engine at hand makes of the same services. The hosts have generic resources to give.
 func TestContainerSettings(t *testing.T) {
-	needLab(t)
-	c, err := up(t.Context(), "settings", lab.Options{Nodes: 2, EngineArgs: []string{"--node-generic-resource", "card=c1", "--node-generic-resource", "card=c2", "--node-generic-resource", "disk=3"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.unharmed(); err != nil {
-			t.Error(err)
-		}
-		if t.Failed() {
-			c.showLogs(t)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := c.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	c := ownLab(t, "settings", lab.Options{Nodes: 2, EngineArgs: []string{"--node-generic-resource", "card=c1", "--node-generic-resource", "card=c2", "--node-generic-resource", "disk=3"}})
 	c.managers = []string{"vm1"}
 	c.form(t)
 	host, err := c.Host("vm2")
