@@ -414,7 +414,8 @@ func (c *testCluster) dial(host string, daemon bool) *client.Client {
 		socket = "/nonexistent/" + host // the first request says so
 	}
 	// A connection a request: nothing is kept that the next failure would break, or that a daemon would have to hold.
-	short := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	// A daemon that hangs is an error in the end, for who asks without a time limit as well.
+	short := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, ResponseHeaderTimeout: patience}}
 	cl, err := client.NewClientWithOpts(client.WithHTTPClient(short), client.WithHost("unix://"+socket), client.WithAPIVersionNegotiation())
 	if err != nil {
 		panic(err) // a constant form of address
