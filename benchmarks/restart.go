@@ -243,6 +243,7 @@ func writeBesideEach(ctx context.Context, store *raftstore.Store, clients int, a
 				begun := time.Now()
 				if _, err := store.Propose(ctx, &cluster.Txn{Changes: []cluster.Change{change}}); err != nil {
 					failures[i] = err
+					stop() // what goes on beside may wait for writes
 					return
 				}
 				mu.Lock()
