@@ -22,6 +22,9 @@ func metricsCommand(e *env) *cli.Command {
 			"any, and nothing else, on this machine alone: what the daemon's socket can do besides must not be had by a port.",
 		Flags: []cli.Flag{&cli.StringFlag{Name: "listen", Usage: "serve at this `ADDRESS` of the loopback interface"}},
 		Action: func(c *cli.Context) error {
+			if c.NArg() > 1 || c.NArg() == 1 && c.IsSet("listen") {
+				return usage("miniswarm metrics takes one NODE at the most, and none with --listen")
+			}
 			cl, err := newClient(c)
 			if err != nil {
 				return err
