@@ -26,6 +26,9 @@ func TestPrometheus(t *testing.T) {
 	if err != nil {
 		t.Fatalf("prometheus is missing (scripts/setup.sh test installs it): %v", err)
 	}
+	if said, err := exec.CommandContext(t.Context(), "promtool", "test", "rules", "../../examples/monitoring/alerts_test.yml").CombinedOutput(); err != nil {
+		t.Errorf("alerts do not fire as they should: %v\n%s", err, said)
+	}
 	t.Setenv("IMAGE", c.prime+":1")
 	c.miniswarm(t, "vm1", "stack", "deploy", "-c", "../../examples/monitoring/compose.yml", "shop")
 	c.running(t, "shop_prime", 4)
