@@ -174,8 +174,6 @@ type operator struct {
 // believed is what the operator knows of a service that it alone changes.
 type believed struct {
 	sure spec
-	// before is what it was before that, to which a failed update may have gone back by itself.
-	before spec
 	// late are what requests without an answer may still make of it.
 	late []spec
 }
@@ -320,7 +318,7 @@ func (o *operator) request(ctx context.Context, h *host, i int, want spec, metho
 	case status == noAnswer:
 		b.late = append(b.late, want)
 	case status >= 200 && status < 300:
-		b.sure, b.before = want, b.sure
+		b.sure = want
 		o.acked++
 	case status == http.StatusNotFound && method == http.MethodDelete:
 		b.sure = spec{} // a removal that was not answered was carried out

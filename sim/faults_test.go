@@ -152,9 +152,9 @@ func (f fault) strike(ctx context.Context, w *world) {
 	}
 	switch f.kind {
 	case kill:
-		h.down(1, func() { wait() })
+		h.down(wait)
 	case amnesia:
-		h.down(1, func() {
+		h.down(func() {
 			if err := os.Remove(h.tasks()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				w.violate("%s: %v", h, err)
 			}
@@ -173,7 +173,7 @@ func (f fault) strike(ctx context.Context, w *world) {
 		cuts(1)
 		h.engine.Crash()
 		h.mesh.reboot()
-		h.down(1, func() {
+		h.down(func() {
 			wait()
 			h.engine.Return()
 			h.disk.powerless.Store(false)
@@ -182,7 +182,7 @@ func (f fault) strike(ctx context.Context, w *world) {
 	case blackout:
 		var all sync.WaitGroup
 		for _, m := range w.hosts[:w.managers] {
-			all.Go(func() { m.down(1, func() { wait() }) })
+			all.Go(func() { m.down(wait) })
 		}
 		all.Wait()
 	case die:

@@ -155,7 +155,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close closes the port. A closed port of a live machine refuses; that of a dead one is not reached at all (see silence).
+// Close closes the port. Who dials it then waits in vain, as with a machine that is off.
 func (l *listener) Close() error {
 	l.once.Do(func() {
 		close(l.closed)

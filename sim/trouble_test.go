@@ -16,11 +16,11 @@ type strikes struct {
 }
 
 // down keeps the daemon from running while during runs.
-func (h *host) down(by int32, during func()) {
-	h.strikes.daemon.Add(by)
+func (h *host) down(during func()) {
+	h.strikes.daemon.Add(1)
 	h.kill()
 	during()
-	if h.strikes.daemon.Add(-by) == 0 {
+	if h.strikes.daemon.Add(-1) == 0 {
 		h.revive()
 	}
 }
