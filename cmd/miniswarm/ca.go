@@ -188,12 +188,12 @@ func awaitRotation(ctx context.Context, e *env, cl *client.Client, quiet bool) e
 	shown.Go(func() {
 		switch {
 		case quiet:
-			_, _ = io.Copy(io.Discard, reader)
 		case out.IsTerminal():
-			_ = jsonmessage.DisplayJSONMessagesToStream(reader, out, nil) // it ends with the pipe
+			_ = jsonmessage.DisplayJSONMessagesToStream(reader, out, nil)
 		default:
 			printRotation(e.stdout, reader)
 		}
+		_, _ = io.Copy(io.Discard, reader) // whatever was not shown: nobody must wait for a reader
 	})
 	defer shown.Wait()
 	return progress.RootRotationProgress(ctx, cl, writer) // which closes the pipe
