@@ -89,6 +89,18 @@ func nodeName(n *cluster.Node) string {
 	return n.ID
 }
 
+// reference is what a command about a node is to be given: its name, or its id where others have the name as well, as
+// a machine does that was joined or recovered anew.
+func reference(snap *cluster.Snapshot, n *cluster.Node) string {
+	name := nodeName(n)
+	for other := range snap.Nodes() {
+		if other.ID != n.ID && nodeName(other) == name {
+			return n.ID
+		}
+	}
+	return name
+}
+
 // checkQuorum counts managers, and how many of them may be lost.
 func checkQuorum(st raftstore.Status, snap *cluster.Snapshot) []doctor.Finding {
 	const check = "quorum"
@@ -104,11 +116,11 @@ func checkQuorum(st raftstore.Status, snap *cluster.Snapshot) []doctor.Finding {
 			heard++
 			continue
 		}
-		name := m.NodeID
+		name, ref := m.NodeID, m.NodeID
 		if n := snap.Node(m.NodeID); n != nil {
-			name = nodeName(n)
+			name, ref = nodeName(n), reference(snap, n)
 		}
-		out = append(out, doctor.Broken(check, "start the machine or its daemon and see that "+m.Addr+" (TCP) is open; if it is gone for good, 'miniswarm node demote "+name+"' and 'miniswarm node rm --force "+name+"', then join another manager",
+		out = append(out, doctor.Broken(check, "start the machine or its daemon and see that "+m.Addr+" (TCP) is open; if it is gone for good, 'miniswarm node demote "+ref+"' and 'miniswarm node rm --force "+ref+"', then join another manager",
 			"the leader does not hear from manager %s (%s)", name, m.Addr))
 	}
 	majority := voters/2 + 1
@@ -136,11 +148,12 @@ func checkNodes(snap *cluster.Snapshot) []doctor.Finding {
 		case n.Status.State == swarm.NodeStateReady:
 			ready++
 		case n.Spec.Availability == swarm.NodeAvailabilityDrain:
-			out = append(out, doctor.Bad(check, "'miniswarm node rm "+nodeName(n)+"' if it is not to come back", "%s is drained and %s: %s", nodeName(n), n.Status.State, n.Status.Message))
+			out = append(out, doctor.Bad(check, "'miniswarm node rm "+reference(snap, n)+"' if it is not to come back", "%s is drained and %s: %s", nodeName(n), n.Status.State, n.Status.Message))
 		default:
-			remove := "'miniswarm node rm --force " + nodeName(n) + "'"
+			ref := reference(snap, n)
+			remove := "'miniswarm node rm --force " + ref + "'"
 			if n.Spec.Role == swarm.NodeRoleManager {
-				remove = "'miniswarm node demote " + nodeName(n) + "' and " + remove
+				remove = "'miniswarm node demote " + ref + "' and " + remove
 			}
 			out = append(out, doctor.Broken(check, "start the machine or its daemon and see that it reaches the managers; "+remove+" if it is gone for good",
 				"%s (%s) is %s: %s", nodeName(n), n.Status.Addr, n.Status.State, n.Status.Message))

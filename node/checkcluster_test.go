@@ -41,18 +41,29 @@ func TestQuorum(t *testing.T) {
 	}
 }
 
-// A manager that is gone for good cannot be removed before it is demoted, and the cure says so.
+// A manager that is gone for good cannot be removed before it is demoted, and the cure says so; by its id where another node has its name.
 func TestLostManagersAreDemotedFirst(t *testing.T) {
 	n := &cluster.Node{}
 	n.ID, n.Spec.Role, n.Description.Hostname, n.Status.State = "n1", swarm.NodeRoleManager, "vm1", swarm.NodeStateDown
 	state := cluster.NewState()
-	if _, err := state.Apply(&cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(n)}}, 1); err != nil {
-		t.Fatal(err)
+	create := func(n *cluster.Node, index uint64) {
+		if _, err := state.Apply(&cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(n)}}, index); err != nil {
+			t.Fatal(err)
+		}
 	}
+	create(n, 1)
 	st := raftstore.Status{Members: []protocol.Member{{RaftID: 1, NodeID: "n1"}, {RaftID: 2, NodeID: "n2"}, {RaftID: 3, NodeID: "n3"}}, Reachable: map[uint64]bool{2: true, 3: true}}
 	for _, fs := range [][]doctor.Finding{checkQuorum(st, state.Snapshot()), checkNodes(state.Snapshot())} {
 		if !strings.Contains(fs[0].Cure, "'miniswarm node demote vm1' and 'miniswarm node rm --force vm1'") {
 			t.Errorf("%+v", fs[0])
+		}
+	}
+	again := &cluster.Node{}
+	again.ID, again.Description.Hostname, again.Status.State = "n4", "vm1", swarm.NodeStateReady
+	create(again, 2)
+	for _, fs := range [][]doctor.Finding{checkQuorum(st, state.Snapshot()), checkNodes(state.Snapshot())} {
+		if !strings.Contains(fs[0].Cure, "'miniswarm node demote n1' and 'miniswarm node rm --force n1'") {
+			t.Errorf("with two of a name: %+v", fs[0])
 		}
 	}
 }
