@@ -322,6 +322,15 @@ func TestUpdateTriesAgainWhenOthersWereFaster(t *testing.T) {
 		if _, err := m.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) { return nil, own }); !errors.Is(err, own) {
 			t.Errorf("an error of the function's own came back as %v", err)
 		}
+		calls = 0
+		_, err = m.Update(t.Context(), func(*cluster.Snapshot) (*cluster.Txn, error) {
+			calls++
+			m.mustPut(fmt.Sprint("busy", calls)) // others write without end
+			return nil, own
+		})
+		if !errors.Is(err, own) || calls != 2 {
+			t.Errorf("a refusal while others write: %d calls, %v; want two and its own error", calls, err)
+		}
 		var refused *cluster.TxnError
 		if err := m.put("a"); !errors.As(err, &refused) || !errors.Is(err, cluster.ErrExists) {
 			t.Errorf("a second object of one id: %v", err)

@@ -68,20 +68,24 @@ func (b *pendingProposals) failAll(err error) {
 // gives an [*ErrNotLeader]. When another write came between, which the transaction's versions and guards tell
 // ([cluster.Retryable]), build is called again with the newer state, as long as ctx permits; build must not change anything
 // but its result. An error of build's own ends the update, and a nil or empty transaction commits nothing; both only after
-// a majority has confirmed that the state which build saw is the latest, for a leader that was deposed without knowing it
-// would refuse, or find done, what is not so any more.
+// a majority has confirmed that the state which build saw has all that was acknowledged before the call, for a leader that was
+// deposed without knowing it would refuse, or find done, what is not so any more.
 //
 // The result is the log index of the transaction, or of the state that needed none. Snapshots taken after Update returns
 // have it. An error that is not a [*cluster.TxnError], [*ErrNotLeader], [ErrTooLarge] or build's own leaves open whether the
 // transaction was or will be applied.
 func (s *Store) Update(ctx context.Context, build func(*cluster.Snapshot) (*cluster.Txn, error)) (uint64, error) {
+	snap, err := s.leaderSnapshot(ctx)
+	if err != nil {
+		return 0, err
+	}
+	confirmed := false // snap has all that was acknowledged before the call
 	for {
-		snap, err := s.leaderSnapshot(ctx)
-		if err != nil {
-			return 0, err
-		}
 		txn, err := build(snap)
 		if err != nil || txn == nil || len(txn.Changes) == 0 {
+			if confirmed {
+				return snap.Index(), err
+			}
 			latest, unknown := s.latest(ctx)
 			if unknown != nil {
 				return 0, unknown
@@ -89,6 +93,8 @@ func (s *Store) Update(ctx context.Context, build func(*cluster.Snapshot) (*clus
 			if latest.Index() == snap.Index() {
 				return snap.Index(), err
 			}
+			// What has come meanwhile may decide otherwise. What comes after that need not be waited for: it may never end.
+			snap, confirmed = latest, true
 			continue
 		}
 		r := s.propose(ctx, txn)
@@ -96,6 +102,10 @@ func (s *Store) Update(ctx context.Context, build func(*cluster.Snapshot) (*clus
 		if r.err == nil || !cluster.Retryable(r.err) || r.before == snap.Index() || ctx.Err() != nil {
 			return r.index, r.err
 		}
+		if snap, err = s.leaderSnapshot(ctx); err != nil {
+			return 0, err
+		}
+		confirmed = true // the transaction that was refused went through the log, behind all of that
 	}
 }
 
