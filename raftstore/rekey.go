@@ -14,7 +14,7 @@ import (
 func (s *Store) Rekey(ctx context.Context, key []byte) error {
 	work := appendWork{rekey: key, rekeyed: make(chan rekeyed, 1)}
 	s.appends.push(work)
-	c := &coverage{done: make(chan struct{})}
+	c := &coverage{done: make(chan error, 1)}
 	select {
 	case r := <-work.rekeyed:
 		if r.err != nil {
@@ -28,7 +28,10 @@ func (s *Store) Rekey(ctx context.Context, key []byte) error {
 	}
 	s.applies.push(applyWork{covered: c})
 	select {
-	case <-c.done:
+	case err := <-c.done:
+		if err != nil {
+			return fmt.Errorf("change the key of the store: %w", err)
+		}
 	case <-s.appliesDone:
 		return fmt.Errorf("change the key of the store: %w", ErrStopped)
 	case <-ctx.Done():
@@ -62,10 +65,11 @@ func (s *Store) useKey(key []byte) rekeyed {
 	return rekeyed{last, err}
 }
 
-// coverage is a wait for a stored snapshot at an index or after it.
+// coverage is a wait for a stored snapshot at an index or after it. It ends with an error when a snapshot could not be written: who
+// waits knows when to try again, and the applier would do so without a pause.
 type coverage struct {
 	from uint64
-	done chan struct{}
+	done chan error // capacity 1; gets one value
 }
 
 // coverage ends the waits that are over and says whether a snapshot is to be taken for one of the others.
@@ -74,7 +78,7 @@ func (a *applier) coverage() bool {
 	left := a.coverages[:0]
 	for _, c := range a.coverages {
 		if stored >= c.from {
-			close(c.done)
+			c.done <- nil
 			continue
 		}
 		left = append(left, c)

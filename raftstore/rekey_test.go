@@ -146,6 +146,40 @@ func TestASnapshotThatBeganUnderTheOldKey(t *testing.T) {
 	})
 }
 
+// TestRekeyingWithoutRoomForASnapshot fails, once for each call, and succeeds when there is room.
+func TestRekeyingWithoutRoomForASnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		full, tries := true, 0
+		noRoom := errors.New("no room")
+		g := newGroup(t, 1, func(c *Config) {
+			c.Hooks.At = func(p Point) error {
+				if p != SnapshotWritten || !full {
+					return nil
+				}
+				tries++
+				return noRoom
+			}
+		})
+		g.grow(1)
+		m := g.leader()
+		m.mustPut("a")
+		synctest.Wait()
+		for n := 1; n <= 2; n++ {
+			if err := m.Rekey(t.Context(), otherKey); !errors.Is(err, noRoom) {
+				t.Errorf("rekeying: %v, want %v", err, noRoom)
+			}
+			time.Sleep(time.Second)
+			if tries != n {
+				t.Errorf("%d snapshots were tried for %d calls", tries, n)
+			}
+		}
+		full = false
+		if err := m.Rekey(t.Context(), otherKey); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestRekeyingAStoreThatStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t, 1, nil)

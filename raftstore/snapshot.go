@@ -76,6 +76,10 @@ func (a *applier) snapshotWritten(w *writtenSnapshot) {
 		// The log still has everything; the next attempt follows after as many entries again.
 		a.s.storage.asked.Store(0)
 		a.s.log.Error("snapshot not written", "index", w.index, "err", w.err)
+		for _, c := range a.coverages {
+			c.done <- fmt.Errorf("snapshot at index %d: %w", w.index, w.err)
+		}
+		a.coverages = nil
 		return
 	}
 	a.snapshots.size = uint64(w.size)
