@@ -90,7 +90,8 @@ type loop struct {
 	// progress is the tick at which the disk was last known to work.
 	progress uint64
 	// eager is the tick until which this member, whose leader's process has ended, stands for election without waiting.
-	eager uint64
+	eager  uint64
+	runoff runoff
 	// stopping is the tick at which to stop waiting for another leader, 0 while the store is not to stop.
 	stopping uint64
 }
@@ -229,6 +230,7 @@ func (l *loop) follow(rd raft.Ready) {
 		l.s.committed.Store(rd.GetCommit())
 	}
 	if rd.SoftState != nil {
+		l.noteCandidacy(rd.SoftState)
 		if r.leader != rd.Lead {
 			if r.leader != 0 {
 				r.former, r.formerHeard = "", time.Time{}
@@ -280,6 +282,7 @@ func (l *loop) tick() {
 	l.node.Tick()
 	l.reads.tick(l.node)
 	l.beEager()
+	l.standAgain()
 	l.noteReachable()
 	l.noteLed()
 	if l.role.leads {

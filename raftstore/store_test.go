@@ -311,7 +311,8 @@ func TestThreeMembersSurviveTheLossOfTheLeader(t *testing.T) {
 		begin := time.Now()
 		leader := g.leader()
 		leader.mustPut("after")
-		if took := time.Since(begin); took > 2*time.Second+200*time.Millisecond {
+		// The election timeout is 1 to 2 s; where both survivors stand at once a runoff follows, within 0.7 s.
+		if took := time.Since(begin); took > 2900*time.Millisecond {
 			t.Errorf("the next write took %v after the leader's end", took)
 		}
 		if got := leader.Snapshot().Len(cluster.KindConfig); got != 51 {
