@@ -32,6 +32,8 @@ type Store interface {
 	Propose(ctx context.Context, txn *cluster.Txn) (uint64, error)
 	Watch(buffer int) *raftstore.Watch
 	Status() raftstore.Status
+	Leadership() raftstore.Leadership
+	Reachable(raftID uint64) bool
 	Members() []protocol.Member
 	LeaderChanges() <-chan raftstore.Leadership
 	AddMember(ctx context.Context, m protocol.Member) (protocol.Member, error)
@@ -288,8 +290,8 @@ func (m *Manager) Managers() []protocol.ManagerAddr {
 
 // Leader tells whether this manager leads, and else who does; addr is empty when there is no leader.
 func (m *Manager) Leader() (self bool, nodeID, addr string) {
-	st := m.cfg.Store.Status()
-	return st.IsLeader, st.LeaderNodeID, st.LeaderAddr
+	l := m.cfg.Store.Leadership()
+	return l.LeaderNodeID == m.cfg.NodeID, l.LeaderNodeID, l.LeaderAddr // l.Leader comes a little later, and nobody is to forward meanwhile
 }
 
 // TaskLogs reads one task's log from its node, through the dispatcher; see [dispatcher.Dispatcher.TaskLogs].
@@ -315,9 +317,8 @@ func (m *Manager) Reachability(nodeID string) swarm.Reachability {
 	if nodeID == m.cfg.NodeID {
 		return swarm.ReachabilityReachable
 	}
-	st := m.cfg.Store.Status()
-	for _, mem := range st.Members {
-		if mem.NodeID == nodeID && st.Reachable[mem.RaftID] {
+	for _, mem := range m.cfg.Store.Members() {
+		if mem.NodeID == nodeID && m.cfg.Store.Reachable(mem.RaftID) {
 			return swarm.ReachabilityReachable
 		}
 	}

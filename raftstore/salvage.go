@@ -214,7 +214,7 @@ func (s *Store) Export(ctx context.Context) (*Export, error) {
 		return nil, fmt.Errorf("export: %w", err)
 	}
 	m := s.view.membership()
-	return &Export{Index: snap.Index(), Term: s.Status().Term, Members: m.members, Snapshot: snap, removed: m.removed}, nil
+	return &Export{Index: snap.Index(), Term: s.Leadership().Term, Members: m.members, Snapshot: snap, removed: m.removed}, nil
 }
 
 // Write hands the export to put in chunks, as [ReadExport] takes them; last marks the last one. A chunk is valid until put returns.

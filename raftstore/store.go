@@ -330,6 +330,12 @@ type Status struct {
 // Members are the members in the order of their raft ids. It costs nothing; the slice must not be changed.
 func (s *Store) Members() []protocol.Member { return s.view.membership().members }
 
+// Reachable says whether a member was heard from within an election timeout, as [Status] does for all; it costs nothing.
+func (s *Store) Reachable(raftID uint64) bool {
+	heard := s.heard.Load()
+	return heard != nil && (*heard)[raftID]
+}
+
 // Status is cheap enough to be asked every second, but it looks through the directory.
 func (s *Store) Status() Status {
 	v := s.view
