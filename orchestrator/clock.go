@@ -13,20 +13,20 @@ import (
 // maxAhead bounds how many such times are remembered.
 const maxAhead = 10_000
 
-// past gives a stored time, or where that has not come yet when this leader first met it.
+// past gives a stored time, or where that had not come yet when this leader first met it, that moment: also later, when the time
+// has come, for a wait that began does not begin again.
 func (x *pass) past(at time.Time) time.Time {
+	if met, known := x.ahead[at.UnixNano()]; known {
+		return met
+	}
 	if !at.After(x.now) {
 		return at
 	}
-	met, known := x.ahead[at.UnixNano()]
-	if !known {
-		if x.ahead == nil || len(x.ahead) >= maxAhead {
-			x.ahead = make(map[int64]time.Time)
-		}
-		met = x.now
-		x.ahead[at.UnixNano()] = met
+	if x.ahead == nil || len(x.ahead) >= maxAhead {
+		x.ahead = make(map[int64]time.Time)
 	}
-	return met
+	x.ahead[at.UnixNano()] = x.now
+	return x.now
 }
 
 // startOf is when a task may start: its StartAfter, by this leader's clock.

@@ -44,3 +44,19 @@ func TestAClockThatWasAheadHoldsNothingUp(t *testing.T) {
 		t.Errorf("%d of 2 replicas run after half a minute, the update is %+v\n%s", n, u, s.take())
 	}
 }
+
+// TestAWaitThatBeganDoesNotBeginAgain: not even when the time that lay in the future comes.
+func TestAWaitThatBeganDoesNotBeginAgain(t *testing.T) {
+	begin := time.Unix(1000, 0)
+	x := &pass{Planner: New(Options{}), now: begin}
+	ahead := begin.Add(5 * time.Second)
+	for _, later := range []time.Duration{0, time.Second, 5 * time.Second, time.Hour} {
+		x.now = begin.Add(later)
+		if got := x.past(ahead); !got.Equal(begin) {
+			t.Errorf("%v later a wait is counted from %v, want %v", later, got, begin)
+		}
+	}
+	if got := x.past(begin.Add(-time.Second)); !got.Equal(begin.Add(-time.Second)) {
+		t.Errorf("what is past is counted from %v", got)
+	}
+}
