@@ -1,6 +1,7 @@
 package template
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -31,14 +32,26 @@ func FuzzText(f *testing.F) {
 // TestTemplatesAreBounded: one request must not keep a manager busy for ever.
 func TestTemplatesAreBounded(t *testing.T) {
 	c := ContextOf(&cluster.Task{}, "n", swarm.NodeDescription{})
+	twice := `{{template "t40"}}`
+	for i := range 41 {
+		twice += fmt.Sprintf(`{{define "t%d"}}{{template "t%d"}}{{template "t%d"}}{{end}}`, i, max(i, 1)-1, max(i, 1)-1)
+	}
+	twice = strings.Replace(twice, `{{template "t0"}}{{template "t0"}}`, "", 1)
 	for in, want := range map[string]string{
-		"{{range 9999999999}}{{end}}": "rounds of a range",
+		twice: "rounds of a range",
+		`{{$x := "a"}}{{range 60}}{{$x = printf "%s%s" $x $x}}{{end}}`:                     "1 MiB",
+		`{{$x := "\\"}}{{range 60}}{{$x = js $x}}{{end}}`:                                   "1 MiB",
+		`{{$x := "a"}}{{range 60}}{{$x = join $x $x $x}}{{end}}`:                           "1 MiB",
+		"{{range 9999999999}}{{end}}":                                                      "rounds of a range",
 		`{{define "a"}}{{range 99999999}}{{end}}{{end}}{{if true}}{{template "a"}}{{end}}`: "rounds of a range",
 		strings.Repeat(`{{printf "%999999d" 1}}`, 3):                                       "1 MiB",
 	} {
 		if _, err := c.Text(in, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", in, err, want)
 		}
+	}
+	if got, err := c.Text(`{{printf "%s-%d" "a" 1}}{{print "b" 2}}{{html "<"}}`, nil); got != "a-1b2&lt;" || err != nil {
+		t.Errorf("got %q, %v", got, err)
 	}
 	if got, err := c.Text("{{range 3}}x{{else}}y{{end}}", nil); got != "xxx" || err != nil {
 		t.Errorf("got %q, %v", got, err)

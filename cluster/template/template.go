@@ -134,12 +134,12 @@ func (c *Context) Text(in string, more map[string]any) (string, error) {
 		}
 		return "", nil
 	}
-	tmpl, err := template.New("expansion").Option("missingkey=error").Funcs(functions).Funcs(more).Funcs(template.FuncMap{roundName: tick}).Parse(in)
+	tmpl, err := template.New("expansion").Option("missingkey=error").Funcs(builtin).Funcs(functions).Funcs(more).Funcs(template.FuncMap{roundName: tick}).Parse(in)
 	if err != nil {
 		return "", err
 	}
 	for _, t := range tmpl.Templates() {
-		countRounds(t.Root)
+		countCalls(t)
 	}
 	var b bounded
 	if err := tmpl.Execute(&b, c); err != nil {
@@ -149,5 +149,5 @@ func (c *Context) Text(in string, more map[string]any) (string, error) {
 }
 
 var functions = template.FuncMap{
-	"join": func(sep string, parts ...string) string { return strings.Join(parts, sep) },
+	"join": func(sep string, parts ...string) (string, error) { return within(strings.Join(parts, sep)) },
 }
