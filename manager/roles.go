@@ -118,7 +118,8 @@ func (r *roles) pass(ctx context.Context) bool {
 	for range 2 {
 		var changes []cluster.Change
 		removed := false
-		for _, s := range roleSteps(r.store.Snapshot(), r.store.Members()) {
+		members := r.store.Members() // before the nodes: a manager that joins in between must not seem to be of no node
+		for _, s := range roleSteps(r.store.Snapshot(), members) {
 			if s.remove == 0 {
 				changes = append(changes, cluster.PatchNode(s.node, *s.patch))
 				continue
