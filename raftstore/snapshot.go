@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // snapshotPolicy decides when the applier takes a snapshot: after a number of entries, or when they outgrow the tables.
@@ -199,9 +200,11 @@ func (s *Store) OpenSnapshot(index uint64) (SnapshotSource, error) {
 // SnapshotSent implements [Local].
 func (s *Store) SnapshotSent(raftID uint64, err error) {
 	s.sending.Add(-1)
+	known, _ := s.unsent.LoadOrStore(raftID, &trouble.Log{})
+	unsent := known.(*trouble.Log)
 	if err == nil {
-		s.unsent.Over(s.cfg.Now())
-	} else if tell, lasting := s.unsent.Again(s.cfg.Now(), hexID(raftID)); tell {
+		unsent.Over(s.cfg.Now())
+	} else if tell, lasting := unsent.Again(s.cfg.Now(), ""); tell {
 		s.log.Warn("snapshot not sent", "member", hexID(raftID), "since", lasting, "err", err)
 	}
 	status := raft.SnapshotFinish

@@ -19,7 +19,6 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
-	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // Store is one member's replica of the tables. All methods may be called concurrently; those that write or read through the
@@ -55,7 +54,7 @@ type Store struct {
 	sending atomic.Int32
 	// keepEntries and keepSnapshots follow the cluster's settings; see settings.go.
 	keepEntries, keepSnapshots atomic.Uint64
-	unsent                     trouble.Log // snapshots that followers did not take
+	unsent                     sync.Map // of *trouble.Log by raft id: snapshots that a follower did not take
 	// snapMu makes writing and installing snapshots exclude each other.
 	snapMu sync.Mutex
 
