@@ -67,6 +67,9 @@ type Config struct {
 // watchBuffer is how many batches of events a follower of the store may lag before its watch ends and it starts anew.
 const watchBuffer = 4096
 
+// wellAfter is how long the leader's loops must have run for their end to be trouble of its own, and not the former one's going on.
+const wellAfter = time.Minute
+
 // Manager is one manager. Its methods may be called concurrently.
 type Manager struct {
 	cfg    Config
@@ -158,10 +161,14 @@ func (m *Manager) term(ctx context.Context, l raftstore.Leadership) {
 	former := dispatcher.Former{NodeID: l.FormerNodeID, Heard: l.FormerHeard}
 	var failing trouble.Log
 	for ctx.Err() == nil {
+		began := time.Now()
 		err := m.lead(ctx, former)
 		former = dispatcher.Former{} // was heard or judged meanwhile
 		if ctx.Err() != nil {
 			return
+		}
+		if time.Since(began) > wellAfter {
+			failing.Over(time.Now())
 		}
 		if tell, lasting := failing.Again(time.Now(), err.Error()); tell {
 			m.cfg.Logger.Warn("the leader's loops ended and start anew", "since", lasting.Round(time.Second), "err", err)
