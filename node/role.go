@@ -60,9 +60,12 @@ func (m *member) renewed(before, after identity.Identity) {
 // A manager that is demoted leaves the raft group first, by the leader's hand, and has its new certificate afterwards; its store may hear
 // of the first or not. So either ends the parts, and only the certificate of a worker, or a new membership, deletes the replica.
 func (m *member) manage(ctx context.Context, first *managing) error {
+	defer func() { m.letGo(first) }()
 	var waiting trouble.Log
 	for ctx.Err() == nil {
 		if m.role() != identity.Manager {
+			m.letGo(first)
+			first = nil
 			if err := m.retire(); err != nil {
 				m.logger.Warn("a former manager's replica is still on disk", "err", err)
 			}
@@ -98,6 +101,17 @@ func (m *member) manage(ctx context.Context, first *managing) error {
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// letGo closes the parts of a machine that was to start as a manager, and did not come to it; nil is none.
+func (m *member) letGo(first *managing) {
+	if first == nil {
+		return
+	}
+	m.setManaging(nil)
+	if err := first.close(); err != nil {
+		m.logger.Warn("a replica that was not run is not closed cleanly", "err", err)
+	}
 }
 
 // awaitRole waits for a change of the role, at most so long; 0 is for ever.

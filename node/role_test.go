@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -398,4 +399,32 @@ func TestAPromotedManagerIsLocked(t *testing.T) {
 	must(t, err)
 	run(t, again)
 	waitFor(t, "worker that is not locked", func() bool { return again.Info().LocalNodeState == swarm.LocalNodeStateActive })
+}
+
+// TestAManagerThatEndsBeforeItBegins: another part of the node fails at once, and the replica that was opened is closed.
+func TestAManagerThatEndsBeforeItBegins(t *testing.T) {
+	n := newNode(t)
+	stop := run(t, n)
+	_, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
+	must(t, err)
+	must(t, stop())
+	n, err = New(n.cfg)
+	must(t, err)
+	must(t, n.openVault())
+	_, err = n.credentials.Load()
+	must(t, err)
+	st, err := loadState(n.cfg.StateDir)
+	must(t, err)
+	m, err := newMember(n, st, nil, nil)
+	must(t, err)
+	first := m.managing()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := m.manage(ctx, first); !errors.Is(err, context.Canceled) || m.managing() != nil {
+		t.Errorf("it ends with %v and parts %v", err, m.managing())
+	}
+	if err := first.store.Run(ctx); err == nil || !strings.Contains(err.Error(), "has run") {
+		t.Errorf("its replica is still open: %v", err)
+	}
+	must(t, m.closeParts())
 }
