@@ -57,7 +57,7 @@ func (n *Node) again(ctx context.Context) {
 	n.mu.Lock()
 	m, local, failed := n.member, n.local, n.failed
 	n.mu.Unlock()
-	if local != swarm.LocalNodeStateError || ctx.Err() != nil {
+	if local != swarm.LocalNodeStateError || !passing(failed) || ctx.Err() != nil {
 		return
 	}
 	// It would come back for a moment, be given tasks, and fail again with the next write.

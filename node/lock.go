@@ -83,7 +83,8 @@ func (n *Node) Unlock(_ context.Context, text string) error {
 	<-m.done
 	err = m.closeParts()
 	if err == nil {
-		err = n.restart(m.state)
+		st := *m.state // which others read until there is another member
+		err = n.restart(&st)
 	}
 	if err != nil {
 		n.fails("this manager was unlocked and could not start", err)

@@ -92,6 +92,7 @@ func TestAManagerThatLocksItself(t *testing.T) {
 	_, err = n.Init(t.Context(), swarm.InitRequest{})
 	refused(t, "init of a locked node", err, http.StatusServiceUnavailable, textInSwarm)
 	refused(t, "join of a locked node", n.Join(t.Context(), swarm.JoinRequest{}), http.StatusServiceUnavailable, textInSwarm)
+	refused(t, "rejoin of a locked node", n.Rejoin(t.Context(), "127.0.0.1"), http.StatusServiceUnavailable, textLocked)
 	refused(t, "leave of a locked node", n.Leave(t.Context(), false), http.StatusServiceUnavailable,
 		"Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")
 	before := files(t, n.cfg.StateDir)

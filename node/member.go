@@ -92,8 +92,8 @@ func blankMember(n *Node, st *state, nodeID string) *member {
 // run works until ctx ends, or one of its parts does, which ends the others. The engine and the data plane are still open
 // afterwards, for whoever cleans up: see closeParts.
 func (m *member) run(ctx context.Context) error {
-	defer context.AfterFunc(ctx, func() { close(m.halted) })()
 	g, gctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(gctx, func() { close(m.halted) })()
 	if first := m.managing(); !m.locked {
 		g.Go(func() error { return m.manage(gctx, first) })
 		g.Go(func() error { return m.renew(gctx) })

@@ -287,7 +287,9 @@ func (n *Node) Info() swarm.Info {
 		return info
 	}
 	if m.locked {
-		info.Error = textLocked
+		if info.Error == "" {
+			info.Error = textLocked
+		} // else it was unlocked, and could not start
 		info.NodeAddr, _, _ = net.SplitHostPort(m.state.AdvertiseAddr)
 		return info
 	}

@@ -104,7 +104,10 @@ func (n *Node) startAnew() error {
 	n.mu.Lock()
 	n.member = nil
 	n.mu.Unlock()
-	err := n.resumeDisk()
+	err := n.settleRecovery() // which may have failed half-way: old and new files must not mix
+	if err == nil {
+		err = n.resumeDisk()
+	}
 	if err != nil {
 		n.fails("this node could not take up its part in the swarm after the recovery", err)
 	}

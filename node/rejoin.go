@@ -25,8 +25,11 @@ var errRejoining = errors.New("the cluster was recovered elsewhere")
 // by theirs; containers go on. A manager becomes a worker that way, if the cluster at that address is a later recovery of its own.
 func (n *Node) Rejoin(ctx context.Context, addr string) error {
 	m := n.current()
-	if m == nil {
+	switch {
+	case m == nil:
 		return unavailable(textNoSwarm)
+	case m.locked:
+		return unavailable(textLocked)
 	}
 	addr, err := identity.ParseAddr(addr)
 	if err != nil {
