@@ -37,6 +37,9 @@ func (m *member) role() identity.Role {
 func (m *member) learnNode(n *cluster.Node) {
 	m.once.Do(func() { close(m.welcome) })
 	m.accepted()
+	if n.Role == identity.Worker {
+		m.forgetManaged()
+	}
 	if n.Role != m.role() {
 		m.renewer.RenewNow()
 	}
@@ -159,6 +162,9 @@ func (m *member) retire() error {
 	m.mu.Lock()
 	was := m.state.RaftID != 0
 	m.mu.Unlock()
+	if m.agent.Status().Leader != "" {
+		m.forgetManaged()
+	}
 	if was {
 		if err := m.remember(func(st *state) { st.RaftID = 0 }); err != nil {
 			return err

@@ -145,9 +145,9 @@ func TestAWorkerIsPromotedAndDemoted(t *testing.T) {
 		c.must(id, swarm.NodeRoleWorker)
 		c.is(worker, identity.Worker)
 		c.voters(1)
-		waitFor(t, "worker without a replica", func() bool {
+		waitFor(t, "worker without a replica, whose demotion is no loss in a later recovery", func() bool {
 			st, err := loadState(worker.cfg.StateDir)
-			return err == nil && st.RaftID == 0 && !raftstore.Exists(part.raftDir()) && gone(part.raftDir())
+			return err == nil && st.RaftID == 0 && st.Managed == nil && !raftstore.Exists(part.raftDir()) && gone(part.raftDir())
 		})
 		if _, err := worker.Control(); err == nil || err.Error() != textWorker {
 			t.Errorf("control of a worker: %v", err)

@@ -19,6 +19,20 @@ func (m *member) noteManaged(g *managing) {
 	}
 }
 
+// forgetManaged forgets it in a session with the leader of that same life of the cluster: the machine was only demoted, and a
+// recovery that comes later has not been without it.
+func (m *member) forgetManaged() {
+	m.mu.Lock()
+	demoted := m.state.Managed != nil && *m.state.Managed >= m.state.Epoch
+	m.mu.Unlock()
+	if !demoted {
+		return
+	}
+	if err := m.remember(func(st *state) { st.Managed = nil }); err != nil {
+		m.logger.Warn("that this machine was demoted could not be saved", "err", err)
+	}
+}
+
 // superseded says why this machine, which was a manager of the cluster before that was recovered, is none any more; empty if
 // that is not so. It was let go as a manager and goes on as a worker: its agent hears what of its tasks still stands, and
 // containers do not notice.
