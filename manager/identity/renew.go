@@ -15,6 +15,8 @@ const (
 	renewTo   = 0.8 // and before which it does
 
 	minRenewBackoff = 5 * time.Second
+	// minRenewPause is the least time between two renewals that nobody has asked for.
+	minRenewPause = 5 * time.Second
 	maxRenewBackoff = time.Hour
 	// maxExpiredBackoff is for a node whose certificate has expired: nothing else works until it has another.
 	maxExpiredBackoff = 30 * time.Second
@@ -75,23 +77,29 @@ func (r *Renewer) RenewNow() {
 }
 
 // Run renews the store's certificate whenever a random point between 50 % and 80 % of its validity is reached, until ctx is
-// done, whose cause it returns. Failures are repeated after 5 s, doubling up to 1 h, or to 30 s once the certificate has
+// done, whose cause it returns; after a renewal it waits for a moment at least. Failures are repeated after 5 s, doubling up to 1 h, or to 30 s once the certificate has
 // expired. The answer that this node is not a member any more ([ErrRemoved]) is final and ends Run.
 //
 // Run goes on when the certificate has expired, because that is still good for its own renewal; failures are then logged
 // at level Error.
 func (r *Renewer) Run(ctx context.Context) error {
+	var soonest time.Time
 	for {
 		c, err := r.cfg.Store.required()
 		if err != nil {
 			return fmt.Errorf("renew certificate: %w", err)
 		}
-		if err := r.waitUntil(ctx, r.renewAt(c)); err != nil {
+		at := r.renewAt(c)
+		if at.Before(soonest) {
+			at = soonest // by this machine's clock, which may be far ahead, even a new certificate is old
+		}
+		if err := r.waitUntil(ctx, at); err != nil {
 			return err
 		}
 		if err := r.renewUntilDone(ctx); err != nil {
 			return err
 		}
+		soonest = r.cfg.Now().Add(minRenewPause)
 	}
 }
 

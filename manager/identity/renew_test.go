@@ -225,6 +225,38 @@ func TestRenewerNoticesASetClock(t *testing.T) {
 	})
 }
 
+// TestRenewerWithAClockFarAhead: to a clock that is 40 minutes ahead of the managers' a new certificate of an hour is old at once.
+func TestRenewerWithAClockFarAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &clock{}
+		c.shift(40 * time.Minute)
+		ca := must(NewCA(CAConfig{}))
+		store := must(NewStore(StoreConfig{Dir: t.TempDir(), Now: c.now}))
+		must(Found(ca, store, testIdentity, time.Hour))
+		renewed := 0
+		r := must(NewRenewer(RenewerConfig{
+			Store: store, Now: c.now, Random: func() float64 { return 0.5 },
+			Request: func(_ context.Context, csr []byte) (IssueResponse, error) {
+				if renewed++; renewed > 100 {
+					return IssueResponse{}, errors.New("too often")
+				}
+				cert, err := ca.Issue(csr, testIdentity, time.Hour)
+				return IssueResponse{string(cert), testIdentity.NodeID, Worker}, err
+			},
+		}))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if renewed < 2 || renewed > 13 {
+			t.Errorf("%d renewals within a minute", renewed)
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestRenewerKeepsWhatItHasWhenTheAnswerIsWrong(t *testing.T) {
 	ca, stranger := must(NewCA(CAConfig{})), must(NewCA(CAConfig{}))
 	past := must(LoadCA(ca.Root().PEM(), must(ca.KeyPEM()), CAConfig{Now: (&clock{offset: -year}).now}))
