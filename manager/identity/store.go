@@ -286,7 +286,8 @@ func (s *Store) Identity() (Identity, error) {
 	return fromCertificate(chain[0])
 }
 
-// Bare says whether the key lies on disk as it is, sealed by nothing.
+// Bare says whether the key on disk is to be sealed anew: it lies there as it is, or the sealer cannot open it any more, because what
+// it was sealed with has gone while it was written.
 func (s *Store) Bare() (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -298,7 +299,11 @@ func (s *Store) Bare() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read the key of this node's certificate: %w", err)
 	}
-	return bytes.Equal(onDisk, c.keyPEM), nil
+	if s.cfg.Sealer == nil || bytes.Equal(onDisk, c.keyPEM) {
+		return true, nil
+	}
+	plain, err := s.cfg.Sealer.Open(onDisk)
+	return err != nil || !bytes.Equal(plain, c.keyPEM), nil
 }
 
 // Reseal writes the current credentials anew, sealed with what the sealer seals with now.

@@ -65,6 +65,10 @@ func TestStoreSavesAndLoads(t *testing.T) {
 			if bare, err := s.Bare(); bare != (sealer == nil) || err != nil {
 				t.Errorf("the key lies bare: %v, %v", bare, err)
 			}
+			s.cfg.Sealer = xorSealer(0x11) // what it was sealed with has gone
+			if bare, err := s.Bare(); !bare || err != nil {
+				t.Errorf("a key that nothing opens need not be sealed anew: %v, %v", bare, err)
+			}
 			if id, err := s.Identity(); id != testIdentity || err != nil {
 				t.Errorf("the certificate is of %+v, %v", id, err)
 			}
