@@ -367,3 +367,25 @@ func TestTheLockFollowsTheRole(t *testing.T) {
 	restart(swarm.LocalNodeStateActive)
 	c.is(n, identity.Worker)
 }
+
+// TestANodeThatCannotResumeLeavesNothing: the keys of a manager are damaged, so that no part of it runs, and leaving takes what is its off
+// the machine all the same.
+func TestANodeThatCannotResumeLeavesNothing(t *testing.T) {
+	n := newNode(t)
+	emptyEngine(t, n)
+	stop := run(t, n)
+	_, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
+	must(t, err)
+	secrets := filepath.Join(n.cfg.RunDir, n.Info().NodeID)
+	must(t, stop())
+	must(t, os.MkdirAll(filepath.Join(secrets, "task"), 0o700))
+	must(t, os.WriteFile(n.vault.path(), []byte("{"), 0o600))
+	n, err = New(n.cfg)
+	must(t, err)
+	run(t, n)
+	waitFor(t, "the error", func() bool { return strings.Contains(n.Info().Error, "is damaged") })
+	must(t, n.Leave(t.Context(), true))
+	if !gone(secrets) {
+		t.Error("secrets are left")
+	}
+}

@@ -212,6 +212,8 @@ func (n *Node) Leave(ctx context.Context, force bool) error {
 		m.stop(errLeaving)
 		<-m.done
 		errs = append(errs, m.clear(ctx))
+	} else {
+		errs = append(errs, n.clearRemains(ctx))
 	}
 	if n.ending() {
 		// What is left must not be forgotten: the node is a member until it has left for good.
@@ -223,6 +225,24 @@ func (n *Node) Leave(ctx context.Context, force bool) error {
 	}
 	n.cfg.Logger.Info("left the swarm")
 	return nil
+}
+
+// clearRemains takes off this machine what is left of a part in a swarm that could not be taken up. A machine that does not know any
+// more which node it was has nothing to look for.
+func (n *Node) clearRemains(ctx context.Context) error {
+	st, err := loadState(n.cfg.StateDir)
+	if err != nil || st == nil {
+		return nil
+	}
+	id, err := n.credentials.Identity()
+	if err != nil {
+		return nil
+	}
+	m := blankMember(n, st, id.NodeID)
+	if err := m.prepareAgent(); err != nil {
+		return err
+	}
+	return errors.Join(m.clear(ctx), m.closeParts())
 }
 
 // lifetime is the context of Run.
