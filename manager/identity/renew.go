@@ -16,7 +16,7 @@ const (
 
 	minRenewBackoff = 5 * time.Second
 	// minRenewPause is the least time between two renewals that nobody has asked for.
-	minRenewPause = 5 * time.Second
+	minRenewPause   = 5 * time.Second
 	maxRenewBackoff = time.Hour
 	// maxExpiredBackoff is for a node whose certificate has expired: nothing else works until it has another.
 	maxExpiredBackoff = 30 * time.Second
