@@ -39,8 +39,12 @@ func (m *Manager) serveJoin(w http.ResponseWriter, r *http.Request) {
 		writeError(w, status, fmt.Sprintf("join request of node %s: %v", caller.NodeID, err))
 		return
 	}
+	answer := protocol.JoinResponse{RaftID: member.RaftID, Members: m.cfg.Store.Members()}
+	if c := m.cfg.Store.Snapshot().Cluster(); c != nil && req.Fresh {
+		answer.UnlockKey, answer.LockVersion = c.UnlockKeys, c.Version.Index
+	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(protocol.JoinResponse{RaftID: member.RaftID, Members: m.cfg.Store.Members()})
+	_ = json.NewEncoder(w).Encode(answer)
 }
 
 // join makes a node a member of the raft group, if it is to be a manager.

@@ -303,6 +303,9 @@ func TestTheLockReachesEveryManager(t *testing.T) {
 	second, stopSecond := more()
 	setLock(t, first, keyA)
 	third, _ := more()
+	if err := (&vault{dir: third.cfg.StateDir}).open(nil); !errors.Is(err, errLocked) {
+		t.Errorf("a manager has joined whose keys open without the unlock key: %v", err)
+	}
 	for _, n := range []*Node{first, second, third} {
 		sealedWith(t, n, keyA)
 	}
@@ -337,6 +340,9 @@ func TestTheLockFollowsTheRole(t *testing.T) {
 	sealedWith(t, first, keyA)
 	c.must(n.Info().NodeID, swarm.NodeRoleManager)
 	c.is(n, identity.Manager)
+	if err := (&vault{dir: n.cfg.StateDir}).open(nil); !errors.Is(err, errLocked) {
+		t.Errorf("a worker has become a manager whose keys open without the unlock key: %v", err)
+	}
 	c.voters(2)
 	sealedWith(t, n, keyA)
 	key := func() string {

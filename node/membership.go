@@ -160,6 +160,9 @@ func (n *Node) enrol(ctx context.Context, st *state, req swarm.JoinRequest) erro
 		if err != nil {
 			return fmt.Errorf("join swarm as a manager: %w", err)
 		}
+		if _, err := n.vault.follow(answer.UnlockKey, answer.LockVersion); err != nil {
+			return fmt.Errorf("join swarm as a manager: %w", err)
+		}
 		st.RaftID, peers = answer.RaftID, answer.Members
 	}
 	if err := st.save(n.cfg.StateDir); err != nil {

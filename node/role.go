@@ -145,6 +145,9 @@ func (m *member) become(ctx context.Context) (*managing, error) {
 	if err := m.forgetRaft(); err != nil {
 		return nil, err
 	}
+	if _, err := m.node.vault.follow(answer.UnlockKey, answer.LockVersion); err != nil {
+		return nil, err
+	}
 	if err := m.remember(func(st *state) { st.RaftID, st.Managed = answer.RaftID, nil }); err != nil {
 		return nil, err
 	}

@@ -336,6 +336,10 @@ type JoinRequest struct {
 type JoinResponse struct {
 	RaftID  uint64
 	Members []Member
+	// UnlockKey is what managers lock their keys with by the cluster object of LockVersion, empty where they do not. It is told to those that
+	// have no log yet, so that not even their first one is sealed with a key that lies open.
+	UnlockKey   []byte `json:",omitempty"`
+	LockVersion uint64 `json:",omitempty"`
 }
 
 // Member is one member of the raft group.
