@@ -326,9 +326,16 @@ func (n *Node) write(r *recovery) error {
 
 // stage makes the files of the recovered cluster in a directory of their own.
 func (n *Node) stage(r *recovery, staged string) (err error) {
+	first := !exists(n.vault.path())
 	key, _, err := n.diskKeys()
 	if err == nil && r.report.Backup != nil {
 		err = n.vault.rewind()
+	}
+	if c := r.salvaged.State.Snapshot().Cluster(); err == nil && first {
+		// What is sealed from here on is sealed with a key that never lay open where the cluster locks its managers.
+		if _, err = n.vault.follow(c.UnlockKeys, c.Version.Index); err == nil {
+			key, _, err = n.diskKeys()
+		}
 	}
 	if err != nil {
 		return err

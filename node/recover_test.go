@@ -425,5 +425,8 @@ func TestRecoverLockedManagers(t *testing.T) {
 	from.AdvertiseAddr, from.ListenAddr = "127.0.0.1", freePort(t)
 	_, err = fresh.Recover(t.Context(), from, bytes.NewReader(locked))
 	must(t, err)
+	if err := (&vault{dir: fresh.cfg.StateDir}).open(nil); !errors.Is(err, errLocked) {
+		t.Errorf("the recovered keys open without the unlock key: %v", err)
+	}
 	sealedWith(t, fresh, key)
 }
