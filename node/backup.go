@@ -18,11 +18,10 @@ const backupPatience = 10 * time.Second
 // Backup implements engineapi.Local: it writes a sealed backup of the cluster as it is at a moment after the call. Nothing
 // waits for it, and every manager can do it.
 func (n *Node) Backup(ctx context.Context, secret string, w io.Writer) error {
-	m := n.current()
 	if _, err := n.Control(); err != nil {
 		return err
 	}
-	g := m.managing()
+	g := n.managing()
 	if g == nil {
 		return unavailable(textNoReady) // it has changed in between
 	}
@@ -40,7 +39,7 @@ func (n *Node) Backup(ctx context.Context, secret string, w io.Writer) error {
 	if c == nil {
 		return unavailable(textNoReady)
 	}
-	out, err := backup.NewWriter(w, s, backup.Manifest{Version: n.cfg.Version, NodeID: m.nodeID, ClusterID: c.ID, Taken: n.cfg.Now().UTC(), Index: x.Index, Term: x.Term,
+	out, err := backup.NewWriter(w, s, backup.Manifest{Version: n.cfg.Version, NodeID: g.member.nodeID, ClusterID: c.ID, Taken: n.cfg.Now().UTC(), Index: x.Index, Term: x.Term,
 		Members: x.Members, Objects: backup.Count(x.Snapshot)})
 	if err != nil {
 		return err

@@ -51,7 +51,7 @@ func (p *Page) Ask(ctx context.Context) []Result {
 	return results
 }
 
-// ask asks one. The goroutine outlives a check that hangs, and there is one of them for each at the most.
+// ask asks one. The goroutine outlives a check that hangs; after those of the first two seconds there are no more.
 func (p *Page) ask(ctx context.Context, c Check) error {
 	v, _ := p.asked.LoadOrStore(c.Name, new(atomic.Int64))
 	asked := v.(*atomic.Int64)
