@@ -53,6 +53,9 @@ func (m *member) certify(ctx context.Context, csrPEM []byte) (identity.IssueResp
 	refused := false
 	leader := m.agent.Leader()
 	all := m.managers()
+	if leader != "" && leader != m.state.AdvertiseAddr && !slices.ContainsFunc(all, func(a protocol.ManagerAddr) bool { return a.Addr == leader }) {
+		all = append(all, protocol.ManagerAddr{Addr: leader}) // this manager's own log may be of before a recovery
+	}
 	// The leader answers for itself; another manager may be the one whose machine is dead.
 	slices.SortStableFunc(all, func(a, b protocol.ManagerAddr) int { return cmp.Compare(notFirst(a, leader), notFirst(b, leader)) })
 	for _, a := range all {
