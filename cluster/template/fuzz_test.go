@@ -40,7 +40,7 @@ func TestTemplatesAreBounded(t *testing.T) {
 	for in, want := range map[string]string{
 		twice: "rounds of a range",
 		`{{$x := "a"}}{{range 60}}{{$x = printf "%s%s" $x $x}}{{end}}`:                     "1 MiB",
-		`{{$x := "\\"}}{{range 60}}{{$x = js $x}}{{end}}`:                                   "1 MiB",
+		`{{$x := "\\"}}{{range 60}}{{$x = js $x}}{{end}}`:                                  "1 MiB",
 		`{{$x := "a"}}{{range 60}}{{$x = join $x $x $x}}{{end}}`:                           "1 MiB",
 		"{{range 9999999999}}{{end}}":                                                      "rounds of a range",
 		`{{define "a"}}{{range 99999999}}{{end}}{{end}}{{if true}}{{template "a"}}{{end}}`: "rounds of a range",
