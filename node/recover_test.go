@@ -92,10 +92,9 @@ func write(t *testing.T, n *Node, id string) {
 // ready waits until the cluster of n has a session with the other node.
 func ready(t *testing.T, n, other *Node) {
 	t.Helper()
-	id := other.Info().NodeID
-	waitFor(t, "node "+id+" has a session", func() bool {
-		g := n.managing()
-		if g == nil {
+	waitFor(t, "session of the cluster with the node", func() bool {
+		g, id := n.managing(), other.Info().NodeID // which a daemon that was just started has yet to read
+		if g == nil || id == "" {
 			return false
 		}
 		d := g.manager.Dispatcher()
