@@ -9,6 +9,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/dispatcher"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 // newHandler builds the cluster port's handler.
@@ -40,7 +41,7 @@ func (m *Manager) newHandler() (http.Handler, error) {
 	mux.Handle("GET "+protocol.PathStreams+"/{id}", guard.RequireRole(http.HandlerFunc(m.serveStream), nodes...))
 	mux.Handle("POST "+protocol.PathAttach, guard.RequireRole(http.HandlerFunc(m.serveAttach), nodes...))
 	mux.Handle("POST "+protocol.PathMembers, peers.RequireRole(prompt(http.HandlerFunc(m.serveJoin)), managers...))
-	mux.Handle(protocol.PathRaft+"/", peers.RequireRole(m.cfg.Store.Handler(), managers...))
+	mux.Handle(protocol.PathRaft+"/", peers.RequireRole(asItself(m.cfg.Store.Handler()), managers...))
 	if m.cfg.About != nil {
 		for _, path := range []string{"/metrics", "/healthz", "/readyz"} {
 			mux.Handle("GET "+path, guard.RequireRole(m.cfg.About, nodes...))
@@ -61,6 +62,18 @@ func prompt(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
 			writeError(w, http.StatusInternalServerError, "limit the time of a request: "+err.Error())
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// asItself lets members of the raft group speak for their own node only.
+func asItself(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		caller, _ := identity.FromContext(r.Context())
+		if node := r.Header.Get(raftstore.HeaderNode); node != "" && node != caller.NodeID {
+			writeError(w, http.StatusForbidden, "node "+caller.NodeID+" cannot speak for node "+node)
 			return
 		}
 		next.ServeHTTP(w, r)

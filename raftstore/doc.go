@@ -43,6 +43,7 @@
 // opens its own store with that id, receives a snapshot, and counts for majorities only when it has caught up. Member ids
 // are never used twice. A member that comes back at another address has [Store.UpdateMemberAddr] write it down; as long as there is no
 // leader to do so, members try the address that one of them has called from. Two machines that are the same member, by a copied
-// disk, are told apart by the run of the member that a connection is of. Pre-vote keeps a member that was cut off from disturbing the others when it returns; check-quorum
+// disk, are told apart by the run of the member that a connection is of. Nobody speaks for the member of another node, and a node that is
+// known to be a worker for none. Pre-vote keeps a member that was cut off from disturbing the others when it returns; check-quorum
 // makes a leader that lost its majority step down.
 package raftstore

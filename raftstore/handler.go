@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/docker/docker/api/types/swarm"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -44,8 +45,8 @@ func (s *Store) serveEpoch(w http.ResponseWriter, _ *http.Request) {
 func (s *Store) caller(w http.ResponseWriter, r *http.Request) (m protocol.Member, ok bool) {
 	from, err := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64)
 	to, terr := strconv.ParseUint(r.Header.Get(headerTo), 16, 64)
-	if err != nil || terr != nil || from == 0 {
-		http.Error(w, "the headers "+headerFrom+" and "+headerTo+" must name members", http.StatusBadRequest)
+	if err != nil || terr != nil || from == 0 || r.Header.Get(HeaderNode) == "" {
+		http.Error(w, "the headers "+headerFrom+" and "+headerTo+" must name members, and "+HeaderNode+" a node", http.StatusBadRequest)
 		return m, false
 	}
 	if slices.Contains(s.view.membership().removed, from) {
@@ -56,11 +57,32 @@ func (s *Store) caller(w http.ResponseWriter, r *http.Request) (m protocol.Membe
 		http.Error(w, why, status)
 		return m, false
 	}
+	if why := s.impostor(from, r.Header.Get(HeaderNode)); why != "" {
+		http.Error(w, why, http.StatusForbidden)
+		return m, false
+	}
 	if to != s.self {
 		http.Error(w, fmt.Sprintf("this is member %x, not %x", s.self, to), http.StatusMisdirectedRequest)
 		return m, false
 	}
-	return protocol.Member{RaftID: from, NodeID: r.Header.Get(headerNode), Addr: r.Header.Get(headerAddr)}, true
+	return protocol.Member{RaftID: from, NodeID: r.Header.Get(HeaderNode), Addr: r.Header.Get(headerAddr)}, true
+}
+
+// impostor says why a node is not the member that it says it is. One that this member has not heard of yet may be its new leader, unless
+// the node is a worker by what is known here, and that is known from a leader just now: then it is a manager that was demoted, whose
+// certificate may be valid for months.
+func (s *Store) impostor(from uint64, node string) (why string) {
+	if m, ok := s.view.membership().member(from); ok {
+		if m.NodeID != node {
+			return fmt.Sprintf("member %x is not of node %s", from, node)
+		}
+		return ""
+	}
+	snap, age, known := s.Stale()
+	if n := snap.Node(node); n != nil && n.Role == swarm.NodeRoleWorker && known && age < s.cfg.Tick*time.Duration(s.cfg.ElectionTicks) {
+		return "node " + node + " is a worker"
+	}
+	return ""
 }
 
 // compareEpoch refuses a caller whose tables are of another life of the cluster than this member's: see [cluster.NextEpoch].

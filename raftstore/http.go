@@ -63,8 +63,10 @@ const (
 	pathStream   = protocol.PathRaft + "/stream"
 	pathSnapshot = protocol.PathRaft + "/snapshot"
 
+	// HeaderNode names the node of the member that calls. Whoever serves [Store.Handler] checks it by the certificate.
+	HeaderNode = "Miniswarm-Raft-Node"
+
 	headerFrom = "Miniswarm-Raft-From"
-	headerNode = "Miniswarm-Raft-Node"
 	headerAddr = "Miniswarm-Raft-Addr"
 	headerTo   = "Miniswarm-Raft-To"
 	headerBoot = "Miniswarm-Raft-Boot"
@@ -364,7 +366,7 @@ func (p *httpPeer) request(ctx context.Context, method, path string, body io.Rea
 	}
 	self := p.local.Member()
 	req.Header.Set(headerFrom, strconv.FormatUint(self.RaftID, 16))
-	req.Header.Set(headerNode, self.NodeID)
+	req.Header.Set(HeaderNode, self.NodeID)
 	req.Header.Set(headerAddr, self.Addr)
 	req.Header.Set(headerBoot, strconv.FormatUint(p.local.Boot(), 16))
 	req.Header.Set(headerTo, strconv.FormatUint(p.member.RaftID, 16))

@@ -177,11 +177,11 @@ func TestHandlerRefusesStrangers(t *testing.T) {
 		want         int
 	}{
 		"no names":          {"GET", pathStream, nil, nil, http.StatusBadRequest},
-		"another member":    {"GET", pathStream, map[string]string{headerFrom: "1", headerTo: "2"}, nil, http.StatusMisdirectedRequest},
-		"no upgrade":        {"GET", pathStream, map[string]string{headerFrom: "1", headerTo: self}, nil, http.StatusUpgradeRequired},
-		"no snapshot":       {"POST", pathSnapshot, map[string]string{headerFrom: "1", headerTo: self}, nil, http.StatusUnprocessableEntity},
-		"broken snapshot":   {"POST", pathSnapshot, map[string]string{headerFrom: "1", headerTo: self}, []byte("nonsense, nonsense"), http.StatusUnprocessableEntity},
-		"unwanted snapshot": {"POST", pathSnapshot, map[string]string{headerFrom: "1", headerTo: self}, chunk([]byte{8, 1}), http.StatusUnprocessableEntity},
+		"another member":    {"GET", pathStream, map[string]string{headerFrom: "1", HeaderNode: "n9", headerTo: "2"}, nil, http.StatusMisdirectedRequest},
+		"no upgrade":        {"GET", pathStream, map[string]string{headerFrom: "1", HeaderNode: "n9", headerTo: self}, nil, http.StatusUpgradeRequired},
+		"no snapshot":       {"POST", pathSnapshot, map[string]string{headerFrom: "1", HeaderNode: "n9", headerTo: self}, nil, http.StatusUnprocessableEntity},
+		"broken snapshot":   {"POST", pathSnapshot, map[string]string{headerFrom: "1", HeaderNode: "n9", headerTo: self}, []byte("nonsense, nonsense"), http.StatusUnprocessableEntity},
+		"unwanted snapshot": {"POST", pathSnapshot, map[string]string{headerFrom: "1", HeaderNode: "n9", headerTo: self}, chunk([]byte{8, 1}), http.StatusUnprocessableEntity},
 		"another path":      {"GET", protocol.PathRaft + "/x", nil, nil, http.StatusNotFound},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), c.method, "https://"+m.cfg.Addr+c.path, bytes.NewReader(c.body))

@@ -232,6 +232,7 @@ func TestEpochsKeepGroupsApart(t *testing.T) {
 	ask := func(epoch string) (int, string) {
 		r := httptest.NewRequest(http.MethodGet, pathStream, nil)
 		r.Header.Set(headerFrom, "77")
+		r.Header.Set(HeaderNode, "n77")
 		r.Header.Set(headerTo, strconv.FormatUint(s.self, 16))
 		if epoch != "" {
 			r.Header.Set(headerEpoch, epoch)

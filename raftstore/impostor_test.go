@@ -1,0 +1,64 @@
+package raftstore
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
+)
+
+// TestNobodySpeaksForAnotherMember: neither does a manager that was demoted, whose certificate is still a manager's, make up a member.
+func TestNobodySpeaksForAnotherMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, nil)
+		g.grow(2)
+		m, follower := g.leader(), g.follower()
+		for id, role := range map[string]swarm.NodeRole{"demoted": swarm.NodeRoleWorker, "promoted": swarm.NodeRoleManager} {
+			n := &cluster.Node{Role: role}
+			n.ID = id
+			if _, err := m.Propose(t.Context(), &cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(n)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g.settle()
+		ask := func(to *member, from uint64, node string) int {
+			r := httptest.NewRequest(http.MethodGet, pathStream, nil)
+			r.Header.Set(headerFrom, strconv.FormatUint(from, 16))
+			r.Header.Set(headerTo, strconv.FormatUint(to.self, 16))
+			r.Header.Set(HeaderNode, node)
+			w := httptest.NewRecorder()
+			to.Handler().ServeHTTP(w, r)
+			return w.Code
+		}
+		const unknown, welcome = 4711, http.StatusUpgradeRequired
+		for _, c := range []struct {
+			from uint64
+			node string
+			want int
+		}{
+			{m.self, m.cfg.NodeID, welcome},
+			{m.self, "promoted", http.StatusForbidden},
+			{m.self, "demoted", http.StatusForbidden},
+			{unknown, "demoted", http.StatusForbidden},
+			{unknown, "promoted", welcome},
+			{unknown, "unheard of", welcome},
+			{unknown, "", http.StatusBadRequest},
+		} {
+			if got := ask(follower, c.from, c.node); got != c.want {
+				t.Errorf("%q as member %x: status %d, want %d", c.node, c.from, got, c.want)
+			}
+		}
+		// Without a leader what is known may be old: the one that calls may have been promoted since, and lead.
+		g.net.Partition([]uint64{m.self}, []uint64{follower.self})
+		time.Sleep(5 * time.Second)
+		if got := ask(follower, unknown, "demoted"); got != welcome {
+			t.Errorf("without a leader: status %d, want %d", got, welcome)
+		}
+	})
+}
