@@ -52,6 +52,24 @@ func TestATaskFromAssignmentToRemoval(t *testing.T) {
 	})
 }
 
+// A leader that lacks a task for a moment has its container taken away; when the task is back, so is a container.
+func TestATaskThatComesBackWhileItLeaves(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{Deaf: true})
+		m := w.manager("a")
+		m.complete(w.task("t1", running), w.task("t2", running))
+		m.wantTasks("t1 running started\nt2 running started")
+		m.assign(protocol.Assignments{RemoveTasks: []string{"t1", "t2"}})
+		m.assign(protocol.Assignments{Tasks: []*cluster.Task{w.task("t1", running), w.task("t2", running)}})
+		m.assign(protocol.Assignments{RemoveTasks: []string{"t2"}})
+		time.Sleep(time.Minute)
+		w.wantEngine("container web.1.t1 web:1 running")
+		if ids := w.engine.Ids(); len(ids) != 1 || w.engine.Starts(ids[0]) != 1 {
+			t.Errorf("containers %q, want one that is new", ids)
+		}
+	})
+}
+
 func TestFailures(t *testing.T) {
 	for _, tt := range []struct {
 		name    string

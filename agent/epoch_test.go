@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,12 +61,14 @@ func TestANodeDoesNotFlapBetweenTwoLivesOfItsCluster(t *testing.T) {
 func TestAnEpochThatCannotBeNotedIsNotFollowed(t *testing.T) {
 	withWorld(t, func(w *world) {
 		_ = w.stop()
-		full, noted := errors.New("disk full"), uint64(0)
+		var full atomic.Bool
+		var noted atomic.Uint64
+		full.Store(true)
 		w.config.OnEpoch = func(e uint64) error {
-			if full != nil {
-				return full
+			if full.Load() {
+				return errors.New("disk full")
 			}
-			noted = e
+			noted.Store(e)
 			return nil
 		}
 		a := w.manager("a")
@@ -75,10 +78,10 @@ func TestAnEpochThatCannotBeNotedIsNotFollowed(t *testing.T) {
 		if a.heard().beats > 0 && w.agent.seenEpoch() != 0 {
 			t.Error("the epoch was followed")
 		}
-		full = nil
+		full.Store(false)
 		time.Sleep(10 * time.Second)
-		if noted != 7 || w.agent.seenEpoch() != 7 {
-			t.Errorf("noted epoch %d, followed %d, want 7", noted, w.agent.seenEpoch())
+		if noted.Load() != 7 || w.agent.seenEpoch() != 7 {
+			t.Errorf("noted epoch %d, followed %d, want 7", noted.Load(), w.agent.seenEpoch())
 		}
 	})
 }

@@ -113,6 +113,13 @@ func (r *runner) leave() {
 	}
 }
 
+// isLeaving says whether the task has been taken away from this node.
+func (r *runner) isLeaving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leaving
+}
+
 func (r *runner) movedLocked() {
 	close(r.moved)
 	r.moved = make(chan struct{})

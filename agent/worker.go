@@ -39,16 +39,19 @@ type worker struct {
 	ctx     context.Context // of Run; runners live in it
 	runners sync.WaitGroup
 
-	mu       sync.Mutex
-	tasks    map[string]*runner          // guarded by mu; by task id
-	networks map[string]*cluster.Network // guarded by mu; by id
-	node     *cluster.Node               // guarded by mu; nil until known
-	changed  chan struct{}               // guarded by mu; closed and replaced when node changes or there are more tasks
-	complete bool                        // guarded by mu; a complete list has arrived in this process
+	mu    sync.Mutex
+	tasks map[string]*runner // guarded by mu; by task id
+	// returning are the tasks that came back while their runners were still taking the former containers away; guarded by mu.
+	returning map[string]*cluster.Task
+	networks  map[string]*cluster.Network // guarded by mu; by id
+	node      *cluster.Node               // guarded by mu; nil until known
+	changed   chan struct{}               // guarded by mu; closed and replaced when node changes or there are more tasks
+	complete  bool                        // guarded by mu; a complete list has arrived in this process
 }
 
 func newWorker(log *slog.Logger, rep *reporter, rec *recorder) *worker {
-	return &worker{log: log, reporter: rep, recorder: rec, payloads: newPayloads(), tasks: map[string]*runner{}, networks: map[string]*cluster.Network{}, changed: make(chan struct{})}
+	return &worker{log: log, reporter: rep, recorder: rec, payloads: newPayloads(), tasks: map[string]*runner{},
+		returning: map[string]*cluster.Task{}, networks: map[string]*cluster.Network{}, changed: make(chan struct{})}
 }
 
 // resume takes up what was stored before the last end of the agent.
@@ -80,6 +83,10 @@ func (w *worker) apply(a *protocol.Assignments) {
 	for _, t := range a.Tasks {
 		listed[t.ID] = true
 		if r := w.tasks[t.ID]; r != nil {
+			if r.isLeaving() {
+				w.returning[t.ID] = t
+				continue
+			}
 			if r.want(t) {
 				w.recorder.putTask(r.current())
 			}
@@ -90,6 +97,7 @@ func (w *worker) apply(a *protocol.Assignments) {
 		started = true
 	}
 	for _, id := range a.RemoveTasks {
+		delete(w.returning, id)
 		if r := w.tasks[id]; r != nil {
 			r.leave()
 		}
@@ -97,6 +105,7 @@ func (w *worker) apply(a *protocol.Assignments) {
 	if a.Complete {
 		for id, r := range w.tasks {
 			if !listed[id] {
+				delete(w.returning, id)
 				r.leave()
 			}
 		}
@@ -187,6 +196,12 @@ func (w *worker) removed(id string, r *runner) {
 		w.reporter.forget(id)
 		w.recorder.removeTask(id)
 		w.tidy()
+		if t := w.returning[id]; t != nil {
+			delete(w.returning, id)
+			w.startLocked(t, t.Status)
+			w.recorder.putTask(t, t.Status)
+			w.tasksChanged()
+		}
 	}
 }
 

@@ -192,7 +192,8 @@ func TestTwoDaemonsInOneNamespace(t *testing.T) {
 		}
 		return err
 	})
-	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "later", "--publish", "8090:8000", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "later", "--publish", "8090:8000",
+		"--constraint", "node.hostname!=vm4", c.witness+":1") // nothing reaches what the second daemon runs
 	later := c.running(t, "later", 1)
 	for _, n := range []string{"vm1", "vm2", "vm3"} {
 		eventually(t, "what is published now answers through "+n, patience, func() error {
