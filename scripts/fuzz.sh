@@ -3,12 +3,13 @@
 set -eu
 cd "$(dirname "$0")/.."
 time=${1:-30s}
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
+grep -ro '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . >"$list"
 failed=0
-for file in $(grep -rl '^func Fuzz' --include='*_test.go' .); do
-	dir=$(dirname "$file")
-	for name in $(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$file"); do
-		echo "== $dir $name"
-		go test "$dir" -run '^$' -fuzz "^$name\$" -fuzztime "$time" || failed=1
-	done
-done
+while IFS=: read -r file found <&3; do
+	name=${found#func }
+	echo "== $(dirname "$file") $name"
+	go test "$(dirname "$file")" -run '^$' -fuzz "^$name\$" -fuzztime "$time" || failed=1
+done 3<"$list"
 exit $failed
