@@ -42,13 +42,21 @@ type recovery struct {
 func (n *Node) Recover(ctx context.Context, req backup.RecoverRequest, body io.Reader) (*backup.Report, error) {
 	n.changing.Lock()
 	defer n.changing.Unlock()
-	if g := n.managing(); g != nil && !req.DryRun && !req.Force {
+	refused := ""
+	if g := n.managing(); g != nil && !req.Force {
 		if l := g.store.Leadership(); l.LeaderID != 0 {
-			return nil, &requestError{http.StatusConflict, fmt.Sprintf("this cluster has a leader (node %s at %s), so no quorum is lost: recovering would drop managers that live; "+
-				"to do it all the same give --force", l.LeaderNodeID, l.LeaderAddr)}
+			refused = fmt.Sprintf("this cluster has a leader (node %s at %s), so no quorum is lost: recovering would drop managers that live; "+
+				"to do it all the same give --force", l.LeaderNodeID, l.LeaderAddr)
 		}
 	}
-	return n.recover(ctx, req, body)
+	if refused != "" && !req.DryRun {
+		return nil, &requestError{http.StatusConflict, refused}
+	}
+	r, err := n.recover(ctx, req, body)
+	if r != nil {
+		r.Refused = refused
+	}
+	return r, err
 }
 
 // managing gives the running manager's parts, nil if there are none.

@@ -133,7 +133,11 @@ func printReport(w io.Writer, r *backup.Report) {
 		fmt.Fprintf(w, "  %-9s manager %s %s\n", label, strings.TrimSpace(d.Hostname+" "+d.NodeID), d.Addr)
 	}
 	fmt.Fprintf(w, "  epoch     %s: nodes that have heard of it follow no manager of before\n", cluster.EpochTime(r.Epoch).Local().Format(time.RFC3339Nano))
-	if r.DryRun {
+	switch {
+	case r.Refused != "":
+		fmt.Fprintf(w, "\nNothing was done, and without --dry-run it is refused: %s.\n", r.Refused)
+		return
+	case r.DryRun:
 		fmt.Fprintln(w, "\nNothing was done. Without --dry-run it is.")
 		return
 	}

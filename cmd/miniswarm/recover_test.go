@@ -104,7 +104,7 @@ func TestBackupAndRecover(t *testing.T) {
 		t.Errorf("of a cluster that works: %s", errs)
 	}
 	out, _ = do(0, "recover", "--dry-run")
-	if !strings.Contains(out, "would be recovered") || !strings.Contains(out, "missing   nothing") || !strings.Contains(out, "Nothing was done") {
+	if !strings.Contains(out, "would be recovered") || !strings.Contains(out, "missing   nothing") || !strings.Contains(out, "Nothing was done, and without --dry-run it is refused: this cluster has a leader") {
 		t.Errorf("dry run says\n%s", out)
 	}
 	t.Log(out)

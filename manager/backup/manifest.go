@@ -65,6 +65,8 @@ const RecoverHeader = "X-Miniswarm-Recover"
 // Report says what a recovery has done, or what a dry run would do.
 type Report struct {
 	DryRun bool
+	// Refused is why the same without DryRun would be refused, empty if it would not.
+	Refused string `json:",omitempty"`
 	// Backup describes the backup; nil where the source is this machine's own disk.
 	Backup    *Manifest `json:",omitempty"`
 	ClusterID string
