@@ -219,7 +219,7 @@ func labEnv(e *env) *cli.Command {
 		Flags:       labFlags(&cli.BoolFlag{Name: "unset", Aliases: []string{"u"}, Usage: "print what points them back"}),
 		Action: func(c *cli.Context) error {
 			if c.Bool("unset") {
-				fmt.Fprintln(e.stdout, "unset DOCKER_HOST MINISWARM_HOST LAB_REGISTRY")
+				fmt.Fprintln(e.stdout, "unset DOCKER_HOST MINISWARM_HOST LAB_REGISTRY "+envLabName+" "+envLabRoot)
 				return nil
 			}
 			l, host, err := openLab(c)
@@ -235,7 +235,15 @@ func labEnv(e *env) *cli.Command {
 			if !h.Daemon {
 				docker = h.EngineSocket
 			}
-			for _, kv := range [][2]string{{"DOCKER_HOST", "unix://" + docker}, {"MINISWARM_HOST", "unix://" + h.DaemonSocket}, {"LAB_REGISTRY", l.Registry()}} {
+			vars := [][2]string{{"DOCKER_HOST", "unix://" + docker}, {"MINISWARM_HOST", "unix://" + h.DaemonSocket}, {"LAB_REGISTRY", l.Registry()}}
+			// Whoever looks around in a lab means that one with the next 'lab fail' as well.
+			if name := c.String("name"); name != defaultLab {
+				vars = append(vars, [2]string{envLabName, name})
+			}
+			if root := c.String("state-dir"); root != lab.DefaultRoot {
+				vars = append(vars, [2]string{envLabRoot, root})
+			}
+			for _, kv := range vars {
 				fmt.Fprintf(e.stdout, "export %s='%s'\n", kv[0], strings.ReplaceAll(kv[1], "'", `'\''`))
 			}
 			return nil
