@@ -147,6 +147,7 @@ func New(cfg Config) (*Agent, error) {
 	a.worker = newWorker(a.log, a.reporter, a.recorder)
 	a.attachments = newAttachments(cfg.Engine, a.networks, a.worker.attachment, a.log)
 	a.worker.attachments = a.attachments
+	a.networks.Heed(a.worker.needs)
 	a.describer = newDescriber(cfg.Engine, cfg.Hostname, cfg.TLSInfo, a.log, a.redescribe)
 	a.mesh = &meshKeeper{nodeID: cfg.NodeID, dataAddr: cfg.DataAddr, mesh: cfg.Mesh, names: cfg.Names, place: a.worker.place, clients: a.worker.clients,
 		recorder: a.recorder, log: a.log, wake: make(chan struct{}, 1), rename: make(chan struct{}, 1), suspect: make(chan struct{}, 1)}

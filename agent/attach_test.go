@@ -21,6 +21,7 @@ import (
 	"github.com/miniswarm/miniswarm/agent/docker/fake"
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/ingress"
 )
 
 // attaching has the leader give every container that asks the address 10.0.1.9 on network n1.
@@ -155,6 +156,61 @@ func TestAttachmentsThatCameToNothing(t *testing.T) {
 		}
 		if s := w.stateOf(task().ID); s != swarm.TaskStateComplete {
 			t.Errorf("an attachment whose container went unseen is %s", s)
+		}
+	})
+}
+
+// The data plane may be about to take a network away that the last container has left, when the next one is promised a place on
+// it, as when an image was pulled between docker run's two requests.
+func TestAPromisedNetworkStays(t *testing.T) {
+	withWorld(t, func(w *world) {
+		t := w.T
+		w.manager("a").complete()
+		task := w.attaching()
+		parts := func() int {
+			t.Helper()
+			list, err := w.engine.Networks(t.Context(), docker.LabelNetworkID, "n1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(list)
+		}
+		at, err := w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at.Done() // there is no image
+		for range 6 {
+			w.settle()
+		}
+		first := task().ID
+		w.manager("a").assign(protocol.Assignments{RemoveTasks: []string{first}, RemoveNetworks: []string{"n1"}})
+		w.settle()
+		if at, err = w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"}); err != nil {
+			t.Fatal(err)
+		}
+		// The table without the network has come to its last step only now.
+		old := ingress.BridgeNetwork{ID: "n1", Name: "front"}
+		if err := w.agent.networks.Remove(t.Context(), old); !ingress.Waiting(err) || parts() != 1 {
+			t.Errorf("%d networks with a container being made: %v", parts(), err)
+		}
+		id := w.byHand(t, at)
+		at.Done()
+		w.settle()
+		if err := w.agent.networks.Remove(t.Context(), old); !ingress.Waiting(err) || parts() != 1 {
+			t.Errorf("%d networks with a container that was not started: %v", parts(), err)
+		}
+		if err := w.engine.Start(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		if err := w.engine.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		w.settle()
+		w.manager("a").assign(protocol.Assignments{RemoveTasks: []string{task().ID}, RemoveNetworks: []string{"n1"}})
+		w.settle()
+		if err := w.agent.networks.Remove(t.Context(), old); err != nil || parts() != 0 {
+			t.Errorf("%d networks that nobody is on: %v", parts(), err)
 		}
 	})
 }

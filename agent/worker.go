@@ -47,6 +47,7 @@ type worker struct {
 	node      *cluster.Node               // guarded by mu; nil until known
 	changed   chan struct{}               // guarded by mu; closed and replaced when node changes or there are more tasks
 	complete  bool                        // guarded by mu; a complete list has arrived in this process
+	ended     bool                        // guarded by mu; wait has returned, so that nothing is run any more
 }
 
 func newWorker(log *slog.Logger, rep *reporter, rec *recorder) *worker {
@@ -206,7 +207,32 @@ func (w *worker) removed(id string, r *runner) {
 }
 
 // wait returns when all runners have ended.
-func (w *worker) wait() { w.runners.Wait() }
+func (w *worker) wait() {
+	w.runners.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+}
+
+// needs says whether containers of this node are on a network, or may come to be: it takes part in it, or has a task there
+// that has not ended. Nobody needs anything of a worker that has ended, as when the node leaves.
+func (w *worker) needs(networkID string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		return false
+	}
+	if w.networks[networkID] != nil {
+		return true
+	}
+	for _, r := range w.tasks {
+		if t, st := r.current(); !cluster.Terminal(st.State) && !r.isLeaving() && slices.ContainsFunc(t.NetworksAttachments,
+			func(a swarm.NetworkAttachment) bool { return a.Network.ID == networkID }) {
+			return true
+		}
+	}
+	return false
+}
 
 // runnerOf gives the runner of a task, nil if the task is not on this node.
 func (w *worker) runnerOf(taskID string) *runner {

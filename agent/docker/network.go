@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -113,6 +114,8 @@ type Networks struct {
 	// busy is full while a network is looked for and made, so that those who need it at once make one. It is no mutex
 	// because the data plane must be able to give up waiting.
 	busy chan struct{}
+	// needed is asked while busy is held; see Heed.
+	needed atomic.Pointer[func(networkID string) bool]
 }
 
 var _ ingress.Networks = (*Networks)(nil)
@@ -121,6 +124,12 @@ var _ ingress.Networks = (*Networks)(nil)
 func NewNetworks(e Engine, nodeID string) *Networks {
 	return &Networks{engine: e, nodeID: nodeID, busy: make(chan struct{}, 1)}
 }
+
+// Heed has Remove leave the networks alone that needed names. The data plane removes by a table that may have been overtaken
+// while it was applied: the network may have been promised to a container since, and engines remove a network under
+// containers that are being made or were never started. needed is called at the moment of removal, from any goroutine, and must not
+// call ns.
+func (ns *Networks) Heed(needed func(networkID string) bool) { ns.needed.Store(&needed) }
 
 // alone waits for its turn; call done when it is over.
 func (ns *Networks) alone(ctx context.Context) (done func(), err error) {
@@ -226,11 +235,22 @@ func occupied(err error) error {
 
 func distinctName(b ingress.BridgeNetwork) string { return b.Name + "-" + b.ID[:min(len(b.ID), 10)] }
 
-// Remove implements ingress.Networks.
+// Remove implements ingress.Networks. A network that is needed again stays, like one with containers (see Heed).
 func (ns *Networks) Remove(ctx context.Context, b ingress.BridgeNetwork) error {
 	ctx, cancel := context.WithTimeout(ctx, networkLimit)
 	defer cancel()
-	return ns.Keep(ctx, func(id string) bool { return id != b.ID })
+	var again error
+	err := ns.Keep(ctx, func(id string) bool {
+		if id != b.ID {
+			return true
+		}
+		if needed := ns.needed.Load(); needed != nil && (*needed)(id) {
+			again = &ingress.HasContainersError{Err: fmt.Errorf("remove network %s: this node takes part in it again", b.Name)}
+			return true
+		}
+		return false
+	})
+	return errors.Join(err, again)
 }
 
 // Keep removes the engine networks of this node whose swarm networks keep refuses. Networks that are in use
