@@ -100,6 +100,9 @@ func (a *Agent) attach(ctx context.Context, req protocol.AttachRequest) (*Attach
 		return nil, err
 	}
 	r, err := a.worker.await(ctx, req.ID)
+	if errors.Is(err, errNoPart) {
+		return nil, fmt.Errorf("attaching to network failed: %w", err) // no managers' logs say more
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attaching to network failed, make sure your network options are correct and check manager logs: %w", err)
 	}
@@ -115,8 +118,12 @@ func (a *Agent) attach(ctx context.Context, req protocol.AttachRequest) (*Attach
 // errTakenBack says that the managers gave a place and took it away before it could be used.
 var errTakenBack = errors.New("the managers have taken the place on the network back")
 
+// errNoPart says that there is a place, and what keeps this node's engine from having the network.
+var errNoPart = errors.New("this node's part of the network could not be made")
+
 // await gives the runner of an attachment once its network is made.
 func (w *worker) await(ctx context.Context, taskID string) (*runner, error) {
+	trouble := "" // what the node tries again and again
 	for {
 		w.mu.Lock()
 		r, changed := w.tasks[taskID], w.changed
@@ -124,13 +131,13 @@ func (w *worker) await(ctx context.Context, taskID string) (*runner, error) {
 		if r != nil {
 			r.mu.Lock()
 			st, leaving := r.status, r.leaving
-			changed = r.moved
+			changed, trouble = r.moved, st.Err
 			r.mu.Unlock()
 			switch {
 			case leaving:
 				return nil, errTakenBack
 			case cluster.Terminal(st.State):
-				return nil, errors.New(st.Err)
+				return nil, fmt.Errorf("%w: %s", errNoPart, st.Err)
 			case !cluster.Before(st.State, swarm.TaskStateReady):
 				return r, nil
 			}
@@ -138,7 +145,10 @@ func (w *worker) await(ctx context.Context, taskID string) (*runner, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			if err := context.Cause(ctx); trouble == "" || !errors.Is(err, context.DeadlineExceeded) {
+				return nil, err
+			}
+			return nil, fmt.Errorf("%w: %s", errNoPart, trouble)
 		}
 	}
 }

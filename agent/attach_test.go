@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -212,6 +213,46 @@ func TestAPromisedNetworkStays(t *testing.T) {
 		if err := w.agent.networks.Remove(t.Context(), old); err != nil || parts() != 0 {
 			t.Errorf("%d networks that nobody is on: %v", parts(), err)
 		}
+	})
+}
+
+// A container that was put on a network by the engine itself keeps the node from taking part in it anew: whoever waits for that is told
+// whose fault it is, and not that the managers are slow.
+func TestAContainerPastTheSwarmIsNamed(t *testing.T) {
+	withWorld(t, func(w *world) {
+		t := w.T
+		w.manager("a").complete()
+		task := w.attaching()
+		before := swarm.Network{ID: "n1"}
+		before.Spec.Name = "front"
+		name, err := w.agent.networks.Make(t.Context(), docker.Bridge(before, netip.MustParsePrefix("10.0.1.3/24")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.engine.SetImage("app", fake.Program{})
+		stranger, err := w.engine.Create(t.Context(), &docker.Container{Name: "stranger", Config: container.Config{Image: "app"}, Networks: []docker.Connection{{Network: name}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.engine.Start(t.Context(), stranger); err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"})
+		if err == nil || !strings.Contains(err.Error(), "container stranger was put on it past miniswarm: remove it with docker rm -f stranger") ||
+			strings.Contains(err.Error(), "manager") || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the person is told: %v", err)
+		}
+		if st := w.manager("a").heard().state[task().ID]; !strings.Contains(st.Err, "docker rm -f stranger") {
+			t.Errorf("the task says: %s", st.Err)
+		}
+		if err := w.engine.Remove(t.Context(), stranger); err != nil {
+			t.Fatal(err)
+		}
+		at, err := w.agent.Attach(t.Context(), protocol.AttachRequest{Network: "front"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at.Done()
 	})
 }
 

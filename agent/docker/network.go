@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -184,20 +185,20 @@ func (ns *Networks) Make(ctx context.Context, b ingress.BridgeNetwork) (name str
 		case owner != ns.nodeID && b.Subnet.IsValid() && was.Subnet.Overlaps(b.Subnet):
 			// One engine has one data plane, so this machine was that node once: before a cluster was recovered on it, say.
 			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
-				return "", fmt.Errorf("network %s is left from when this machine was node %s, and has addresses of network %s; remove it with the containers on it: %w", have.Name, owner, b.Name, occupied(err))
+				return "", fmt.Errorf("network %s is left from when this machine was node %s, and has addresses of network %s; remove it with the containers on it: %w", have.Name, owner, b.Name, ns.occupied(ctx, have.Name, err))
 			}
 		case owner != ns.nodeID:
 		case was.ID != b.ID && b.Subnet.IsValid() && was.Subnet.Overlaps(b.Subnet):
 			// The cluster has given its addresses to another network, so this one is on its way out.
 			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
-				return "", fmt.Errorf("network %s, which had addresses of network %s before, is not removed yet: %w", have.Name, b.Name, occupied(err))
+				return "", fmt.Errorf("network %s, which had addresses of network %s before, is not removed yet: %w", have.Name, b.Name, ns.occupied(ctx, have.Name, err))
 			}
 		case was.ID != b.ID:
 		case b.Bridge != "" && was == b, b.Bridge == "" && have.Options[optionBridgeName] == "":
 			return have.Name, nil
 		default:
 			if err := ns.engine.RemoveNetwork(ctx, have.ID); err != nil {
-				return "", fmt.Errorf("replace network %s, which has other addresses than the swarm gave this node: %w", have.Name, occupied(err))
+				return "", fmt.Errorf("replace network %s, which has other addresses than the swarm gave this node: %w", have.Name, ns.occupied(ctx, have.Name, err))
 			}
 		}
 	}
@@ -225,10 +226,31 @@ func (ns *Networks) Make(ctx context.Context, b ingress.BridgeNetwork) (name str
 // the step.
 var ErrOccupied = errors.New("containers are still on it")
 
-// occupied tells this of the engine's refusals to remove a network.
-func occupied(err error) error {
-	if cerrdefs.IsPermissionDenied(err) {
-		return fmt.Errorf("%w: %w", ErrOccupied, err)
+// occupied tells this of the engine's refusals to remove a network, and names who has to go: nobody takes off the network what a
+// person put there by the engine itself, and the engine names containers by ids in some of its versions only.
+func (ns *Networks) occupied(ctx context.Context, name string, err error) error {
+	if !cerrdefs.IsPermissionDenied(err) {
+		return err
+	}
+	err = fmt.Errorf("%w: %w", ErrOccupied, err)
+	all, listErr := ns.engine.Endpoints(ctx)
+	if listErr != nil {
+		return err // it is asked again with the next attempt
+	}
+	for _, e := range all {
+		if e.Network != name {
+			continue
+		}
+		c, lookErr := ns.engine.Inspect(ctx, e.ContainerID)
+		if lookErr != nil || c.ContainerJSONBase == nil || c.State == nil || !c.State.Running || c.Config == nil || c.Config.Labels[LabelNodeID] != "" {
+			continue // it has gone, or does so with its task
+		}
+		who := strings.TrimPrefix(c.Name, "/")
+		if e.Address == "" { // the swarm gives every container its address
+			err = fmt.Errorf("%w; container %s was put on it past miniswarm: remove it with docker rm -f %s", err, who, who)
+		} else {
+			err = fmt.Errorf("%w; container %s is on it: if it stays, remove it with docker rm -f %s", err, who, who)
+		}
 	}
 	return err
 }
