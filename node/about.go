@@ -108,8 +108,8 @@ func (n *Node) readyChecks() []health.Check {
 		}
 		return nil
 	}}, health.Check{Name: "engine", Ask: func(ctx context.Context) error {
-		if !m.engine.Alive(ctx) {
-			return fmt.Errorf("the Docker Engine at %s does not answer", n.cfg.Engine)
+		if err := m.engine.Ping(ctx); err != nil {
+			return fmt.Errorf("the Docker Engine at %s does not answer: %w", n.cfg.Engine, err)
 		}
 		return nil
 	}})

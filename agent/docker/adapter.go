@@ -139,6 +139,13 @@ func (a *Adapter) Alive(ctx context.Context) bool {
 	return true
 }
 
+// Ping says whether the engine answers, which one that is frozen does not: its socket accepts connections all the same. It asks
+// until ctx ends.
+func (a *Adapter) Ping(ctx context.Context) error {
+	_, err := a.cli.Ping(ctx)
+	return err
+}
+
 // Info implements Engine.
 func (a *Adapter) Info(ctx context.Context) (system.Info, error) {
 	if err := a.ready(ctx); err != nil {

@@ -38,6 +38,11 @@ func TestEngineThatHangs(t *testing.T) {
 	if _, err := a.Networks(hurried, "label", "value"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want the limit", err)
 	}
+	asked, enough := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer enough()
+	if err := a.Ping(asked); err == nil {
+		t.Error("what hangs answers")
+	}
 	stop()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want the end", err)
