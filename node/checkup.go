@@ -57,6 +57,8 @@ func (n *Node) checkup(ctx context.Context) doctor.Report {
 		r.Findings = append(r.Findings, doctor.Broken("swarm", "see the daemon's log and docs/operations.md for this message; restart the daemon when its cause is gone", "%v", failed))
 	case state == swarm.LocalNodeStateLocked:
 		r.Findings = append(r.Findings, doctor.Broken("swarm", "miniswarm unlock, with the key that 'miniswarm unlock-key' prints on another manager", "this manager is locked"))
+	case state == swarm.LocalNodeStatePending:
+		r.Findings = append(r.Findings, doctor.Bad("swarm", "ask again in a moment", "the daemon was just started, and takes up its part in the swarm"))
 	case m == nil:
 		r.Findings = append(r.Findings, doctor.Good("swarm", "this machine is part of no swarm"))
 	default:

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -116,6 +117,9 @@ func (n *Node) Run(ctx context.Context) error {
 	defer lock.Close()
 	// Whoever asks for a membership waits until the disk was asked for one.
 	n.changing.Lock()
+	if n.remembers() {
+		n.setState(swarm.LocalNodeStatePending, nil)
+	}
 	listener, err := listenSocket(n.cfg.Socket)
 	if err != nil {
 		n.changing.Unlock()
@@ -169,9 +173,17 @@ func (n *Node) resumeLocked() {
 	if err == nil {
 		err = n.resumeDisk()
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		n.fails("this node could not resume its part in the swarm", err)
+	case n.current() == nil: // an interrupted recovery had nothing to take up
+		n.setState(swarm.LocalNodeStateInactive, nil)
 	}
+}
+
+// remembers says whether the disk may know of a membership: until it is taken up nobody must be told that there is none.
+func (n *Node) remembers() bool {
+	return exists(filepath.Join(n.cfg.StateDir, stateFile)) || exists(filepath.Join(n.cfg.StateDir, recoveryDir))
 }
 
 // restart starts the membership st with the addresses that the machine has now.

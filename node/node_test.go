@@ -247,6 +247,48 @@ func TestInitStopStart(t *testing.T) {
 	}
 }
 
+// From the first moment at which a daemon answers it knows that it has a part in a swarm, even if it has yet to take it up.
+func TestNobodyIsToldToInitAManager(t *testing.T) {
+	n := newNode(t)
+	stop := run(t, n)
+	_, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
+	must(t, err)
+	must(t, stop())
+	again, err := New(n.cfg)
+	must(t, err)
+	served := make(chan struct{})
+	go func() { // not run: it waits too long between its looks
+		defer close(served)
+		for {
+			if conn, err := net.Dial("unix", n.cfg.Socket); err == nil {
+				conn.Close()
+				return
+			}
+			if t.Context().Err() != nil {
+				return
+			}
+		}
+	}()
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { ended <- again.Run(ctx) }()
+	<-served
+	waitFor(t, "its part in the swarm", func() bool {
+		for range 1000 {
+			_, err := again.Control()
+			if err == nil {
+				return true
+			}
+			if err.Error() != textNoReady {
+				t.Fatal(err)
+			}
+		}
+		return false
+	})
+	cancel()
+	must(t, <-ended)
+}
+
 func TestAFailedInitLeavesNothing(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
