@@ -22,8 +22,13 @@ import (
 	"github.com/miniswarm/miniswarm/node/doctor"
 )
 
-// doctorLimit is how long all of a cluster may take to look at itself.
-const doctorLimit = time.Minute
+const (
+	// doctorLimit is how long all of a cluster may take to look at itself.
+	doctorLimit = time.Minute
+	// answerLimit is how long a daemon may be silent before it counts as hanging. It answers a ping without its engine, for which it
+	// waits less than that.
+	answerLimit = 5 * time.Second
+)
 
 // Exit codes of doctor: 0 is all well.
 const (
@@ -87,18 +92,24 @@ func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
 	}
 	defer cl.Close()
 	up := &checkup{}
-	err = fetch(ctx, cl, "/miniswarm/doctor", &up.Node)
+	first, cancel := context.WithTimeout(ctx, answerLimit)
+	_, err = cl.Ping(first)
+	hangs := err != nil && first.Err() != nil && ctx.Err() == nil
+	cancel()
+	if !hangs {
+		err = fetch(ctx, cl, "/miniswarm/doctor", &up.Node)
+	}
 	var op *net.OpError
 	switch {
+	case hangs:
+		up.Node = withoutDaemon(ctx, c, doctor.Broken("daemon", "if its process was stopped (state T in 'ps'), 'kill -CONT' has it go on; else look at its log and start it anew ('systemctl restart miniswarm'): containers go on meanwhile",
+			"the daemon at %s does not answer: it accepts connections and has been silent for %s; what can be seen without it was looked at", c.String(flagHost), answerLimit))
+		return up, nil
 	case errors.As(err, &op) && errors.Is(err, fs.ErrPermission):
 		return nil, hint(err, c)
 	case errors.As(err, &op):
-		host, _ := os.Hostname()
-		up.Node = doctor.Report{Hostname: host, Version: version, Time: time.Now()}
-		up.Node.Findings = append(up.Node.Findings, doctor.Broken("daemon", "start it: 'systemctl start miniswarm', 'miniswarm daemon', or 'miniswarm init' or 'join' on a machine that is part of no cluster; or name its socket with --host",
+		up.Node = withoutDaemon(ctx, c, doctor.Broken("daemon", "start it: 'systemctl start miniswarm', 'miniswarm daemon', or 'miniswarm init' or 'join' on a machine that is part of no cluster; or name its socket with --host",
 			"no daemon answers at %s; what can be seen without it was looked at", c.String(flagHost)))
-		up.Node.Findings = append(up.Node.Findings, node.Machine(node.Config{StateDir: c.String("state-dir"), Engine: c.String("engine"), DataPlane: true}).Examine(ctx)...)
-		doctor.Sort(up.Node.Findings)
 		return up, nil
 	case err != nil:
 		return nil, err
@@ -121,6 +132,15 @@ func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
 		up.Cluster, up.Unasked = nil, &f
 	}
 	return up, nil
+}
+
+// withoutDaemon looks at this machine by itself; why says what is the matter with the daemon.
+func withoutDaemon(ctx context.Context, c *cli.Context, why doctor.Finding) doctor.Report {
+	host, _ := os.Hostname()
+	machine := node.Machine(node.Config{StateDir: c.String("state-dir"), Engine: c.String("engine"), DataPlane: true})
+	r := doctor.Report{Hostname: host, Version: version, Time: time.Now(), Findings: append([]doctor.Finding{why}, machine.Examine(ctx)...)}
+	doctor.Sort(r.Findings)
+	return r
 }
 
 // fetch gets a page of the daemon.

@@ -102,3 +102,22 @@ func TestDoctorWithoutADaemon(t *testing.T) {
 		}
 	}
 }
+
+// A daemon that is frozen accepts connections and says nothing: doctor does not wait with it.
+func TestDoctorWithADaemonThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	ln, err := net.Listen("unix", filepath.Join(dir, "d.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	code, out, errs := call(t.Context(), "--host", "unix://"+dir+"/d.sock", "doctor", "--all", "--state-dir", dir, "--engine", "unix://"+dir+"/engine.sock")
+	if code != 2 || errs != "" {
+		t.Errorf("code %d, %q", code, errs)
+	}
+	for _, want := range []string{"does not answer: it accepts connections and has been silent for 5s", "'systemctl restart miniswarm'", "free of", "kernel"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing:\n%s", want, out)
+		}
+	}
+}
