@@ -132,6 +132,9 @@ func (m *Manager) serveSession(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		remote = r.RemoteAddr
 	}
+	if own, _, err := net.SplitHostPort(m.cfg.Addr); err == nil && nodeID == m.cfg.NodeID {
+		remote = own // its agent may have come over the loopback
+	}
 	d.ServeSession(w, r, nodeID, remote)
 }
 

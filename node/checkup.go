@@ -71,7 +71,7 @@ func (n *Node) checkup(ctx context.Context) doctor.Report {
 		}
 	}
 	if m != nil && state != swarm.LocalNodeStateLocked { // which has no certificate to ask others with
-		r.Findings = slices.Concat(r.Findings, n.checkCertificates(time.Now()), m.checkSession(), m.checkManagers(ctx), m.checkDataPlane(ctx))
+		r.Findings = slices.Concat(r.Findings, n.checkCertificates(time.Now()), m.checkAddress(), m.checkSession(), m.checkManagers(ctx), m.checkDataPlane(ctx))
 	}
 	doctor.Sort(r.Findings)
 	return r
@@ -104,6 +104,17 @@ func (n *Node) checkCertificates(now time.Time) []doctor.Finding {
 		out = append(out, doctor.Good("root certificate", "valid until %s", root.UTC().Format(time.DateOnly)))
 	}
 	return out
+}
+
+// checkAddress looks whether this machine has the address at which others look for it.
+func (m *member) checkAddress() []doctor.Finding {
+	const check = "address"
+	host := m.state.host()
+	if m.has() {
+		return []doctor.Finding{doctor.Good(check, "this machine has the address that it advertises, %s", host)}
+	}
+	return []doctor.Finding{doctor.Bad(check, "let it be if a router forwards that address here; else start the daemon with --advertise-addr and an address of this machine (and --data-path-addr), which moves the node there",
+		"this machine does not have the address that it advertises, %s", host)}
 }
 
 func (m *member) checkSession() []doctor.Finding {

@@ -292,7 +292,9 @@ func (n *Node) addresses(listen, advertise, data string) (*state, error) {
 		return nil, err
 	}
 	st := &state{ListenAddr: l, AdvertiseAddr: a, DataAddr: d, Flags: n.cfg.flags()}
-	st.Interface = interfaceOf(st.host())
+	if st.Interface = interfaceOf(st.host()); st.Interface == "" {
+		n.cfg.Logger.Warn("this machine does not have the address that it advertises: the other nodes reach it only if a router forwards that address here", "addr", a)
+	}
 	return st, nil
 }
 

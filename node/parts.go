@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,8 +65,29 @@ func (m *member) dial(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, errLocked
 	}
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: identity.ClientTLS(m.node.credentials, identity.Manager, "", "http/1.1")}
-	return d.DialContext(ctx, "tcp", addr)
+	return d.DialContext(ctx, "tcp", m.local(addr))
 }
+
+// local gives the address at which this machine reaches its own manager if addr is what that one advertises and another machine's as
+// far as this one can see: a router forwards it here, for others.
+func (m *member) local(addr string) string {
+	if addr != m.state.AdvertiseAddr || m.managing() == nil || m.has() {
+		return addr
+	}
+	listen, err := netip.ParseAddrPort(m.state.ListenAddr)
+	switch {
+	case err != nil:
+		return addr
+	case !listen.Addr().IsUnspecified():
+		return m.state.ListenAddr
+	case listen.Addr().Is4():
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), listen.Port()).String()
+	}
+	return netip.AddrPortFrom(netip.IPv6Loopback(), listen.Port()).String()
+}
+
+// has says whether this machine has the address that it advertises.
+func (m *member) has() bool { return !m.state.host().IsValid() || interfaceOf(m.state.host()) != "" }
 
 func (m *member) tlsInfo() swarm.TLSInfo {
 	if c := m.node.credentials.Current(); c != nil {

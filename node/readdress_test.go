@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/node/doctor"
 )
 
 func TestReaddress(t *testing.T) {
@@ -122,4 +124,23 @@ func TestManagersComeBackElsewhere(t *testing.T) {
 		}
 	}
 	c.voters(3)
+}
+
+// A router forwards the advertised address to the machine, and may not do so for the machine itself: its agent has a session with its own
+// manager all the same, and the node is known by the address that it advertises.
+func TestAnAddressThatIsTheRouters(t *testing.T) {
+	n := newNode(t)
+	run(t, n)
+	id, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t), AdvertiseAddr: "192.0.2.1"})
+	must(t, err)
+	waitFor(t, "a node that is ready", func() bool {
+		snap := snapshot(t, n)
+		return snap != nil && snap.Node(id).Status.State == swarm.NodeStateReady
+	})
+	if st := snapshot(t, n).Node(id).Status; st.Addr != "192.0.2.1" {
+		t.Errorf("the node's status: %+v", st)
+	}
+	if r := n.checkup(t.Context()); !has(r.Findings, "address", doctor.Warning, "does not have the address that it advertises, 192.0.2.1") {
+		t.Errorf("%+v", r.Findings)
+	}
 }
