@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/api/types/system"
 
+	"github.com/miniswarm/miniswarm/agent"
 	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/ingress"
@@ -52,9 +54,13 @@ func (n *Node) checkup(ctx context.Context) doctor.Report {
 	r.Findings = Machine(n.cfg).Examine(ctx)
 	state, failed := n.localState()
 	m := n.current()
+	removed, gone := errors.AsType[*agent.RemovedError](failed)
 	switch {
+	case gone && m != nil:
+		r.Findings = append(r.Findings, doctor.Broken("swarm", fmt.Sprintf("'miniswarm leave --force' here; to take part again, then 'miniswarm join --token TOKEN %s' ('miniswarm token worker' on a manager prints the token)", m.another()),
+			"%v; its tasks run elsewhere, and were stopped here", removed))
 	case failed != nil:
-		r.Findings = append(r.Findings, doctor.Broken("swarm", "see the daemon's log and docs/operations.md for this message; restart the daemon when its cause is gone", "%v", failed))
+		r.Findings = append(r.Findings, doctor.Broken("swarm", "see the daemon's log and docs/operations.md for this message; it is tried again by itself where the cause may pass", "%v", failed))
 	case state == swarm.LocalNodeStateLocked:
 		r.Findings = append(r.Findings, doctor.Broken("swarm", "miniswarm unlock, with the key that 'miniswarm unlock-key' prints on another manager", "this manager is locked"))
 	case state == swarm.LocalNodeStatePending:
@@ -70,8 +76,11 @@ func (n *Node) checkup(ctx context.Context) doctor.Report {
 			r.Role = string(swarm.NodeRoleManager)
 		}
 	}
-	if m != nil && state != swarm.LocalNodeStateLocked { // which has no certificate to ask others with
-		r.Findings = slices.Concat(r.Findings, n.checkCertificates(time.Now()), m.checkAddress(), m.checkSession(), m.checkManagers(ctx), m.checkDataPlane(ctx))
+	if m != nil && !gone && state != swarm.LocalNodeStateLocked { // the one has nobody to ask, the other no certificate to ask with
+		r.Findings = slices.Concat(r.Findings, n.checkCertificates(time.Now()), m.checkAddress(), m.checkManagers(ctx))
+	}
+	if m != nil && failed == nil && state != swarm.LocalNodeStateLocked { // else its agent has ended, which has been said
+		r.Findings = slices.Concat(r.Findings, m.checkSession(), m.checkDataPlane(ctx))
 	}
 	doctor.Sort(r.Findings)
 	return r

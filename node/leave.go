@@ -134,12 +134,16 @@ func (g *managing) resign(ctx context.Context) error {
 
 // rejoin says how a node comes back that the swarm has removed.
 func (m *member) rejoin() string {
-	addr := "MANAGER:2377"
-	if all := m.others(); len(all) > 0 {
-		addr = all[0].Addr
-	}
 	return fmt.Sprintf(`to take part again, run "docker swarm leave --force" on this machine and then "docker swarm join --token TOKEN %s"; `+
-		`"docker swarm join-token worker" on a manager prints the token`, addr)
+		`"docker swarm join-token worker" on a manager prints the token`, m.another())
+}
+
+// another is the address of another manager, for advice.
+func (m *member) another() string {
+	if all := m.others(); len(all) > 0 {
+		return all[0].Addr
+	}
+	return "MANAGER:2377"
 }
 
 // refuse notes that the leader takes no session of this node, and why: another machine is this node already.

@@ -15,6 +15,7 @@ import (
 	dockerclient "github.com/docker/docker/client"
 
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/node/doctor"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
 
@@ -284,6 +285,12 @@ func TestARemovedManagerHearsHowToComeBack(t *testing.T) {
 		if !strings.Contains(text, "it was removed") || !strings.Contains(text, `"docker swarm leave --force"`) || !strings.Contains(text, `"docker swarm join --token TOKEN 127.0.0.1:`) {
 			t.Errorf("%s: %s", what, text)
 		}
+	}
+	r := again.checkup(t.Context())
+	if !has(r.Findings, "swarm", doctor.Failure, "it was removed") || slices.ContainsFunc(r.Findings, func(f doctor.Finding) bool {
+		return f.Check == "session" || strings.Contains(f.Says, "context canceled")
+	}) {
+		t.Errorf("doctor: %+v", r.Findings)
 	}
 }
 

@@ -88,6 +88,7 @@ func run(ctx context.Context, e *env) int {
 // ourWords turns the advice in Docker's messages, which daemon and commands keep word by word, into advice for the
 // command that was typed.
 var ourWords = strings.NewReplacer(
+	"docker swarm join-token", "miniswarm token",
 	`"docker swarm unlock"`, `"miniswarm unlock"`, `"docker swarm init"`, `"miniswarm init"`, `"docker swarm join"`, `"miniswarm join"`, `"docker swarm leave"`, `"miniswarm leave"`,
 	"docker swarm init", "miniswarm init", "docker swarm join", "miniswarm join", "docker swarm leave", "miniswarm leave",
 	". Is the docker daemon running?", ".", "Cannot connect to the Docker daemon at", "Cannot connect to the miniswarm daemon at",

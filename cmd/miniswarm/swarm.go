@@ -245,7 +245,7 @@ func infoCommand(e *env) *cli.Command {
 			if s.LocalNodeState != swarm.LocalNodeStateInactive && s.LocalNodeState != swarm.LocalNodeStateLocked {
 				fmt.Fprintf(e.stdout, " NodeID: %s\n", s.NodeID)
 				if s.Error != "" {
-					fmt.Fprintf(e.stdout, " Error: %s\n", s.Error)
+					fmt.Fprintf(e.stdout, " Error: %s\n", ourWords.Replace(s.Error))
 				}
 				fmt.Fprintf(e.stdout, " Is Manager: %v\n", s.ControlAvailable)
 				if s.Cluster != nil {
