@@ -17,6 +17,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/node/doctor"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
@@ -28,6 +29,8 @@ const (
 	named = 20
 	// starting is how long a task may be on its way without being worth a word.
 	starting = 30 * time.Second
+	// enough is how many nodes are enough for three managers, of which one may fail.
+	enough = 3
 )
 
 // checkCluster looks at the cluster, as its leader, and has all nodes look at themselves.
@@ -55,7 +58,7 @@ func (g *managing) checkCluster(ctx context.Context) doctor.Cluster {
 	}
 	_ = asking.Wait() // none of them fails
 	slices.SortFunc(c.Nodes, func(a, b doctor.Report) int { return strings.Compare(a.Hostname+a.NodeID, b.Hostname+b.NodeID) })
-	c.Findings = slices.Concat(checkQuorum(g.store.Status(), snap), checkNodes(snap), checkVersions(c.Nodes), checkServices(snap, time.Now()), c.Findings)
+	c.Findings = slices.Concat(checkQuorum(g.store.Status(), snap), checkNodes(snap), checkRotation(snap, time.Now()), checkVersions(c.Nodes), checkServices(snap, time.Now()), c.Findings)
 	doctor.Sort(c.Findings)
 	return c
 }
@@ -126,7 +129,10 @@ func checkQuorum(st raftstore.Status, snap *cluster.Snapshot) []doctor.Finding {
 	majority := voters/2 + 1
 	spare := heard - majority
 	says := fmt.Sprintf("%d of %d managers answer, %d are needed, %d more may be lost", heard, voters, majority, max(spare, 0))
-	switch {
+	switch nodes := snap.Len(cluster.KindNode); {
+	case voters == 1 && nodes >= enough:
+		out = append(out, doctor.Bad(check, "'miniswarm node promote' two of the workers, or join two managers ('miniswarm token manager' tells how)",
+			"the only manager of %d nodes: when it is lost, nothing can be changed until it is back", nodes))
 	case voters == 1:
 		out = append(out, doctor.Good(check, "one manager: when it is lost, nothing can be changed until it is back. 'miniswarm token manager' tells how to add two"))
 	case heard < voters && spare <= 0:
@@ -163,6 +169,26 @@ func checkNodes(snap *cluster.Snapshot) []doctor.Finding {
 		}
 	}
 	return append(out, doctor.Good(check, "%d of %d are ready, %d are paused or drained", ready, snap.Len(cluster.KindNode), drained))
+}
+
+// checkRotation names the nodes that a rotation of the root CA waits for. One that has just begun is no trouble.
+func checkRotation(snap *cluster.Snapshot, now time.Time) []doctor.Finding {
+	const check = "root rotation"
+	c := snap.Cluster()
+	if c == nil || c.Rotation == nil {
+		return nil
+	}
+	var waiting []string
+	for _, id := range identity.Outstanding(snap) {
+		n := snap.Node(id)
+		waiting = append(waiting, fmt.Sprintf("%s (%s)", reference(snap, n), n.Status.State))
+	}
+	slices.Sort(waiting)
+	if len(waiting) == 0 || now.Sub(c.UpdatedAt) < starting {
+		return []doctor.Finding{doctor.Good(check, "the root CA rotates, %d nodes have yet to renew their certificates", len(waiting))}
+	}
+	return []doctor.Finding{doctor.Bad(check, "bring them back, or 'miniswarm node rm' those that are gone for good (a manager is demoted first)",
+		"the rotation of the root CA waits for %s", strings.Join(waiting, ", "))}
 }
 
 // checkVersions compares what the nodes said they run.

@@ -41,6 +41,44 @@ func TestQuorum(t *testing.T) {
 	}
 }
 
+// Where there are nodes enough for three managers, one is too few.
+func TestASingleManagerOfManyNodes(t *testing.T) {
+	st := raftstore.Status{Members: []protocol.Member{{RaftID: 1, NodeID: "n1"}}, Reachable: map[uint64]bool{1: true}}
+	state := cluster.NewState()
+	for i, level := range []doctor.Level{doctor.Ok, doctor.Ok, doctor.Warning} {
+		n := &cluster.Node{}
+		n.ID = fmt.Sprint("n", i+1)
+		if _, err := state.Apply(&cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(n)}}, uint64(i+1)); err != nil {
+			t.Fatal(err)
+		}
+		if fs := checkQuorum(st, state.Snapshot()); !has(fs, "quorum", level, "when it is lost, nothing can be changed") {
+			t.Errorf("%d nodes: %+v, want %s", i+1, fs, level)
+		}
+	}
+}
+
+func TestARotationThatWaitsForNodes(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	state := cluster.NewState()
+	if fs := checkRotation(state.Snapshot(), now); len(fs) > 0 {
+		t.Errorf("without a cluster: %+v", fs)
+	}
+	c := &cluster.Cluster{Rotation: &cluster.RootRotation{}}
+	c.ID, c.TLSInfo = "c1", swarm.TLSInfo{CertIssuerSubject: []byte("new"), CertIssuerPublicKey: []byte("new")}
+	renewed, down := &cluster.Node{}, &cluster.Node{}
+	renewed.ID, renewed.Description.Hostname, renewed.Description.TLSInfo = "n1", "vm1", c.TLSInfo
+	down.ID, down.Description.Hostname, down.Status.State = "n2", "vm2", swarm.NodeStateDown
+	if _, err := state.Apply(&cluster.Txn{Time: now, Changes: []cluster.Change{cluster.CreateOf(c), cluster.CreateOf(renewed), cluster.CreateOf(down)}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	if fs := checkRotation(state.Snapshot(), now.Add(time.Second)); !has(fs, "root rotation", doctor.Ok, "1 nodes have yet to renew") {
+		t.Errorf("just begun: %+v", fs)
+	}
+	if fs := checkRotation(state.Snapshot(), now.Add(time.Minute)); !has(fs, "root rotation", doctor.Warning, "waits for vm2 (down)") || strings.Contains(fs[0].Says, "vm1") {
+		t.Errorf("%+v", fs)
+	}
+}
+
 // A manager that is gone for good cannot be removed before it is demoted, and the cure says so; by its id where another node has its name.
 func TestLostManagersAreDemotedFirst(t *testing.T) {
 	n := &cluster.Node{}
