@@ -11,6 +11,30 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// deposeWithTail cuts the leader off and has it write entries that nobody else gets, until the others have a leader of their own. It
+// gives the former leader and where its log ended then.
+func (g *group) deposeWithTail(entries int) (old *member, lost uint64) {
+	g.t.Helper()
+	old = g.leader()
+	var others []uint64
+	for _, m := range g.members {
+		if m != old {
+			others = append(others, m.self)
+		}
+	}
+	g.net.Partition([]uint64{old.self}, others)
+	for i := range entries {
+		go func() { _ = old.put(fmt.Sprint("lost", i)) }()
+	}
+	time.Sleep(100 * time.Millisecond)
+	lost, err := old.storage.LastIndex()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	time.Sleep(5 * time.Second)
+	return old, lost
+}
+
 // TestALostTailStaysLost: a leader that was cut off has entries on disk that nobody else got, and whose place its successor's took.
 // After a snapshot that is in the middle of them they must not come back, whatever they were sealed with.
 func TestALostTailStaysLost(t *testing.T) {
@@ -18,23 +42,7 @@ func TestALostTailStaysLost(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGroup(t, 1, nil)
 			g.grow(3)
-			old := g.leader()
-			var others []uint64
-			for _, m := range g.members {
-				if m != old {
-					others = append(others, m.self)
-				}
-			}
-			g.net.Partition([]uint64{old.self}, others)
-			for i := range 30 {
-				go func() { _ = old.put(fmt.Sprint("lost", i)) }()
-			}
-			time.Sleep(100 * time.Millisecond)
-			lost, err := old.storage.LastIndex()
-			if err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(5 * time.Second)
+			old, lost := g.deposeWithTail(30)
 			g.leader().mustPut("kept")
 			g.net.Partition()
 			g.settle()
@@ -65,23 +73,7 @@ func TestASnapshotTakesThePlaceOfAnotherLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t, 1, func(c *Config) { c.SnapshotEvery, c.KeepEntries = 10, 2 })
 		g.grow(3)
-		old := g.leader()
-		var others []uint64
-		for _, m := range g.members {
-			if m != old {
-				others = append(others, m.self)
-			}
-		}
-		g.net.Partition([]uint64{old.self}, others)
-		for i := range 60 {
-			go func() { _ = old.put(fmt.Sprint("lost", i)) }()
-		}
-		time.Sleep(100 * time.Millisecond)
-		lost, err := old.storage.LastIndex()
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(5 * time.Second)
+		old, lost := g.deposeWithTail(60)
 		for i := range 25 {
 			g.leader().mustPut(fmt.Sprint("kept", i))
 		}
