@@ -94,7 +94,8 @@ func (f *faultCluster) fullDisks(t *testing.T) {
 	if last == leader {
 		last = rest[1]
 	}
-	if out := f.miniswarm(t, last, "node", "ls", "--stale"); strings.Count(out, "vm") != len(f.hosts) {
+	out := f.miniswarm(t, last, "node", "ls", "--stale", "--format", "{{.Hostname}}")
+	if known := strings.Fields(out); len(known) != len(f.hosts) {
 		t.Errorf("the last manager, asked for what it knows, says:\n%s", out)
 	}
 	f.must(t, f.FreeDisk(ctx, leader))
