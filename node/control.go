@@ -122,6 +122,9 @@ func (c control) Reachability(nodeID string) swarm.Reachability {
 	return c.g.manager.Reachability(nodeID)
 }
 
+// RollCall implements engineapi.Control.
+func (c control) RollCall(ctx context.Context) error { return c.g.store.RollCall(ctx) }
+
 // TaskLogs implements engineapi.Control.
 func (c control) TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error {
 	return c.g.manager.TaskLogs(ctx, nodeID, req, each)

@@ -85,6 +85,8 @@ type loop struct {
 	caughtUp bool
 	reads    readRounds
 	confs    []*confRequest
+	// rollCalls are those that wait for answers.
+	rollCalls []*rollCall
 	// confPending is true while a membership change is in the log and not applied: raft takes one at a time.
 	confPending bool
 	// progress is the tick at which the disk was last known to work.
@@ -163,6 +165,7 @@ func (l *loop) step(in inboxItems) {
 	}
 	for _, m := range in.remote {
 		l.heard[m.GetFrom()] = l.ticks
+		l.answered(m.GetFrom())
 		if m.GetFrom() == l.role.leader {
 			l.leaderHeard = time.Now()
 		}
@@ -264,6 +267,7 @@ func (l *loop) deposed() {
 		c.end(ErrLeadershipLost)
 	}
 	l.confs = nil
+	l.failRollCalls(&ErrNotLeader{})
 }
 
 func (l *loop) send(out []*raftpb.Message) {
@@ -283,6 +287,7 @@ func (l *loop) tick() {
 	l.reads.tick(l.node)
 	l.beEager()
 	l.standAgain()
+	l.expireRollCalls()
 	l.noteReachable()
 	l.noteLed()
 	if l.role.leads {
@@ -405,4 +410,5 @@ func (l *loop) refuse() {
 	for _, r := range slices.Concat(l.reads.all(), in.reads) {
 		r.end(0, ErrStopped)
 	}
+	l.failRollCalls(ErrStopped)
 }

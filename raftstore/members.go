@@ -178,7 +178,7 @@ func (s *Store) AddMember(ctx context.Context, m protocol.Member) (protocol.Memb
 }
 
 // RemoveMember removes a member for good: its raft id is never used again, and it is told when it next calls. It gives
-// [ErrQuorum] if too few of the others are reachable to go on without it. On the leader only; asked to remove
+// [ErrQuorum] if too few of the others answer now ([Store.RollCall]) to go on without it. On the leader only; asked to remove
 // itself, the leader hands leadership over and gives an [*ErrNotLeader], as if the caller had come to a follower.
 func (s *Store) RemoveMember(ctx context.Context, raftID uint64) error {
 	if raftID == s.self {
@@ -195,6 +195,9 @@ func (s *Store) RemoveMember(ctx context.Context, raftID uint64) error {
 			return err
 		}
 		return &ErrNotLeader{}
+	}
+	if err := s.RollCall(ctx); err != nil {
+		return fmt.Errorf("remove member %x: %w", raftID, err)
 	}
 	check := func(l *loop) error { return l.mayRemove(raftID) }
 	m, _ := s.view.membership().member(raftID)

@@ -60,3 +60,4 @@ func (c control) Members() []protocol.Member { return c.p.store.Members() }
 func (c control) Reachability(nodeID string) swarm.Reachability {
 	return c.p.manager.Reachability(nodeID)
 }
+func (c control) RollCall(ctx context.Context) error { return c.p.store.RollCall(ctx) }

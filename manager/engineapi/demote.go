@@ -41,8 +41,8 @@ func whileQuorum(ctx context.Context, update func() error) error {
 }
 
 // mayDemote refuses the demotion of a manager that the others cannot do without (swarm-semantics.md, 8.6). Demotions that are
-// not carried out yet count as if they were. Beyond Swarm's words the error has the numbers.
-func mayDemote(c Control, snap *cluster.Snapshot, n *cluster.Node) error {
+// not carried out yet count as if they were, and who does not answer now as gone. Beyond Swarm's words the error has the numbers.
+func mayDemote(ctx context.Context, c Control, snap *cluster.Snapshot, n *cluster.Node) error {
 	others := 0
 	for o := range snap.Nodes() {
 		if o.ID != n.ID && o.Spec.Role == swarm.NodeRoleManager {
@@ -51,6 +51,9 @@ func mayDemote(c Control, snap *cluster.Snapshot, n *cluster.Node) error {
 	}
 	if others == 0 {
 		return rpcErrorf(failedPrecondition, "attempting to demote the last manager of the swarm")
+	}
+	if err := c.RollCall(ctx); err != nil {
+		return err
 	}
 	votes := false // a manager that has yet to catch up, or to join the others, can go at any time
 	remain, reachable, learners := 0, 0, 0

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -14,12 +15,18 @@ type group struct {
 	Control
 	members []protocol.Member
 	dead    string // letters of the nodes that cannot be reached
+	heard   *bool  // the dead are found out by a roll call only
+}
+
+func (g group) RollCall(context.Context) error {
+	*g.heard = true
+	return nil
 }
 
 func (g group) Members() []protocol.Member { return g.members }
 
 func (g group) Reachability(id string) swarm.Reachability {
-	if strings.Contains(g.dead, id) {
+	if *g.heard && strings.Contains(g.dead, id) {
 		return swarm.ReachabilityUnreachable
 	}
 	return swarm.ReachabilityReachable
@@ -57,12 +64,12 @@ func TestMayDemote(t *testing.T) {
 					w.put(t, n)
 				}
 			}
-			g := group{dead: c.dead}
+			g := group{dead: c.dead, heard: new(bool)}
 			for i, id := range strings.Split(c.voters+c.learners, "") {
 				g.members = append(g.members, protocol.Member{RaftID: uint64(i + 1), NodeID: id, Learner: strings.Contains(c.learners, id)})
 			}
 			snap := w.snapshot()
-			err := mayDemote(g, snap, snap.Node(c.demote))
+			err := mayDemote(t.Context(), g, snap, snap.Node(c.demote))
 			if (err == nil) != (c.want == "") || err != nil && err.Error() != "rpc error: code = FailedPrecondition desc = "+c.want {
 				t.Errorf("got  %v\nwant %s", err, c.want)
 			}

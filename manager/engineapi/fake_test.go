@@ -288,6 +288,7 @@ func (c *fakeControl) Members() []protocol.Member { return c.members }
 func (c *fakeControl) Reachability(string) swarm.Reachability {
 	return swarm.ReachabilityReachable
 }
+func (c *fakeControl) RollCall(context.Context) error { return nil }
 
 type lockedIDs struct{ c *fakeControl }
 

@@ -82,9 +82,11 @@ type Control interface {
 	ConfigureCA(ctx context.Context, cl *cluster.Cluster, want swarm.CAConfig) (*cluster.Cluster, error)
 	// IDs makes ids for new objects.
 	IDs() cluster.IDs
-	// Members are the members of the raft group; Reachability says how the leader sees one.
+	// Members are the members of the raft group; Reachability says how the leader sees one. RollCall has them answer anew, so that
+	// Reachability knows of those that died a moment ago; the leader only.
 	Members() []protocol.Member
 	Reachability(nodeID string) swarm.Reachability
+	RollCall(ctx context.Context) error
 	// TaskLogs reads one task's log from its node line by line, until its end or each fails.
 	TaskLogs(ctx context.Context, nodeID string, req protocol.LogRequest, each func(protocol.LogMessage) error) error
 	// Dial opens a stream to a node's agent, which answers HTTP on it; the leader only.

@@ -108,7 +108,7 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 		next.Spec = spec
 		txn := &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&next)}}
 		if spec.Role == swarm.NodeRoleWorker && n.Spec.Role == swarm.NodeRoleManager {
-			if err := mayDemote(c, snap, n); err != nil {
+			if err := mayDemote(r.Context(), c, snap, n); err != nil {
 				return nil, err
 			}
 			// What was found must hold when this is committed: two demotions at once may be one too many.
