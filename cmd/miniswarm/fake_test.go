@@ -41,6 +41,7 @@ type fakeDaemon struct {
 	root     swarm.TLSInfo
 	rotating int // answers until a rotation is over
 	nodes    []swarm.Node
+	disturb  func(*swarm.Node) error // before each update of a node
 	engine   *fake.Engine // of all nodes; has the one container that every task is seen to have
 
 	unlockKey string
@@ -395,6 +396,15 @@ func (f *fakeDaemon) task(r *http.Request) (any, error) {
 func (f *fakeDaemon) updateNode(r *http.Request) (any, error) {
 	for i := range f.nodes {
 		if f.nodes[i].ID == r.PathValue("id") {
+			if f.disturb != nil {
+				if err := f.disturb(&f.nodes[i]); err != nil {
+					return nil, err
+				}
+			}
+			if r.FormValue("version") != fmt.Sprint(f.nodes[i].Version.Index) {
+				return nil, refusal{http.StatusInternalServerError, "rpc error: code = Unknown desc = update out of sequence"}
+			}
+			f.nodes[i].Version.Index++
 			f.nodes[i].Spec = swarm.NodeSpec{}
 			return struct{}{}, json.NewDecoder(r.Body).Decode(&f.nodes[i].Spec)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -53,6 +54,8 @@ type observer struct {
 	stopping []stopped
 	// showStops says that stopping is to be found.
 	showStops bool
+	// nodes are the specifications of nodes that commands have read, by id.
+	nodes map[string]json.RawMessage
 }
 
 func (o *observer) ServiceCreate(ctx context.Context, spec swarm.ServiceSpec, opts swarm.ServiceCreateOptions) (swarm.ServiceCreateResponse, error) {

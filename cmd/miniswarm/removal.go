@@ -155,6 +155,9 @@ func waitForNodes(ctx context.Context, cl client.APIClient, nodes []string) erro
 func adaptNodes(oc *observedCLI, cmd *cobra.Command) {
 	addAllow(cmd)
 	for _, sub := range cmd.Commands() {
+		if sub.Name() == "demote" {
+			demoteOwnLast(oc, sub)
+		}
 		if sub.Name() != "update" {
 			continue
 		}

@@ -46,6 +46,8 @@ type fakeLocal struct {
 	// attach answers what is asked of the managers; nil: the swarm has no networks.
 	attach  func(req protocol.AttachRequest) (*Attachment, error)
 	settled int // calls of SettleAttachments
+	// onControl answers Control while it is not nil; guarded by mu.
+	onControl func() (Control, error)
 }
 
 func (l *fakeLocal) SettleAttachments(context.Context) {
@@ -143,6 +145,9 @@ func (l *fakeLocal) Info() swarm.Info {
 func (l *fakeLocal) Control() (Control, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.onControl != nil {
+		return l.onControl()
+	}
 	return l.control, l.err
 }
 

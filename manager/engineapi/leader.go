@@ -51,7 +51,7 @@ func (s *Server) streaming(e endpoint) http.Handler { return s.leaderOnly(e, 0) 
 
 func (s *Server) leaderOnly(e endpoint, limit time.Duration) http.Handler {
 	return handler(func(w http.ResponseWriter, r *http.Request) error {
-		c, err := s.cfg.Local.Control()
+		c, err := s.control(r)
 		if err != nil {
 			return err
 		}
@@ -83,14 +83,27 @@ func (s *Server) leaderOnly(e endpoint, limit time.Duration) http.Handler {
 				return errNoLeader
 			case <-time.After(leaderPoll):
 			}
+			if c, err = s.control(r); err != nil { // it is no manager any more: nobody will tell it who leads
+				return err
+			}
 		}
 	})
+}
+
+// control is Local.Control for a request. That this machine is no manager is nothing to tell the clients of another one, which took it
+// for the leader: that one asks again who leads.
+func (s *Server) control(r *http.Request) (Control, error) {
+	c, err := s.cfg.Local.Control()
+	if err != nil && r.Header.Get(headerForwarded) != "" {
+		return nil, errMisdirected
+	}
+	return c, err
 }
 
 // onceOnLeader carries the request out here or at the leader. An error for which again is true has changed and answered
 // nothing.
 func (s *Server) onceOnLeader(patience context.Context, c Control, e endpoint, w http.ResponseWriter, r *http.Request) error {
-	self, id, addr, err := awaitLeader(patience, c, r)
+	self, id, addr, err := s.awaitLeader(patience, c, r)
 	switch {
 	case err != nil:
 		return err
@@ -121,8 +134,9 @@ func wholeBody(r *http.Request) ([]byte, error) {
 	return b, nil
 }
 
-// awaitLeader waits through an election, so that a change of leader is a short delay for clients and no error.
-func awaitLeader(patience context.Context, c Control, r *http.Request) (self bool, id, addr string, err error) {
+// awaitLeader waits through an election, so that a change of leader is a short delay for clients and no error. A manager that
+// is demoted meanwhile says so.
+func (s *Server) awaitLeader(patience context.Context, c Control, r *http.Request) (self bool, id, addr string, err error) {
 	for {
 		if self, id, addr := c.Leader(); self || addr != "" {
 			if !self && r.Header.Get(headerForwarded) != "" {
@@ -134,6 +148,9 @@ func awaitLeader(patience context.Context, c Control, r *http.Request) (self boo
 		case <-patience.Done():
 			return false, "", "", errNoLeader
 		case <-time.After(leaderPoll):
+		}
+		if c, err = s.control(r); err != nil {
+			return false, "", "", err
 		}
 	}
 }

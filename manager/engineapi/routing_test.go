@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -262,6 +263,31 @@ func TestRequestsSurviveAChangeOfLeader(t *testing.T) {
 	t.Run("no leader at first", func(t *testing.T) {
 		f.control.setLeader(false, "", "")
 		onAsk(func() { f.control.leader, f.control.addr = "node1", right })
+		if a := f.do("GET", "/services", nil); a.status != http.StatusOK {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	})
+	t.Run("demoted while it waits for a leader", func(t *testing.T) {
+		f.control.setLeader(false, "", "")
+		before := f.local.Info()
+		onAsk(func() { f.local.set(before, nil, errWorker) })
+		began := time.Now()
+		f.refused("GET", "/services", nil, http.StatusServiceUnavailable, errWorker.Error())
+		if took := time.Since(began); took > electionPatience/2 {
+			t.Errorf("said so after %s", took)
+		}
+		f.local.set(before, f.control, nil)
+	})
+	t.Run("the asked one is no manager any more", func(t *testing.T) {
+		f.control.setLeader(false, "node1", right)
+		asked := 0
+		leader.local.onControl = func() (Control, error) {
+			if asked++; asked == 1 {
+				return nil, errWorker
+			}
+			return leader.control, nil
+		}
+		defer func() { leader.local.onControl = nil }()
 		if a := f.do("GET", "/services", nil); a.status != http.StatusOK {
 			t.Errorf("%d %s", a.status, a.body)
 		}

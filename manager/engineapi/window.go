@@ -24,12 +24,12 @@ func (s *Server) taskEngine(w http.ResponseWriter, r *http.Request) error {
 		s.streaming(s.reachTask).ServeHTTP(w, r)
 		return nil
 	}
-	c, err := s.cfg.Local.Control()
+	c, err := s.control(r)
 	if err != nil {
 		return err
 	}
 	patience, cancel := context.WithTimeout(r.Context(), electionPatience)
-	self, id, addr, err := awaitLeader(patience, c, r)
+	self, id, addr, err := s.awaitLeader(patience, c, r)
 	cancel()
 	switch {
 	case err != nil:
