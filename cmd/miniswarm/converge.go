@@ -105,7 +105,8 @@ func await(ctx context.Context, oc *observedCLI, id string, quiet bool) error {
 	defer stop(nil)
 	cl := oc.observer().APIClient
 	reader, writer := io.Pipe()
-	out := &progressPrinter{write: oc.Out(), last: make(map[string]string), quiet: quiet, nodes: nodesByID(ctx, cl)}
+	out := &progressPrinter{write: oc.Out(), last: make(map[string]string), quiet: quiet, nodes: nodesByID(ctx, cl),
+		because: func(text string) string { return because(ctx, cl, text) }}
 	var done sync.WaitGroup
 	if !quiet && oc.Out().IsTerminal() {
 		screen, frames := io.Pipe()
@@ -120,7 +121,7 @@ func await(ctx context.Context, oc *observedCLI, id string, quiet bool) error {
 	var helpers sync.WaitGroup
 	helpers.Go(func() { out.copy(reader) })
 	helpers.Go(func() { watchTasks(ctx, cl, id, out, stop) })
-	err := progress.ServiceProgress(ctx, cl, id, writer)
+	err := explainStop(ctx, cl, progress.ServiceProgress(ctx, cl, id, writer))
 	if ended := context.Cause(ctx); errors.Is(ended, errAllComplete) {
 		err = nil
 		out.message(message{ID: "verify", Status: "Service " + id + ": all tasks are complete"})
@@ -138,6 +139,7 @@ func watchTasks(ctx context.Context, cl client.APIClient, id string, out *progre
 	tick := time.NewTicker(waitPoll)
 	defer tick.Stop()
 	shown, began := make(map[string]bool), time.Now()
+	var failed *failures
 	for {
 		select {
 		case <-ctx.Done():
@@ -148,6 +150,12 @@ func watchTasks(ctx context.Context, cl client.APIClient, id string, out *progre
 		if err != nil {
 			continue // Docker's progress reports it
 		}
+		if failed == nil {
+			if failed, err = newFailures(ctx, cl, id); err != nil {
+				continue
+			}
+		}
+		failed.tell(tasks, out)
 		current := newest(tasks)
 		if len(current) > 0 && !slices.ContainsFunc(current, func(t swarm.Task) bool { return t.Status.State != swarm.TaskStateComplete || t.JobIteration != nil }) {
 			stop(errAllComplete)

@@ -341,6 +341,8 @@ func (f *fakeDaemon) updateService(r *http.Request) (any, error) {
 	return swarm.ServiceUpdateResponse{}, json.NewDecoder(r.Body).Decode(&s.Spec)
 }
 
+func taskID(slot int, version uint64) string { return fmt.Sprintf("task%d%020d", slot, version) }
+
 func (f *fakeDaemon) tasksOf(s *swarm.Service) []swarm.Task {
 	var out []swarm.Task
 	state := swarm.TaskStateRunning
@@ -358,7 +360,7 @@ func (f *fakeDaemon) tasksOf(s *swarm.Service) []swarm.Task {
 		return nil
 	}
 	for i := range int(*s.Spec.Mode.Replicated.Replicas) {
-		out = append(out, swarm.Task{ID: fmt.Sprintf("task%d%020d", i+1, f.version), ServiceID: s.ID, Slot: i + 1, NodeID: f.nodes[i%3].ID, Spec: s.Spec.TaskTemplate,
+		out = append(out, swarm.Task{ID: taskID(i+1, f.version), ServiceID: s.ID, Slot: i + 1, NodeID: f.nodes[i%3].ID, Spec: s.Spec.TaskTemplate,
 			DesiredState: swarm.TaskStateRunning, Status: swarm.TaskStatus{State: state, Err: problem, Timestamp: time.Now()}})
 	}
 	return out

@@ -25,6 +25,8 @@ type progressPrinter struct {
 	quiet  bool
 	frames io.WriteCloser    // to Docker's display; nil where there is no terminal
 	nodes  map[string]string // names by id
+	// because completes what is said of an update that has stopped; nil leaves it.
+	because func(text string) string
 
 	mu    sync.Mutex        // guards what follows
 	write io.Writer         // standard output
@@ -41,6 +43,11 @@ func (p *progressPrinter) copy(r io.Reader) {
 		}
 		var m message
 		if json.Unmarshal(raw, &m) != nil || m.ID == "" && ofInterrupt(m.Status) {
+			continue
+		}
+		if m.ID == "rollback" && p.because != nil {
+			m.Status = p.because(m.Status)
+			p.message(m)
 			continue
 		}
 		if p.frames == nil {
@@ -112,6 +119,38 @@ func (p *progressPrinter) message(m message) {
 	_, _ = p.frames.Write(append(text, '\n'))
 }
 
+// failure shows why a task has ended: on a terminal the latest on one line, elsewhere each reason once.
+func (p *progressPrinter) failure(task, why string) {
+	why = strings.TrimSpace(why)
+	if p.frames != nil {
+		if said := task + ": " + why; p.last[taskError] != said { // only what watches tasks comes here
+			p.last[taskError] = said
+			p.message(message{ID: "last failure", Status: said})
+		}
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if key := taskError + why; !p.quiet && p.last[key] == "" {
+		p.last[key] = why
+		fmt.Fprintf(p.write, "%s failed: %s\n", task, why)
+	}
+}
+
+// saidInFull says whether the error of a task, which Docker's progress cuts off, was shown already. p.mu is held.
+func (p *progressPrinter) saidInFull(status string) bool {
+	begin, cut := strings.CutSuffix(status, "…")
+	for key := range p.last {
+		if cut && strings.HasPrefix(key, taskError+begin) {
+			return true
+		}
+	}
+	return false
+}
+
+// taskError is what the keys of errors of tasks begin with.
+const taskError = "task: "
+
 // line prints a message where it is news: the counts, errors of tasks each once, and the end.
 func (p *progressPrinter) line(m message) {
 	status := strings.TrimSpace(m.Status)
@@ -125,9 +164,9 @@ func (p *progressPrinter) line(m message) {
 	case m.ID == "verify" && strings.HasPrefix(status, "Waiting "):
 		said = "Waiting" // the countdown is not news
 	case strings.Contains(m.ID, "/"):
-		key, m.ID = "task: "+status, "task "+m.ID
+		key, m.ID = taskError+status, "task "+m.ID
 	}
-	if p.last[key] == said {
+	if p.last[key] == said || p.saidInFull(status) {
 		return
 	}
 	p.last[key] = said
