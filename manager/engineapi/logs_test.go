@@ -157,6 +157,20 @@ func TestMissingNodesAreNamedAfterTheOthers(t *testing.T) {
 	}
 }
 
+// What ran on a node that was removed is history as much as a container that is gone: the log is complete without it.
+func TestRemovedNodesAreNotMissing(t *testing.T) {
+	w := logWorld(t)
+	w.control.setLog("task1", lines("stdout", "one"))
+	gone := aTask("task4", w.control.snapshot().Service("svc1"), 2, "removed", swarm.TaskStateOrphaned)
+	w.control.put(t, gone, aTask("task5", w.control.snapshot().Service("svc1"), 1, "removed", swarm.TaskStateFailed))
+	w.control.setLog("task2", lines("stdout", "two"))
+	body, _ := w.logBody("/services/web/logs?stdout=1&stderr=1")
+	stdout, _, err := demux(t, body)
+	if got := strings.Fields(stdout); err != nil || !slices.Contains(got, "one") || !slices.Contains(got, "two") {
+		t.Errorf("%q %v", stdout, err)
+	}
+}
+
 // An engine that hangs says nothing and ends nothing. A client that takes its time is none.
 func TestANodeThatHangsIsNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

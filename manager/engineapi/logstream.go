@@ -236,12 +236,12 @@ func (l *logStream) read(ctx context.Context, t *cluster.Task) {
 			last, told = m.Timestamp, false
 			return l.send(ctx, logLine{task: t, LogMessage: m})
 		})
-		now, nodeUp := l.state(t)
+		now, away := l.state(t)
 		ended := now == nil || cluster.Terminal(now.Status.State)
 		// The container of a task that has ended may be gone, which is no loss worth telling, and that of one that is
 		// being prepared is not there yet. An election is over in a moment.
 		worth := err != nil && !told && (!l.query.follow || !errors.Is(err, errLeaderGone)) &&
-			(!nodeUp || !ended && now.Status.State == swarm.TaskStateRunning || errors.As(err, new(*silentError)))
+			(away || !ended && now.Status.State == swarm.TaskStateRunning || errors.As(err, new(*silentError)))
 		if worth && ctx.Err() == nil {
 			told = true
 			if l.send(ctx, logLine{task: t, err: err}) != nil {
@@ -287,11 +287,13 @@ func (l *logStream) readOnce(ctx context.Context, t *cluster.Task, from time.Tim
 	return err
 }
 
-// state gives the task as it was seen last, nil if it is gone, and whether its node is up.
-func (l *logStream) state(t *cluster.Task) (now *cluster.Task, nodeUp bool) {
+// state gives the task as it was seen last, nil if it is gone, and whether its node is away and may come back with its logs. What was on
+// a node that was removed is history, as what was in a container that is gone.
+func (l *logStream) state(t *cluster.Task) (now *cluster.Task, away bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.latest[t.ID], l.nodes[t.NodeID]
+	up, known := l.nodes[t.NodeID]
+	return l.latest[t.ID], known && !up
 }
 
 func (l *logStream) send(ctx context.Context, line logLine) error {
