@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -167,22 +166,6 @@ func dockerRoot(ctx context.Context, e *env, host string, n noun, more ...comman
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	return root, nil
-}
-
-// changedPayload is how a deployment ends that has other content for a secret or config than the cluster.
-var changedPayload = regexp.MustCompile(`failed to update (secret|config) (\S+): .*only updates to Labels are allowed`)
-
-// explainChanged says what to do about content that has changed. Docker says what cannot be done.
-func explainChanged(err error) error {
-	if err == nil {
-		return nil
-	}
-	m := changedPayload.FindStringSubmatch(err.Error())
-	if m == nil {
-		return err
-	}
-	return fmt.Errorf("%w\nthe content of %[2]s %[3]s has changed, and what running tasks use does not change: give it a new name in the Compose file, "+
-		"such as \"name: %[3]s_${VERSION}\", and deploy with another VERSION; the services then move to it by a rolling update", err, m[1], m[2])
 }
 
 // examples are shown by --help of Docker's commands, by command path without "miniswarm".

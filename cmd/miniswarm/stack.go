@@ -177,7 +177,7 @@ func adaptDeploy(oc *observedCLI, cmd *cobra.Command) {
 			return err
 		}
 		printNotes(oc, stack)
-		return explainChanged(d.run(cmd.Context()))
+		return explainChanged(d.run(cmd.Context()), stack, convert.NewNamespace(d.opts.Namespace))
 	}
 }
 

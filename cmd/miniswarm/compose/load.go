@@ -285,6 +285,16 @@ func (s *Stack) Where(path ...string) string {
 	return fmt.Sprintf("%s:%d", file, line)
 }
 
+// Written is the single value of a path of keys as the last file that has it puts it, its variables not replaced; "" for none.
+func (s *Stack) Written(path ...string) string {
+	for _, f := range slices.Backward(s.files) {
+		if n := get(f.root, path...); n != nil && n.Kind == yaml.ScalarNode {
+			return n.Value
+		}
+	}
+	return ""
+}
+
 func absolute(dir, path string) string {
 	if filepath.IsAbs(path) {
 		return path
