@@ -11,7 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// settingsFlags are the cluster's settings, for init and update.
+// settingsFlags are the cluster's settings, for init.
 func settingsFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.Int64Flag{Name: "task-history-limit", Value: 5, Usage: "tasks kept of each slot"},
@@ -20,6 +20,25 @@ func settingsFlags() []cli.Flag {
 		&cli.Uint64Flag{Name: "snapshot-interval", Value: 10000, Usage: "log entries between snapshots"},
 		&cli.Uint64Flag{Name: "max-snapshots", Usage: "snapshots kept besides the newest"},
 	}
+}
+
+// changesFlags are the settings for update, which leaves alone what is not named.
+func changesFlags() []cli.Flag {
+	const same = "as it is"
+	flags := append(settingsFlags(), &cli.BoolFlag{Name: "autolock", Usage: "managers lock themselves when they restart (true or false)"})
+	for _, f := range flags {
+		switch f := f.(type) {
+		case *cli.Int64Flag:
+			f.DefaultText = same
+		case *cli.Uint64Flag:
+			f.DefaultText = same
+		case *cli.DurationFlag:
+			f.DefaultText = same
+		case *cli.BoolFlag:
+			f.DefaultText = same
+		}
+	}
+	return flags
 }
 
 // mergeSettings puts what the command line sets into a specification.
@@ -49,7 +68,7 @@ func mergeSettings(c *cli.Context, spec *swarm.Spec) {
 func updateCommand(e *env) *cli.Command {
 	return &cli.Command{Name: "update", Usage: "change the settings of the cluster", Category: clusterCategory,
 		Description: "   miniswarm update --task-history-limit 10\n   miniswarm update --autolock=true",
-		Flags: append(settingsFlags(), &cli.BoolFlag{Name: "autolock", Usage: "managers lock themselves when they restart (true or false)"},
+		Flags: append(changesFlags(),
 			&cli.StringSliceFlag{Name: "external-ca", Usage: "`SPEC` of who signs in place of the managers, with the present root: protocol=cfssl,url=https://..."}),
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
