@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -73,8 +74,8 @@ func runBackup(ctx context.Context, e *env, c *cli.Context) (err error) {
 		}
 		generated = false
 	}
-	if _, err := os.Lstat(name); name != "-" && err == nil && !c.Bool("force") {
-		return fmt.Errorf("%s exists: give another name, or --force to replace it", name)
+	if err := mayBackUpTo(name, c.Bool("force")); err != nil {
+		return err
 	}
 	if f, ok := e.stdout.(*os.File); ok && name == "-" && term.IsTerminal(int(f.Fd())) {
 		return usage("a backup is not for a terminal: name a FILE, or send standard output somewhere else")
@@ -96,6 +97,27 @@ func runBackup(ctx context.Context, e *env, c *cli.Context) (err error) {
 	}
 	fmt.Fprintf(e.stderr, "Backed up to %s (%s), and read back: %s\n", name, units.BytesSize(float64(size)), describeBackup(m))
 	return tellKey(e, secret, generated)
+}
+
+// mayBackUpTo says of a file that a backup cannot be written to why, before the cluster is asked for one.
+func mayBackUpTo(name string, force bool) error {
+	if name == "-" {
+		return nil
+	}
+	dir := filepath.Dir(name)
+	switch at, err := os.Stat(name); {
+	case err == nil && at.IsDir():
+		return fmt.Errorf("%s is a directory: name a file in it, such as %s", name, filepath.Join(name, "cluster.backup"))
+	case err == nil && !force:
+		return fmt.Errorf("%s exists: give another name, or --force to replace it", name)
+	}
+	switch at, err := os.Stat(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("back up to %s: there is no directory %s: make it, or name a file elsewhere", name, dir)
+	case err == nil && !at.IsDir():
+		return fmt.Errorf("back up to %s: %s is no directory", name, dir)
+	}
+	return nil
 }
 
 func tellKey(e *env, secret backup.Secret, generated bool) error {
@@ -128,7 +150,7 @@ func backupToFile(ctx context.Context, cl client.APIClient, secret backup.Secret
 	partial := name + ".partial"
 	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, 0, fmt.Errorf("create the backup: %w", err)
+		return nil, 0, fmt.Errorf("create the backup: %w; name a file where you may write, or - for standard output", err)
 	}
 	defer func() {
 		if err != nil {

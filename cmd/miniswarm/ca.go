@@ -30,7 +30,7 @@ func caCommand(e *env) *cli.Command {
 			&cli.BoolFlag{Name: "rotate", Usage: "change over to another root, a new one unless --ca-cert names it; no container is touched, join tokens change"},
 			&cli.StringFlag{Name: "ca-cert", Usage: "`FILE` with the root certificate to change over to, in PEM"},
 			&cli.StringFlag{Name: "ca-key", Usage: "`FILE` with its key, in PEM"},
-			&cli.DurationFlag{Name: "cert-expiry", Value: 90 * 24 * time.Hour, Usage: "validity of node certificates"},
+			&cli.DurationFlag{Name: "cert-expiry", DefaultText: "as it is", Usage: "validity of node certificates"},
 			&cli.StringSliceFlag{Name: "external-ca", Usage: "`SPEC` of who signs in place of the managers: protocol=cfssl,url=https://..."},
 			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "do not wait until every machine has changed over"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress"}},

@@ -42,7 +42,7 @@ type fakeDaemon struct {
 	rotating int // answers until a rotation is over
 	nodes    []swarm.Node
 	disturb  func(*swarm.Node) error // before each update of a node
-	engine   *fake.Engine // of all nodes; has the one container that every task is seen to have
+	engine   *fake.Engine            // of all nodes; has the one container that every task is seen to have
 
 	unlockKey string
 	locked    bool // as after a restart

@@ -105,7 +105,7 @@ func labDown(e *env) *cli.Command {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), labDownTimeout)
 			defer cancel()
 			if err := lab.Remove(ctx, c.String("state-dir"), c.String("name")); err != nil {
-				return err
+				return knownLabs(c, err)
 			}
 			fmt.Fprintf(e.stdout, "Lab %s is gone.\n", c.String("name"))
 			return nil
@@ -172,6 +172,25 @@ func word(b bool, yes, no string) string {
 	return no
 }
 
+// knownLabs says, where a lab was not found, which there are.
+func knownLabs(c *cli.Context, err error) error {
+	if !errors.Is(err, lab.ErrNotFound) {
+		return err
+	}
+	labs, listed := lab.List(c.String("state-dir"))
+	switch {
+	case listed != nil:
+		return err
+	case len(labs) == 0:
+		return fmt.Errorf("%w (there is none in %s)", err, c.String("state-dir"))
+	}
+	names := make([]string, len(labs))
+	for i, l := range labs {
+		names[i] = l.Name()
+	}
+	return fmt.Errorf("%w (there are: %s; --name names one)", err, strings.Join(names, ", "))
+}
+
 // openLab opens the lab the flags name, and checks that the first argument names one of its hosts.
 func openLab(c *cli.Context) (*lab.Lab, string, error) {
 	host := c.Args().First()
@@ -180,7 +199,7 @@ func openLab(c *cli.Context) (*lab.Lab, string, error) {
 	}
 	l, err := lab.Open(c.String("state-dir"), c.String("name"))
 	if errors.Is(err, lab.ErrNotFound) {
-		return nil, "", fmt.Errorf("%w; 'miniswarm lab up%s' makes it", err, nameFlag(c))
+		return nil, "", fmt.Errorf("%w; 'miniswarm lab up%s' makes it", knownLabs(c, err), nameFlag(c))
 	}
 	if err != nil {
 		return nil, "", err
@@ -258,7 +277,7 @@ func labLogs(e *env) *cli.Command {
 			if !c.Args().Present() {
 				l, err := lab.Open(c.String("state-dir"), c.String("name"))
 				if err != nil {
-					return err
+					return knownLabs(c, err)
 				}
 				_, err = fmt.Fprint(e.stdout, l.Logs(c.Int("lines")))
 				return err

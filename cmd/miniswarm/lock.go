@@ -33,10 +33,10 @@ func unlockCommand(e *env) *cli.Command {
 			}
 			switch info.Swarm.LocalNodeState {
 			case swarm.LocalNodeStateInactive:
-				return errors.New("error: this node is not part of a swarm")
+				return errors.New("error: this node is not part of a swarm, so there is nothing to unlock")
 			case swarm.LocalNodeStateLocked:
 			default:
-				return errors.New("error: swarm is not locked")
+				return errors.New("error: swarm is not locked: its manager here runs already")
 			}
 			key, err := readKey(c.Context, e)
 			if err != nil {
@@ -78,7 +78,7 @@ func unlockKeyCommand(e *env) *cli.Command {
 					return hint(err, c)
 				}
 				if !sw.Spec.EncryptionConfig.AutoLockManagers {
-					return errors.New("cannot rotate because autolock is not turned on")
+					return errors.New("cannot rotate because autolock is not turned on: 'miniswarm update --autolock=true' does that, with a new key")
 				}
 				if err := cl.SwarmUpdate(c.Context, sw.Version, sw.Spec, swarm.UpdateFlags{RotateManagerUnlockKey: true}); err != nil {
 					return hint(err, c)
@@ -105,7 +105,7 @@ func fetchUnlockKey(ctx context.Context, cl *client.Client) (string, error) {
 		return "", fmt.Errorf("could not fetch unlock key: %w", err)
 	}
 	if answer.UnlockKey == "" {
-		return "", errors.New("no unlock key is set")
+		return "", errors.New("no unlock key is set: managers are not locked; 'miniswarm update --autolock=true' turns that on and shows the key")
 	}
 	return answer.UnlockKey, nil
 }

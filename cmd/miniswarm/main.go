@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -80,7 +81,7 @@ func run(ctx context.Context, e *env) int {
 		code = coded.ExitCode()
 	}
 	if text := err.Error(); text != "" {
-		fmt.Fprintln(e.stderr, ourWords.Replace(text))
+		fmt.Fprintln(e.stderr, ourWords.Replace(plainNumbers(text)))
 	}
 	return code
 }
@@ -93,6 +94,24 @@ var ourWords = strings.NewReplacer(
 	"docker swarm init", "miniswarm init", "docker swarm join", "miniswarm join", "docker swarm leave", "miniswarm leave",
 	". Is the docker daemon running?", ".", "Cannot connect to the Docker daemon at", "Cannot connect to the miniswarm daemon at",
 )
+
+// wrongNumber is how Go words that a text is no number.
+var wrongNumber = regexp.MustCompile(`strconv\.Parse(\w+): parsing ("(?:[^"\\]|\\.)*"): (invalid syntax|value out of range)`)
+
+// plainNumbers says of what was to be a number, in words that people use, what it must be.
+func plainNumbers(text string) string {
+	return wrongNumber.ReplaceAllStringFunc(text, func(found string) string {
+		m := wrongNumber.FindStringSubmatch(found)
+		must := map[string]string{"Uint": "a whole number, 0 or more", "Int": "a whole number", "Float": "a number", "Bool": "true or false"}[m[1]]
+		switch {
+		case must == "":
+			return found
+		case m[3] == "value out of range":
+			return m[2] + " is too large"
+		}
+		return m[2] + " must be " + must
+	})
+}
 
 // newApp builds the tree of commands.
 func newApp(e *env) *cli.App {
@@ -142,9 +161,13 @@ func explainUsage(parent string, c *cli.Command) {
 	}
 }
 
+// longFlag is a flag with one dash where people type two.
+var longFlag = regexp.MustCompile(`(flag |not defined: |argument: )-(\w[\w-]+)`)
+
 func usageError(path string) cli.OnUsageErrorFunc {
 	return func(_ *cli.Context, err error, _ bool) error {
-		return cli.Exit(fmt.Sprintf("%s: %v\nsee '%s --help'", path, err, path), exitUsage)
+		text := longFlag.ReplaceAllString(err.Error(), "$1--$2")
+		return cli.Exit(fmt.Sprintf("%s: %s\nsee '%s --help'", path, text, path), exitUsage)
 	}
 }
 

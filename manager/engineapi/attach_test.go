@@ -251,5 +251,5 @@ func TestAttachmentsAreListedOnDemand(t *testing.T) {
 	if a := w.do("GET", "/tasks/place1", nil); a.status != http.StatusOK || !strings.Contains(a.body, `"NetworkAttachmentSpec":{"ContainerID":"c1"}`) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
-	w.refused("DELETE", "/networks/front", nil, http.StatusBadRequest, "rpc error: code = FailedPrecondition desc = network frontnet is in use by task place1")
+	w.refused("DELETE", "/networks/front", nil, http.StatusBadRequest, "rpc error: code = FailedPrecondition desc = network frontnet is in use by task place1 (container c1 on node vm1)")
 }

@@ -3,6 +3,7 @@ package engineapi
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -257,7 +258,7 @@ func removable(snap *cluster.Snapshot, n *cluster.Network) error {
 			return rpcErrorf(failedPrecondition, "ingress network cannot be removed because service %s depends on it", svc.ID)
 		}
 		if targets(svc.Spec.TaskTemplate.Networks) {
-			return rpcErrorf(failedPrecondition, "network %s is in use by service %s", n.ID, svc.ID)
+			return rpcErrorf(failedPrecondition, "network %s is in use by service %s (%s)", n.ID, svc.ID, svc.Spec.Name)
 		}
 	}
 	if n.Spec.Ingress {
@@ -268,10 +269,22 @@ func removable(snap *cluster.Snapshot, n *cluster.Network) error {
 			continue // on its way out; Swarm lets such a task fail "stack rm" if it is quick enough
 		}
 		if t.Wanted() && !cluster.Terminal(t.Status.State) && targets(t.Spec.Networks) {
-			return rpcErrorf(failedPrecondition, "network %s is in use by task %s", n.ID, t.ID)
+			return rpcErrorf(failedPrecondition, "network %s is in use by task %s (%s)", n.ID, t.ID, belongsTo(snap, t))
 		}
 	}
 	return nil
+}
+
+// belongsTo says whose task it is, in words that lead to it.
+func belongsTo(snap *cluster.Snapshot, t *cluster.Task) string {
+	node := t.NodeID
+	if n := snap.Node(node); n != nil && n.Description.Hostname != "" {
+		node = n.Description.Hostname
+	}
+	if t.Attachment() {
+		return fmt.Sprintf("container %.12s on node %s", t.Spec.NetworkAttachmentSpec.ContainerID, node)
+	}
+	return fmt.Sprintf("of service %s on node %s", t.ServiceAnnotations.Name, node)
 }
 
 func publishesOnIngress(svc *cluster.Service) bool {

@@ -171,14 +171,14 @@ func TestNetworksInUseStay(t *testing.T) {
 	spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "back"}}
 	spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
 	svc := must[swarm.ServiceCreateResponse](w, 201, "POST", "/services/create", spec).ID
-	w.refused("DELETE", "/networks/back", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by service %s", id, svc))
+	w.refused("DELETE", "/networks/back", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by service %s (web)", id, svc))
 	w.refused("DELETE", "/networks/ingress", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = ingress network cannot be removed because service %s depends on it", svc))
 	running := aTask("t1", w.control.snapshot().Service(svc), 1, "node1", swarm.TaskStateRunning)
 	w.control.put(t, running)
 	next := *w.control.snapshot().Service(svc)
 	next.Spec.TaskTemplate.Networks = nil
 	w.control.put(t, &next)
-	w.refused("DELETE", "/networks/back", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by task t1", id))
+	w.refused("DELETE", "/networks/back", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by task t1 (of service web on node node1)", id))
 	w.do("DELETE", "/services/web", nil)
 	if a := w.do("DELETE", "/networks/back", nil); a.status != http.StatusNoContent || w.control.snapshot().Network(id) != nil {
 		t.Errorf("with its service gone: %d %s", a.status, a.body)

@@ -127,7 +127,8 @@ func (a *Authority) brought(want swarm.CAConfig) (*Root, *CA, error) {
 	case len(root.certs) != 1:
 		return nil, nil, badRequest("the desired CA certificate cannot contain multiple certificates")
 	case root.certs[0].NotAfter.Before(a.cfg.Now().Add(minRootValidity)):
-		return nil, nil, badRequest("CA certificate expires too soon")
+		return nil, nil, badRequest("CA certificate expires too soon: on %s; bring one that is valid until %s at the least, a year from now",
+			root.certs[0].NotAfter.UTC().Format(time.DateOnly), a.cfg.Now().Add(minRootValidity).UTC().Format(time.DateOnly))
 	}
 	return root, ca, nil
 }

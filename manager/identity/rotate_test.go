@@ -204,7 +204,7 @@ func TestRotationsAreRefused(t *testing.T) {
 		{"no key", "load root CA: private key: it holds no PEM block", bring(cert, []byte("x"))},
 		{"a node's certificate", "is not a CA's", bring(leaf, key)},
 		{"two", "the desired CA certificate cannot contain multiple certificates", bring(append(append([]byte{}, cert...), other...), key)},
-		{"too short", "CA certificate expires too soon", bring(soon, soonKey)},
+		{"too short", "CA certificate expires too soon: on 20", bring(soon, soonKey)},
 		{"expired", "error while validating Root CA Certificate: x509: certificate has expired", bring(past, pastKey)},
 		{"the key of before", "Cannot update to a cert with an identical key", bring(again, a.c.RootCAKey)},
 		{"nobody with the key", "there must be at least one valid, reachable external CA corresponding to the desired CA certificate", bring(cert, nil)},
