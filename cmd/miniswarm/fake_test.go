@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
@@ -90,6 +91,10 @@ func startFake(t testing.TB, dir string) *fakeDaemon {
 	return f
 }
 
+var fakeVersion = types.Version{Version: "20.10.24", APIVersion: "1.51", MinAPIVersion: "1.12", Components: []types.ComponentVersion{
+	{Name: "Engine", Version: "20.10.24", Details: map[string]string{"GoVersion": "go1.19", "Os": "linux", "Arch": "amd64", "GitCommit": ""}},
+	{Name: "miniswarm", Version: "9.9", Details: map[string]string{"GoVersion": "go1.26"}}}}
+
 // refusal is an error with the status it is answered with.
 type refusal struct {
 	code int
@@ -102,7 +107,7 @@ func (f *fakeDaemon) routes() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, h := range map[string]func(*http.Request) (any, error){
 		"GET /info":                            f.info,
-		"GET /version":                         func(*http.Request) (any, error) { return map[string]any{"Version": "test", "ApiVersion": "1.51"}, nil },
+		"GET /version":                         func(*http.Request) (any, error) { return fakeVersion, nil },
 		"POST /swarm/init":                     f.init,
 		"POST /swarm/join":                     f.join,
 		"POST /swarm/leave":                    f.leave,

@@ -267,32 +267,6 @@ func infoCommand(e *env) *cli.Command {
 		}}
 }
 
-func versionCommand(e *env) *cli.Command {
-	return &cli.Command{Name: "version", Usage: "show the versions of this command, the daemon and the engine", Category: clusterCategory,
-		Flags: []cli.Flag{&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "json"}},
-		Action: func(c *cli.Context) error {
-			cl, err := newClient(c)
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			v, err := cl.ServerVersion(c.Context)
-			if err != nil {
-				fmt.Fprintf(e.stdout, "miniswarm %s\n", version)
-				return hint(err, c)
-			}
-			if f := c.String("format"); f != "" {
-				return printFormatted(e.stdout, f, map[string]any{"Client": version, "Server": v})
-			}
-			fmt.Fprintf(e.stdout, "miniswarm %s\n", version)
-			for _, comp := range v.Components {
-				fmt.Fprintf(e.stdout, "%s %s\n", strings.ToLower(comp.Name), comp.Version)
-			}
-			fmt.Fprintf(e.stdout, "api %s (minimum %s)\n", v.APIVersion, v.MinAPIVersion)
-			return nil
-		}}
-}
-
 func eventsCommand(e *env) *cli.Command {
 	return &cli.Command{Name: "events", Usage: "follow what happens in the cluster and on this machine's engine", Category: clusterCategory,
 		Description: "   miniswarm events --filter scope=swarm\n   miniswarm events --since 10m --until 0s",
