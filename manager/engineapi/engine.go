@@ -22,6 +22,7 @@ type engine struct {
 	host  string // as configured, for messages
 	http  *http.Client
 	proxy *httputil.ReverseProxy
+	face  face
 }
 
 // engineHost is the host in requests to the engine, which takes any.
@@ -50,10 +51,14 @@ func newEngine(host string, logger *slog.Logger) (*engine, error) {
 			p.Out.URL.RawQuery = p.In.URL.RawQuery
 			p.Out.Host = engineHost
 		},
-		Transport:      transport,
-		FlushInterval:  -1, // logs, stats and builds must not wait for a buffer to fill
-		ErrorLog:       slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
-		ModifyResponse: func(resp *http.Response) error { lastAnswer(resp.Header, resp.Request); return nil },
+		Transport:     transport,
+		FlushInterval: -1, // logs, stats and builds must not wait for a buffer to fill
+		ErrorLog:      slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+		ModifyResponse: func(resp *http.Response) error {
+			e.face.learn(resp.Header)
+			lastAnswer(resp.Header, resp.Request)
+			return nil
+		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			lastAnswer(w.Header(), r)
 			if r.Context().Err() == nil {
@@ -120,8 +125,11 @@ func (e *engine) open(ctx context.Context, method, path string, query url.Values
 // maxEngineAnswer bounds what is read of an answer that is merged; lists of a busy engine are well below it.
 const maxEngineAnswer = 64 << 20
 
-// get asks the engine and decodes its answer into v. An error the engine answers is passed on with its status and text.
+// get asks the engine and decodes its answer into v. An error the engine answers is passed on with its status and text; one that says
+// nothing for mergeTimeout does not answer.
 func (e *engine) get(ctx context.Context, path string, query url.Values, v any) error {
+	ctx, cancel := context.WithTimeout(ctx, mergeTimeout)
+	defer cancel()
 	resp, err := e.open(ctx, http.MethodGet, path, query, nil)
 	if err != nil {
 		return err

@@ -396,6 +396,7 @@ type fakeEngine struct {
 	events   chan string
 	// distribution answers what is asked of registries; nil: there are none.
 	distribution http.HandlerFunc // guarded by mu
+	frozen       bool             // guarded by mu; takes requests and answers none, as a process that is stopped
 	// others answers what nothing else does; nil: nothing.
 	others http.HandlerFunc // guarded by mu
 	server *httptest.Server
@@ -417,16 +418,39 @@ func newFakeEngine(t *testing.T) *fakeEngine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: versioned(e.mux())}}
+	e.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: e.thaw(versioned(e.mux()))}}
 	e.server.Start()
 	t.Cleanup(e.server.Close)
 	return e
+}
+
+// thaw lets nothing through while the engine is frozen.
+func (e *fakeEngine) thaw(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		frozen := e.frozen
+		e.mu.Unlock()
+		if frozen {
+			<-r.Context().Done()
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (e *fakeEngine) freeze(frozen bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.frozen = frozen
 }
 
 func (e *fakeEngine) mux() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /_ping", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Ostype", "linux")
+		w.Header().Set("Api-Version", "1.41")
+		w.Header().Set("Docker-Experimental", "false")
+		w.Header().Set("Server", "Docker/20.10.24 (linux)")
 		w.Header().Set("Builder-Version", "1")
 		w.Header().Set("Swarm", "inactive")
 		_, _ = io.WriteString(w, "OK")

@@ -110,7 +110,9 @@ func (s *Server) mergedNetworks(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	var local []json.RawMessage
-	err = s.engine.get(r.Context(), versionedPath(r, "/networks"), r.URL.Query(), &local)
+	ctx, cancel := context.WithTimeout(r.Context(), engineTimeout)
+	defer cancel()
+	err = s.engine.get(ctx, versionedPath(r, "/networks"), r.URL.Query(), &local)
 	if err != nil && (own == nil || !isUnreachable(err)) {
 		return err // without the engine the swarm's networks are still worth showing
 	}

@@ -46,7 +46,7 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Socket is the handler of the node's unix socket.
-func (s *Server) Socket() http.Handler { return s.guarded(versioned(s.socket)) }
+func (s *Server) Socket() http.Handler { return s.dressed(s.guarded(versioned(s.socket))) }
 
 // Cluster is the handler for requests that other managers forward here, because this one leads.
 func (s *Server) Cluster() http.Handler { return s.guarded(versioned(s.swarm)) }

@@ -3,6 +3,7 @@ package engineapi
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -14,10 +15,12 @@ import (
 )
 
 const (
-	// mergeTimeout bounds how long a merged answer waits for the managers: what the engine says is worth having without them.
+	// mergeTimeout bounds how long a merged answer waits for the managers, or the engine: what the others say is worth having without.
 	mergeTimeout = 5 * time.Second
-	// pingTimeout bounds how long an engine that hangs can hold up clients, who ping before everything else.
-	pingTimeout = 2 * time.Second
+	// pingTimeout and engineTimeout bound how long an engine that hangs can hold up clients, who ping before everything else, and often
+	// ask for /info then.
+	pingTimeout   = time.Second
+	engineTimeout = 2 * time.Second
 	// fallbackAPIVersion is announced while the engine does not answer and was never heard.
 	fallbackAPIVersion = "1.41"
 )
@@ -31,21 +34,8 @@ const twoManagers = `WARNING: Running Swarm in a two-manager configuration. This
 // then.
 func (s *Server) ping(w http.ResponseWriter, r *http.Request) error {
 	h := w.Header()
-	ctx, cancel := context.WithTimeout(r.Context(), pingTimeout)
-	defer cancel()
-	resp, err := s.engine.open(ctx, http.MethodHead, "/_ping", nil, nil)
-	if err == nil {
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
-		for _, k := range []string{"Api-Version", "Builder-Version", "Docker-Experimental", "Ostype", "Server"} {
-			if v := resp.Header.Get(k); v != "" {
-				h.Set(k, v)
-			}
-		}
-	} else {
-		h.Set("Api-Version", fallbackAPIVersion)
-		h.Set("Docker-Experimental", "false")
-		h.Set("Ostype", runtime.GOOS)
+	if said, err := s.engine.ping(r.Context()); err == nil && said.Get("Builder-Version") != "" {
+		h.Set("Builder-Version", said.Get("Builder-Version"))
 	}
 	h.Set("Swarm", s.swarmState())
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
@@ -77,13 +67,17 @@ func (s *Server) swarmState() string {
 // info is the engine's answer with our swarm in the place of its own. Fields that are not known here stay as they are.
 func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	sw := s.swarmInfo(r.Context())
-	answer := map[string]json.RawMessage{}
 	var warnings []string
-	if err := s.engine.get(r.Context(), versionedPath(r, "/info"), nil, &answer); err != nil {
-		answer = withoutEngine()
-		warnings = append(warnings, "WARNING: "+err.Error())
-	} else if raw, ok := answer["Warnings"]; ok {
-		_ = json.Unmarshal(raw, &warnings) // null where there are none
+	answer, age, err := s.engine.about(r.Context(), versionedPath(r, "/info"))
+	_ = json.Unmarshal(answer["Warnings"], &warnings) // null or nothing where there are none
+	if err != nil {
+		warning := "WARNING: " + err.Error()
+		if answer == nil {
+			answer = withoutEngine()
+		} else {
+			warning += fmt.Sprintf(" What is shown of it is %s old", age.Round(time.Second))
+		}
+		warnings = append(warnings, warning)
 	}
 	warnings = append(warnings, sw.Warnings...)
 	for key, v := range map[string]any{"Swarm": sw, "Warnings": warnings} {
@@ -149,9 +143,10 @@ func (s *Server) swarmInfo(ctx context.Context) swarm.Info {
 
 // version is the engine's answer with this program as one more component.
 func (s *Server) version(w http.ResponseWriter, r *http.Request) error {
-	answer := map[string]json.RawMessage{}
 	var components []json.RawMessage
-	if err := s.engine.get(r.Context(), versionedPath(r, "/version"), nil, &answer); err != nil {
+	answer, _, err := s.engine.about(r.Context(), versionedPath(r, "/version"))
+	if err != nil && answer == nil {
+		answer = make(map[string]json.RawMessage)
 		for key, v := range map[string]string{"Version": s.cfg.Version, "ApiVersion": fallbackAPIVersion, "MinAPIVersion": "1.24", "Os": runtime.GOOS, "Arch": runtime.GOARCH} {
 			raw, err := json.Marshal(v)
 			if err != nil {
