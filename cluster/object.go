@@ -126,6 +126,9 @@ type Node struct {
 	DownSince time.Time
 	// DataAddr is the underlay IP address that carries the node's overlay and mesh traffic.
 	DataAddr string
+	// NoDataPlane says that the node's daemon runs without a data plane, so that nothing on the node is reached by the mesh.
+	// What is known of a node that has not said so yet is that it has one.
+	NoDataPlane bool
 	// Instance is the run of the daemon that had the node's session last: it tells the node from a copy of it.
 	Instance string
 	// Attachments maps a network id to the node's own address in it, in CIDR form: the address of the bridge that
@@ -204,6 +207,18 @@ type Network struct {
 	// PendingDelete is set while nodes still hold the network.
 	PendingDelete bool
 }
+
+// Local says whether the network (host, bridge, macvlan ...) is the nodes' own affair: nothing is allocated for it, and no data
+// plane carries it.
+func (n *Network) Local() bool {
+	if d := n.Spec.DriverConfiguration; d != nil && d.Name != "" && d.Name != overlayDriver {
+		return true
+	}
+	return n.Spec.Scope == "local" || n.Spec.Labels["com.docker.swarm.predefined"] == "true"
+}
+
+// overlayDriver is the driver of networks that span nodes, and what a network has that names none.
+const overlayDriver = "overlay"
 
 // Secret is a secret with its data; the API never returns the data.
 type Secret struct{ swarm.Secret }

@@ -115,6 +115,7 @@ type NodePatch struct {
 	Description *swarm.NodeDescription
 	Role        swarm.NodeRole
 	DataAddr    string
+	NoDataPlane *bool
 	Instance    string
 	// Attachments replaces the whole map when not nil.
 	Attachments map[string]string
@@ -234,6 +235,9 @@ func (p *NodePatch) apply(n *Node, now time.Time) *Node {
 	}
 	if p.DataAddr != "" {
 		c.DataAddr = p.DataAddr
+	}
+	if p.NoDataPlane != nil {
+		c.NoDataPlane = *p.NoDataPlane
 	}
 	if p.Instance != "" {
 		c.Instance = p.Instance

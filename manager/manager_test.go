@@ -163,12 +163,17 @@ func (s *solo) session(creds *identity.Store) net.Conn {
 // agent is a worker that runs everything it is told at once.
 func (s *solo) agent(creds *identity.Store) {
 	s.t.Helper()
+	s.agentAs(creds, &protocol.Hello{DataPlane: true})
+}
+
+// agentAs is an agent that introduces itself so.
+func (s *solo) agentAs(creds *identity.Store, hello *protocol.Hello) {
+	s.t.Helper()
 	conn := s.session(creds)
 	if conn == nil {
 		return
 	}
 	enc := json.NewEncoder(conn)
-	hello := &protocol.Hello{}
 	hello.Description.Resources = swarm.Resources{NanoCPUs: 4e9, MemoryBytes: 8 << 30}
 	_ = enc.Encode(protocol.FromAgent{Hello: hello})
 	go func() {

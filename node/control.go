@@ -147,6 +147,9 @@ func (c control) Explain(snap *cluster.Snapshot, t *cluster.Task) scheduler.Deci
 	for n := range snap.Nodes() {
 		accounts.SetNode(n)
 	}
+	for n := range snap.Networks() {
+		accounts.SetNetwork(n)
+	}
 	for other := range snap.Tasks() {
 		accounts.SetTask(nil, other)
 	}

@@ -11,8 +11,9 @@ import (
 )
 
 // enforce rejects the tasks that a node may not have any more since it changed: those whose service's constraints it
-// does not meet, and those it has not the resources for (swarm-semantics.md, 4.9). Where resources are short, Swarm
-// leaves to chance who stays; here it is who came first.
+// does not meet, those it has not the resources for (swarm-semantics.md, 4.9), and those that nobody reaches there because its
+// daemon came back without a data plane. Where resources are short, Swarm leaves to chance who stays; here it is who came
+// first.
 func (x *pass) enforce(n *node) {
 	var tasks []*cluster.Task
 	for t := range x.snap.TasksOfNode(n.id) {
@@ -32,17 +33,19 @@ func (x *pass) enforce(n *node) {
 		if s == nil || s.obj == nil {
 			continue
 		}
-		why := ""
+		why, told := "", "assigned node no longer meets constraints"
 		// Constraints that were added to the service since are the update's affair, which goes slot by slot.
 		if !x.meetsConstraints(s.obj, n) && !x.mayStay(t, n) {
 			why = "does not meet the constraints any more"
+		} else if !x.reaches(n, t.Spec.Networks, t.Endpoint) {
+			why, told = "has no data plane any more", "assigned node has no data plane any more"
 		} else if known {
 			why = fits(t, &cpu, &mem, generic)
 		}
 		if why == "" {
 			continue
 		}
-		x.report(t, swarm.TaskStateRejected, "task rejected by constraint enforcer", "assigned node no longer meets constraints")
+		x.report(t, swarm.TaskStateRejected, "task rejected by constraint enforcer", told)
 		x.because(Reject, s, t.ID, fmt.Sprintf("node %s %s", hostname(n), why))
 		x.changedNodes[n.id] |= nodeNature // until the store has it
 		s.dirty[x.slotOf(s, t)] = struct{}{}
@@ -52,6 +55,9 @@ func (x *pass) enforce(n *node) {
 
 // demanding says whether the task asks anything of its node that it may lose.
 func (x *pass) demanding(t *cluster.Task) bool {
+	if x.nodes[t.NodeID].obj.NoDataPlane {
+		return true
+	}
 	if t.Spec.Resources != nil && t.Spec.Resources.Reservations != nil || len(t.GenericResources) > 0 {
 		return true
 	}

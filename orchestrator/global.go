@@ -53,6 +53,9 @@ func (x *pass) superviseOnNode(sl *slot) {
 	case !x.meetsConstraints(sl.obj, n):
 		x.endOnNode(sl, fmt.Sprintf("node %s does not meet the constraints", hostname(n)))
 		return
+	case !x.reaches(n, sl.obj.Spec.TaskTemplate.Networks, x.endpoint(sl.service)):
+		x.endOnNode(sl, fmt.Sprintf("node %s has no data plane", hostname(n)))
+		return
 	case !cluster.Allowed(n.obj).Covers(cluster.Needs(sl.obj.Spec.TaskTemplate.ContainerSpec)):
 		x.endWhatDoesNotRun(sl, fmt.Sprintf("node %s does not allow what it asks for", hostname(n)))
 		return
@@ -104,6 +107,11 @@ func (x *pass) endWhatDoesNotRun(sl *slot, why string) {
 			x.because(ScaleDown, sl.service, t.ID, why)
 		}
 	}
+}
+
+// reaches says whether the node can be part of all that tasks with these networks and ports are reached by.
+func (x *pass) reaches(n *node, networks []swarm.NetworkAttachmentConfig, e *swarm.Endpoint) bool {
+	return !n.obj.NoDataPlane || !x.accounts.NeedsDataPlane(networks, e)
 }
 
 // meetsConstraints says whether the service as it is now may have tasks on the node.

@@ -44,13 +44,7 @@ type network struct {
 }
 
 func newNetwork(obj *cluster.Network) *network {
-	n := &network{obj: obj}
-	if d := obj.Spec.DriverConfiguration; d != nil && d.Name != "" && d.Name != overlayDriver {
-		n.local = true
-	}
-	if obj.Spec.Scope == "local" || obj.Spec.Labels["com.docker.swarm.predefined"] == "true" {
-		n.local = true
-	}
+	n := &network{obj: obj, local: obj.Local()}
 	if n.local || obj.VNI == 0 || obj.IPAMOptions == nil {
 		return n
 	}
@@ -103,11 +97,13 @@ func (p *Planner) observeNetwork(old, new *cluster.Network) {
 	}
 	was := p.networks[id]
 	if new == nil {
+		p.accounts.RemoveNetwork(id)
 		delete(p.networks, id)
 		if p.ingress == id {
 			p.ingress = ""
 		}
 	} else {
+		p.accounts.SetNetwork(new)
 		n := newNetwork(new)
 		if was != nil && len(was.pools) == len(n.pools) && old != nil && reflect.DeepEqual(old.IPAMOptions, new.IPAMOptions) {
 			n.pools = was.pools // the addresses in use stay

@@ -56,7 +56,7 @@ func changeOf(old, new *cluster.Node) nodeEvent {
 		ev |= nodeAvailability
 	}
 	// The engine's description is read again and again; it is compared only where it was stored anew.
-	if old.Role != new.Role || old.Status.Addr != new.Status.Addr || !maps.Equal(old.Spec.Labels, new.Spec.Labels) ||
+	if old.Role != new.Role || old.NoDataPlane != new.NoDataPlane || old.Status.Addr != new.Status.Addr || !maps.Equal(old.Spec.Labels, new.Spec.Labels) ||
 		!reflect.DeepEqual(old.Description, new.Description) {
 		ev |= nodeNature
 	}

@@ -121,7 +121,7 @@ func (c *chaos) act() string {
 		if c.compare && !c.loose {
 			return "" // tasks would be rejected
 		}
-		return do("node set %s %s", node, pick(c.rand, "zone=a", "zone=b", "memory=20000000000", "memory=64000000000"))
+		return do("node set %s %s", node, pick(c.rand, "zone=a", "zone=b", "memory=20000000000", "memory=64000000000", "data-plane=none", "data-plane="))
 	case 12:
 		if c.rand.IntN(4) > 0 {
 			return ""
@@ -347,7 +347,7 @@ func (c *chaos) recover() {
 		delete(c.down, n.ID)
 		c.editNode(n.ID, func(n *cluster.Node) {
 			n.Status.State, n.Spec.Availability = swarm.NodeStateReady, swarm.NodeAvailabilityActive
-			n.Description.Resources.MemoryBytes = 256 << 30
+			n.Description.Resources.MemoryBytes, n.NoDataPlane = 256<<30, false
 			n.Spec.Labels = map[string]string{"zone": "a"}
 		})
 	}

@@ -257,6 +257,8 @@ func (s *sim) nodeCommand(args []string) error {
 						var value int64
 						value, err = strconv.ParseInt(v, 10, 64)
 						n.Description.Resources.GenericResources = []swarm.GenericResource{{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "gpu", Value: value}}}
+					case "data-plane":
+						n.NoDataPlane = v == "none"
 					default:
 						n.Spec.Labels[k] = v
 					}

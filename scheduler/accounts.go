@@ -40,6 +40,9 @@ type Accounts struct {
 	// swept is when failures were last cleared of old entries.
 	swept time.Time
 
+	// overlays has the ids of the networks that data planes carry.
+	overlays map[string]struct{}
+
 	views []*view // by use, the latest first
 
 	journal journal
@@ -100,6 +103,7 @@ func New() *Accounts {
 		services: make(map[string]*service),
 		failures: make(map[versionedService]map[int32][]time.Time),
 		pending:  make(map[pendingKey]*pending),
+		overlays: make(map[string]struct{}),
 	}
 }
 
@@ -197,6 +201,37 @@ func (a *Accounts) RemoveNode(id string) {
 		}
 	}
 	a.release(nd)
+}
+
+// SetNetwork observes a network that was added or changed in any way. What was decided before it was known is not looked at
+// again.
+func (a *Accounts) SetNetwork(n *cluster.Network) {
+	if n.Local() {
+		delete(a.overlays, n.ID)
+	} else {
+		a.overlays[n.ID] = struct{}{}
+	}
+}
+
+// RemoveNetwork observes that a network is gone.
+func (a *Accounts) RemoveNetwork(id string) { delete(a.overlays, id) }
+
+// NeedsDataPlane says whether tasks with these networks and this endpoint (nil: none) are reached by the mesh, and so need a
+// node that runs a data plane.
+func (a *Accounts) NeedsDataPlane(networks []swarm.NetworkAttachmentConfig, e *swarm.Endpoint) bool {
+	if e != nil {
+		for i := range e.Ports {
+			if e.Ports[i].PublishMode != swarm.PortConfigPublishModeHost {
+				return true
+			}
+		}
+	}
+	for i := range networks {
+		if _, is := a.overlays[networks[i].Target]; is {
+			return true
+		}
+	}
+	return false
 }
 
 // placed says whether the task holds resources of its node: it was given to it and has not been seen to end.

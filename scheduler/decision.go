@@ -408,6 +408,9 @@ func (d *demand) verdicts(a *Accounts, nd *node) []Verdict {
 	if len(r.platforms) > 0 {
 		add(r.platformVerdict(nd.obj))
 	}
+	if r.dataPlane {
+		add(dataPlaneVerdict(nd.obj))
+	}
 	vs = append(vs, r.allowanceVerdicts(nd.obj)...)
 	if len(d.ports) > 0 {
 		add(d.portVerdict(nd))

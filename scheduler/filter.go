@@ -29,6 +29,9 @@ const (
 	FilterConstraint
 	// FilterPlatform wants the node's platform to be one that the image has.
 	FilterPlatform
+	// FilterDataPlane wants the node to run a data plane if the task is reached by the mesh: through a port that every node
+	// publishes, or on an overlay network. It is miniswarm's own.
+	FilterDataPlane
 	// FilterPrivileged, FilterDevices and FilterGPUs want the node to allow what the task asks for of these, which is
 	// miniswarm's own (see [cluster.LabelAllow]).
 	FilterPrivileged
@@ -44,7 +47,7 @@ const (
 
 var filterNames = [filterCount]string{
 	FilterReady: "ready", FilterResource: "resource", FilterPlugin: "plugin", FilterConstraint: "constraint",
-	FilterPlatform: "platform", FilterPrivileged: "privileged", FilterDevices: "devices", FilterGPUs: "gpus", FilterHostPort: "host-port", FilterMaxReplicas: "max-replicas",
+	FilterPlatform: "platform", FilterDataPlane: "data-plane", FilterPrivileged: "privileged", FilterDevices: "devices", FilterGPUs: "gpus", FilterHostPort: "host-port", FilterMaxReplicas: "max-replicas",
 }
 
 func (f Filter) String() string {
@@ -85,6 +88,8 @@ func (f Filter) words(n int) string {
 		return "scheduling constraints not satisfied on " + nodes
 	case FilterPlatform:
 		return "unsupported platform on " + nodes
+	case FilterDataPlane:
+		return "no data plane on " + nodes
 	case FilterPrivileged:
 		return "node does not allow privileged containers (" + nodes + ")"
 	case FilterDevices:
@@ -233,7 +238,7 @@ func (d *demand) failing(nd *node) Filter {
 	return first
 }
 
-// failing is the first of the filters plugin, constraint, platform and what is to be allowed that the node fails.
+// failing is the first of the filters plugin, constraint, platform, data plane and what is to be allowed that the node fails.
 func (r *rules) failing(n *cluster.Node) Filter {
 	if len(r.plugins) > 0 {
 		for _, p := range r.plugins {
@@ -249,6 +254,9 @@ func (r *rules) failing(n *cluster.Node) Filter {
 		return runs(p, n.Description.Platform)
 	}) {
 		return FilterPlatform
+	}
+	if r.dataPlane && n.NoDataPlane {
+		return FilterDataPlane
 	}
 	return r.forbidden(n)
 }

@@ -117,6 +117,14 @@ type scenario struct {
 	many int
 }
 
+func newScenario(r *rand.Rand, many int) *scenario {
+	s := &scenario{r: r, a: New(), w: newTwin(), now: t0, many: many}
+	for _, driver := range []string{"overlay", "local"} { // networks are called by their drivers
+		s.a.SetNetwork(&cluster.Network{Network: swarm.Network{ID: driver, Spec: swarm.NetworkSpec{DriverConfiguration: &swarm.Driver{Name: driver}}}})
+	}
+	return s
+}
+
 func (s *scenario) anyNode() string { return fmt.Sprintf("n%02d", s.r.IntN(s.many)) }
 
 func pick[T any](r *rand.Rand, xs ...T) T { return xs[r.IntN(len(xs))] }
@@ -131,6 +139,7 @@ func (s *scenario) node(id string) *cluster.Node {
 	if s.r.IntN(2) == 0 {
 		n.Spec.Labels[cluster.LabelAllow] = pick(s.r, "privileged", "devices,gpus", "privileged,devices,gpus")
 	}
+	n.NoDataPlane = s.r.IntN(4) == 0
 	n.Description.Engine.Labels = map[string]string{"disk": pick(s.r, "ssd", "hdd")}
 	n.Description.Engine.EngineVersion = "28"
 	n.Description.Engine.Plugins = pick(s.r, nil, []swarm.PluginDescription{{Type: "Log", Name: "json-file"}},
@@ -198,6 +207,12 @@ func (s *scenario) template(id string) *cluster.Task {
 	if one(8) {
 		t.Endpoint = &swarm.Endpoint{Ports: []swarm.PortConfig{{PublishMode: swarm.PortConfigPublishModeHost,
 			Protocol: swarm.PortConfigProtocolTCP, PublishedPort: uint32(80 + s.r.IntN(2)), TargetPort: 80}}}
+	}
+	if one(8) {
+		t.Endpoint = &swarm.Endpoint{Ports: []swarm.PortConfig{{PublishMode: swarm.PortConfigPublishModeIngress, PublishedPort: 90, TargetPort: 80}}}
+	}
+	if one(4) {
+		t.Spec.Networks = []swarm.NetworkAttachmentConfig{{Target: pick(s.r, "overlay", "local")}}
 	}
 	if one(2) {
 		t.Spec.Placement = p
@@ -380,7 +395,7 @@ func TestAgainstTwin(t *testing.T) {
 		n /= 10
 	}
 	for seed := *fromSeed; seed < *fromSeed+uint64(n); seed++ {
-		s := &scenario{r: rand.New(rand.NewPCG(seed, 1)), a: New(), w: newTwin(), now: t0, many: 14}
+		s := newScenario(rand.New(rand.NewPCG(seed, 1)), 14)
 		if seed%20 == 0 {
 			s.many = 80 // services on most nodes are kept differently
 		}

@@ -89,6 +89,10 @@ func (s *script) command(args []string) string {
 	switch verb {
 	case "node":
 		return s.node(args)
+	case "network":
+		s.a.SetNetwork(&cluster.Network{Network: swarm.Network{ID: args[0], Spec: swarm.NetworkSpec{DriverConfiguration: &swarm.Driver{Name: args[1]}}}})
+	case "rmnetwork":
+		s.a.RemoveNetwork(args[0])
 	case "rmnode":
 		s.a.RemoveNode(args[0])
 		delete(s.nodes, args[0])
@@ -200,6 +204,8 @@ func (s *script) node(args []string) string {
 					kind, name, _ := strings.Cut(name, ":")
 					d.Engine.Plugins = append(d.Engine.Plugins, swarm.PluginDescription{Type: kind, Name: name})
 				}
+			case k == "data-plane":
+				n.NoDataPlane = v == "none"
 			case k == "allow":
 				n.Spec.Labels[cluster.LabelAllow] = v
 			case strings.HasPrefix(k, "label."):
@@ -258,12 +264,18 @@ func (s *script) service(args []string) {
 		case k == "volume":
 			t.Spec.ContainerSpec = &swarm.ContainerSpec{Mounts: []mount.Mount{{Type: mount.TypeVolume, Target: "/data",
 				VolumeOptions: &mount.VolumeOptions{DriverConfig: &mount.Driver{Name: v}}}}}
-		case k == "port":
+		case k == "net":
+			t.Spec.Networks = append(t.Spec.Networks, swarm.NetworkAttachmentConfig{Target: v})
+		case k == "port", k == "meshport":
 			if t.Endpoint == nil {
 				t.Endpoint = &swarm.Endpoint{}
 			}
-			t.Endpoint.Ports = append(t.Endpoint.Ports, swarm.PortConfig{PublishMode: swarm.PortConfigPublishModeHost,
-				Protocol: swarm.PortConfigProtocolTCP, PublishedPort: uint32(s.number(v)), TargetPort: 80})
+			mode := swarm.PortConfigPublishModeHost
+			if k == "meshport" {
+				mode = swarm.PortConfigPublishModeIngress
+			}
+			t.Endpoint.Ports = append(t.Endpoint.Ports, swarm.PortConfig{PublishMode: mode, Protocol: swarm.PortConfigProtocolTCP,
+				PublishedPort: uint32(s.number(v)), TargetPort: 80})
 		default:
 			s.t.Fatalf("unknown service option %q", k)
 		}

@@ -186,6 +186,11 @@ func (x *twinNode) first(t *cluster.Task) Filter {
 			return FilterPlatform
 		}
 	}
+	mesh := t.Endpoint != nil && t.Endpoint.Ports[0].PublishMode == swarm.PortConfigPublishModeIngress ||
+		len(t.Spec.Networks) > 0 && t.Spec.Networks[0].Target == "overlay"
+	if mesh && x.NoDataPlane {
+		return FilterDataPlane
+	}
 	if c := t.Spec.ContainerSpec; c != nil {
 		allowed := "," + x.Spec.Labels[cluster.LabelAllow] + ","
 		if c.Labels[cluster.LabelPrivileged] == "true" && !strings.Contains(allowed, ",privileged,") {

@@ -309,7 +309,7 @@ func TestBitset(t *testing.T) {
 // TestLevelService compares with the twin where a service runs on most nodes: level, level but for a few, and uneven.
 func TestLevelService(t *testing.T) {
 	for seed := range uint64(30) {
-		s := &scenario{r: rand.New(rand.NewPCG(seed, 2)), a: New(), w: newTwin(), now: t0, many: 90}
+		s := newScenario(rand.New(rand.NewPCG(seed, 2)), 90)
 		tmpl := s.template("s")
 		s.services = []*cluster.Task{tmpl}
 		for i := range 90 {

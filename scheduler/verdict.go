@@ -112,6 +112,13 @@ func orAny(s string) string {
 	return s
 }
 
+func dataPlaneVerdict(n *cluster.Node) (Filter, bool, string) {
+	if n.NoDataPlane {
+		return FilterDataPlane, false, "its daemon runs without a data plane, so that no published port and no overlay network reaches it"
+	}
+	return FilterDataPlane, true, "has a data plane"
+}
+
 // allowanceVerdicts are those of the filters privileged, devices and gpus that the task enables.
 func (r *rules) allowanceVerdicts(n *cluster.Node) []Verdict {
 	allowed, detail := cluster.Allowed(n), "the node allows nothing beyond the ordinary"

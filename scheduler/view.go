@@ -62,6 +62,7 @@ type rules struct {
 	constraints []Constraint
 	platforms   []swarm.Platform
 	plugins     []plugin
+	dataPlane   bool // the task is reached by the mesh
 	needs       cluster.Allowance
 	spread      []string // the descriptors that are honoured, from the first preference to the last
 }
@@ -77,9 +78,9 @@ const (
 )
 
 // viewKey writes what a view depends on as a string without parsing anything, for it is needed with every group.
-func viewKey(t *cluster.Task, plugins []plugin) string {
+func viewKey(t *cluster.Task, plugins []plugin, dataPlane bool) string {
 	p, needs := t.Spec.Placement, cluster.Needs(t.Spec.ContainerSpec)
-	if len(plugins) == 0 && needs == (cluster.Allowance{}) && (p == nil || len(p.Constraints)+len(p.Preferences)+len(p.Platforms) == 0) {
+	if len(plugins) == 0 && !dataPlane && needs == (cluster.Allowance{}) && (p == nil || len(p.Constraints)+len(p.Preferences)+len(p.Platforms) == 0) {
 		return ""
 	}
 	b := make([]byte, 0, 128)
@@ -88,6 +89,9 @@ func viewKey(t *cluster.Task, plugins []plugin) string {
 		for _, s := range parts {
 			b = append(append(strconv.AppendInt(b, int64(len(s)), 10), ':'), s...)
 		}
+	}
+	if dataPlane {
+		item('d')
 	}
 	if needs != (cluster.Allowance{}) {
 		item('a', needs.String())
@@ -112,8 +116,8 @@ func viewKey(t *cluster.Task, plugins []plugin) string {
 }
 
 // rulesOf parses the same parts. Constraints that do not parse hold nobody back, as in Swarm.
-func rulesOf(t *cluster.Task, plugins []plugin) rules {
-	r := rules{plugins: plugins, needs: cluster.Needs(t.Spec.ContainerSpec)}
+func rulesOf(t *cluster.Task, plugins []plugin, dataPlane bool) rules {
+	r := rules{plugins: plugins, dataPlane: dataPlane, needs: cluster.Needs(t.Spec.ContainerSpec)}
 	p := t.Spec.Placement
 	if p == nil {
 		return r
@@ -164,15 +168,15 @@ func pluginsOf(t *cluster.Task) []plugin {
 
 // viewOf gives the view of a task's service, up to date.
 func (a *Accounts) viewOf(t *cluster.Task) *view {
-	plugins := pluginsOf(t)
-	key := viewKey(t, plugins)
+	plugins, dataPlane := pluginsOf(t), a.NeedsDataPlane(t.Spec.Networks, t.Endpoint)
+	key := viewKey(t, plugins, dataPlane)
 	at := slices.IndexFunc(a.views, func(v *view) bool { return v.key == key })
 	if at < 0 {
 		if len(a.views) < maxViews {
 			a.views = append(a.views, nil)
 		}
 		at = len(a.views) - 1
-		a.views[at] = &view{key: key, rules: rulesOf(t, plugins), stale: true}
+		a.views[at] = &view{key: key, rules: rulesOf(t, plugins, dataPlane), stale: true}
 	}
 	v := a.views[at]
 	copy(a.views[1:], a.views[:at])

@@ -192,9 +192,19 @@ func TestTwoDaemonsInOneNamespace(t *testing.T) {
 		}
 		return err
 	})
-	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "later", "--publish", "8090:8000",
-		"--constraint", "node.hostname!=vm4", c.witness+":1") // nothing reaches what the second daemon runs
-	later := c.running(t, "later", 1)
+	// Nothing reaches what the second daemon runs, so that a port of its own is all that can be published there.
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "there-too", "--publish", "8090:8000", "--constraint", "node.hostname==vm4", c.witness+":1")
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "on-its-host", "--publish", "published=8091,target=8000,mode=host", "--constraint", "node.hostname==vm4", c.witness+":1")
+	c.running(t, "on-its-host", 1)
+	eventually(t, "what has no place there is told why", patience, func() error {
+		out, err := c.tryMiniswarm(t, "vm1", "service", "ps", "--no-trunc", "there-too")
+		if err == nil && !strings.Contains(out, "no data plane on 1 node") {
+			err = errors.New(out)
+		}
+		return err
+	})
+	c.miniswarm(t, "vm1", "service", "update", "--detach", "--constraint-rm", "node.hostname==vm4", "there-too")
+	later := c.running(t, "there-too", 1)
 	for _, n := range []string{"vm1", "vm2", "vm3"} {
 		eventually(t, "what is published now answers through "+n, patience, func() error {
 			return everyone(byShortID(later), 3, func() (answer, error) { return ask(t.Context(), c.addr(n, 8090)) }, c.MachineAddr().String())

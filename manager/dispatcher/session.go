@@ -200,7 +200,9 @@ func (s *session) register(ctx context.Context, h *protocol.Hello) error {
 	if _, err := netip.ParseAddr(h.DataAddr); err == nil {
 		s.addr = h.DataAddr
 	}
-	patch := cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady, Addr: s.addr}, Description: &h.Description, DataAddr: s.addr, Instance: h.Instance}
+	without := !h.DataPlane
+	patch := cluster.NodePatch{Status: &swarm.NodeStatus{State: swarm.NodeStateReady, Addr: s.addr}, Description: &h.Description, DataAddr: s.addr,
+		NoDataPlane: &without, Instance: h.Instance}
 	if _, err := s.d.cfg.Store.Propose(ctx, &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.PatchNode(s.nodeID, patch)}}); err != nil {
 		return fmt.Errorf("register node %s: %w", s.nodeID, err)
 	}

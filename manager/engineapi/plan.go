@@ -415,6 +415,9 @@ func lacking(snap *cluster.Snapshot, t *cluster.Task, now time.Time) []string {
 	for n := range snap.Nodes() {
 		accounts.SetNode(n)
 	}
+	for n := range snap.Networks() {
+		accounts.SetNetwork(n)
+	}
 	for other := range snap.Tasks() {
 		if other.ID != t.ID {
 			accounts.SetTask(nil, other)
