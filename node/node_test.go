@@ -3,9 +3,7 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/docker/docker/api/types/swarm"
 
+	"github.com/miniswarm/miniswarm/lab/claim"
 	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
@@ -60,18 +59,10 @@ func run(t *testing.T, n *Node) (stop func() error) {
 	return stop
 }
 
-// freePort gives an address to listen on. It is not one of those that the kernel gives to outgoing connections (from 32768 on
-// unless it was told otherwise): while a node is stopped nobody else may get it.
+// freePort gives an address to listen on, which is the test's own while nodes are stopped, too.
 func freePort(t *testing.T) string {
 	t.Helper()
-	for {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(22000)))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
+	return claim.Addr(t).String()
 }
 
 func TestSocketIsTakenOverOnlyFromTheDead(t *testing.T) {

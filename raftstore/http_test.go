@@ -22,6 +22,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/lab/claim"
 )
 
 // testCA makes certificates whose common name is the node.
@@ -84,15 +85,10 @@ func (ca *testCA) serve(node, addr string, h http.Handler) *http.Server {
 	return server
 }
 
-// freeAddr gives an address on loopback that nobody listens on.
+// freeAddr gives an address on loopback, which is the test's own while members are stopped, too.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return claim.Addr(t).String()
 }
 
 func newTLSGroup(t testing.TB, tune func(*Config)) *group {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/docker/docker/api/types/swarm"
 
+	"github.com/miniswarm/miniswarm/lab/claim"
 	"github.com/miniswarm/miniswarm/manager/backup"
 	"github.com/miniswarm/miniswarm/node"
 )
@@ -49,7 +50,7 @@ func daemonWithoutEngine(t *testing.T) (*node.Node, string) {
 
 func TestBackupAndRecover(t *testing.T) {
 	n, host := daemonWithoutEngine(t)
-	addr := "127.0.0.1:" + freePort(t)
+	addr := claim.Addr(t).String()
 	id, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: addr})
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +111,7 @@ func TestBackupAndRecover(t *testing.T) {
 	t.Log(out)
 
 	_, host = daemonWithoutEngine(t)
-	out, _ = do(0, "recover", "--from", file, "--key-file", keyFile, "--listen-addr", "127.0.0.1:"+freePort(t), "--format", "json")
+	out, _ = do(0, "recover", "--from", file, "--key-file", keyFile, "--listen-addr", claim.Addr(t).String(), "--format", "json")
 	var r backup.Report
 	if err := json.Unmarshal([]byte(out), &r); err != nil || !r.NewNode || len(r.Dropped) != 1 || r.Dropped[0].NodeID != id {
 		t.Errorf("recovered %s", out)
@@ -126,18 +127,4 @@ func TestBackupAndRecover(t *testing.T) {
 	do(exitUsage, "rejoin")
 	do(exitUsage, "backup")
 	do(exitUsage, "recover", "everything")
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/miniswarm/miniswarm/lab/claim"
 )
 
 // TestMain lets the test binary stand in for the service when it is started with PRIME_TEST_RUN set, so that signals and
@@ -207,7 +209,7 @@ func TestCheckHealth(t *testing.T) {
 
 // The whole process: it listens on PORT, logs to stdout, and SIGTERM ends it with exit code 0.
 func TestProcess(t *testing.T) {
-	port := freePort(t)
+	port := claim.Addr(t).Port()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "PRIME_TEST_RUN=1", "DRAIN=10ms", fmt.Sprintf("PORT=%d", port))
 	out, err := cmd.StdoutPipe()
@@ -247,15 +249,4 @@ func TestProcess(t *testing.T) {
 	if err := check.Run(); err == nil {
 		t.Error("prime -healthcheck succeeds without a service")
 	}
-}
-
-// freePort returns a port nobody listens on just now.
-func freePort(t *testing.T) int {
-	t.Helper()
-	ln, err := net.Listen("tcp", ":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
 }

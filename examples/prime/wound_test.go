@@ -12,12 +12,13 @@ import (
 
 	"github.com/miniswarm/miniswarm/examples/prime/load/loadgen"
 	"github.com/miniswarm/miniswarm/ingress/lb"
+	"github.com/miniswarm/miniswarm/lab/claim"
 )
 
 // startProcess starts this service as a process of its own and waits until it listens.
 func startProcess(t *testing.T) (cmd *exec.Cmd, address string) {
 	t.Helper()
-	port := freePort(t)
+	port := claim.Addr(t).Port()
 	cmd = exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "PRIME_TEST_RUN=1", fmt.Sprintf("PORT=%d", port))
 	out, err := cmd.StdoutPipe()
