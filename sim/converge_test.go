@@ -117,8 +117,8 @@ func (w *world) lacks() string {
 		if h.process() == nil {
 			return h.String() + " has no daemon"
 		}
-		if n := snap.Node(h.id); n.Status.State != swarm.NodeStateReady {
-			return fmt.Sprintf("%s is %s", h, n.Status.State)
+		if n := snap.Node(h.id); n == nil || n.Status.State != swarm.NodeStateReady {
+			return h.String() + " is not ready"
 		}
 	}
 	for _, h := range w.hosts[:w.managers] {
@@ -224,7 +224,11 @@ func (h *host) runs(taskID string) bool {
 
 // kept: what the operator was told is done is done, and nothing else is (I1).
 func (w *world) kept(op *operator) {
-	snap := w.leaderSnapshot()
+	l := w.led()
+	if l == nil {
+		return
+	}
+	snap := l.store.Snapshot()
 	for i, b := range op.services {
 		got := spec{}
 		svc := snap.ServiceNamed(serviceName(i))
@@ -246,7 +250,11 @@ func (w *world) kept(op *operator) {
 
 // accounted: every container of ours belongs to a task, and the one that is not ours was not touched (I10).
 func (w *world) accounted() {
-	snap := w.leaderSnapshot()
+	l := w.led()
+	if l == nil {
+		return
+	}
+	snap := l.store.Snapshot()
 	for _, h := range w.hosts {
 		untouched := false
 		for _, c := range h.engine.Instances() {
@@ -267,7 +275,11 @@ func (w *world) accounted() {
 
 // bounded: history, logs and disks have the size that they may have (I11).
 func (w *world) bounded() {
-	snap := w.leaderSnapshot()
+	l := w.led()
+	if l == nil {
+		return
+	}
+	snap := l.store.Snapshot()
 	bySlot := map[string]int{}
 	for t := range snap.Tasks() {
 		if cluster.Terminal(t.Status.State) {
@@ -308,14 +320,17 @@ func (w *world) agreed() {
 // grow scales a service up: what ran runs on (I6).
 func (w *world) grow(ctx context.Context, op *operator) {
 	for i := range op.services {
-		snap := w.leaderSnapshot()
+		l := w.led()
+		if l == nil {
+			return
+		}
+		snap := l.store.Snapshot()
 		svc := snap.ServiceNamed(serviceName(i))
 		if svc == nil || svc.Spec.Mode.Replicated == nil || svc.Spec.TaskTemplate.ContainerSpec.Image == sick || svc.UpdateStatus != nil && svc.UpdateStatus.State == swarm.UpdateStatePaused {
 			continue
 		}
 		before, _ := wantedTasks(snap, svc.ID)
 		n := uint64(len(before) + 3)
-		l := w.leader()
 		op.change(ctx, l.h, i, func(s *swarm.ServiceSpec, want *spec) { s.Mode.Replicated.Replicas, want.replicas = &n, n })
 		if !w.wait(30*time.Second, func() bool {
 			s := w.leaderSnapshot()

@@ -253,17 +253,17 @@ func (w *world) assemble(ctx context.Context, life context.Context, running *syn
 		}
 	}
 	if !w.wait(time.Minute, func() bool {
-		s := w.leaderSnapshot()
+		l := w.leader()
 		ready, voters := 0, 0
-		if s == nil {
+		if l == nil {
 			return false
 		}
-		for n := range s.Nodes() {
+		for n := range l.store.Snapshot().Nodes() {
 			if n.Status.State == swarm.NodeStateReady {
 				ready++
 			}
 		}
-		for _, m := range w.leader().store.Members() {
+		for _, m := range l.store.Members() {
 			if !m.Learner {
 				voters++
 			}
@@ -299,6 +299,15 @@ func (w *world) leader() *process {
 	return best
 }
 
+// led is the leader's process. It waits for one, for a change of leaders is no fault; nil if nobody comes to lead, which is one.
+func (w *world) led() (p *process) {
+	if !w.wait(30*time.Second, func() bool { p = w.leader(); return p != nil }) {
+		w.violate("I5: nobody leads")
+	}
+	return p
+}
+
+// leaderSnapshot is what the leader has, nil where nobody leads.
 func (w *world) leaderSnapshot() *cluster.Snapshot {
 	if p := w.leader(); p != nil {
 		return p.store.Snapshot()
