@@ -102,7 +102,7 @@ type loop struct {
 const maxWrites = 2
 
 func newLoop(s *Store) *loop {
-	l := &loop{s: s, node: s.node, heard: map[uint64]uint64{}, reads: readRounds{boot: s.boot, rounds: map[uint64][]*readRequest{}}}
+	l := &loop{s: s, node: s.node, heard: map[uint64]uint64{}, reads: readRounds{boot: s.boot}}
 	l.role.term = s.node.BasicStatus().GetTerm()
 	s.view.setRole(l.role)
 	return l

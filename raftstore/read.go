@@ -55,23 +55,41 @@ type readResult struct {
 func (r *readRequest) end(index uint64, err error) { r.done <- readResult{index, err} }
 
 // readRounds asks the leader for a read index, one round at a time: those who come while a round is under way share the next.
+// A round whose answer does not come is asked for again, and an answer to any of its attempts ends it: where a round trip takes
+// longer than the wait for it, the answer to the first comes all the same.
 type readRounds struct {
 	boot, seq uint64
 	waiting   []*readRequest
-	rounds    map[uint64][]*readRequest // under way, by seq
-	age       int                       // ticks since the latest round began
+	asked     []askedRead // under way, by first
+	age       int         // ticks since the latest attempt
 }
 
-// readRetryTicks is how long a round may take before it counts as lost: the leader changed or a message was dropped.
+// askedRead is a request with the first attempt that was made for it. What the leader answers to that one or to a later one is
+// as new as the request wants it.
+type askedRead struct {
+	first uint64
+	*readRequest
+}
+
+// readRetryTicks is how long an attempt is waited for before another is made: the leader may have changed or a message been dropped.
 const readRetryTicks = 3
 
+// next begins a round if none is under way.
 func (r *readRounds) next(node *raft.RawNode) {
-	if len(r.rounds) == 0 && len(r.waiting) > 0 {
-		r.seq++
-		r.age = 0
-		r.rounds[r.seq], r.waiting = r.waiting, nil
-		node.ReadIndex(proposalID{r.boot, r.seq}.append(nil))
+	if len(r.asked) == 0 && len(r.waiting) > 0 {
+		r.ask(node)
 	}
+}
+
+// ask makes an attempt, for those who wait as well.
+func (r *readRounds) ask(node *raft.RawNode) {
+	r.seq++
+	r.age = 0
+	for _, req := range r.waiting {
+		r.asked = append(r.asked, askedRead{r.seq, req})
+	}
+	r.waiting = nil
+	node.ReadIndex(proposalID{r.boot, r.seq}.append(nil))
 }
 
 func (r *readRounds) answer(states []raft.ReadState) {
@@ -80,25 +98,29 @@ func (r *readRounds) answer(states []raft.ReadState) {
 			continue
 		}
 		id := parseProposalID(st.RequestCtx)
-		for _, req := range r.rounds[id.seq] {
-			req.end(st.Index, nil)
+		if id.boot != r.boot {
+			continue // asked for before this member was started
 		}
-		delete(r.rounds, id.seq)
+		r.asked = slices.DeleteFunc(r.asked, func(a askedRead) bool {
+			if a.first > id.seq {
+				return false
+			}
+			a.end(st.Index, nil)
+			return true
+		})
 	}
 }
 
 func (r *readRounds) tick(node *raft.RawNode) {
-	if r.age++; r.age >= readRetryTicks && len(r.rounds) > 0 {
-		r.waiting = r.all()
-		clear(r.rounds)
-		r.next(node)
+	if r.age++; r.age >= readRetryTicks && len(r.asked) > 0 {
+		r.ask(node)
 	}
 }
 
 func (r *readRounds) all() []*readRequest {
 	all := slices.Clone(r.waiting)
-	for _, reqs := range r.rounds {
-		all = append(all, reqs...)
+	for _, a := range r.asked {
+		all = append(all, a.readRequest)
 	}
 	return all
 }
