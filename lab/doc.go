@@ -24,8 +24,11 @@
 // its own (Options.DiskMiB), [Lab.FillDisk] and [Lab.HangDisk] make it full or mute. [Lab.Heal] ends what is wrong with the network,
 // [Lab.Resume] what is wrong with processes and disks, [Lab.FreeDisk] makes room.
 //
-// Two faults are not for labs. Clocks cannot jump for one host alone: Linux gives time namespaces to the monotonic clock and not to
-// the one that tells the date. And frames are lost but not delayed, where the kernel has no netem, as the one this was made on.
+// [Lab.Move] gives a host another address, [Lab.Copy] makes a host of a copy of another's disk, and [Lab.SetClock] sets the clock of a
+// daemon wrong: Linux gives time namespaces to the monotonic clock and not to the one that tells the date, so that is changed in the one
+// process.
+//
+// One fault is not for labs: frames are lost but not delayed, where the kernel has no netem, as the one this was made on.
 //
 // # State
 //

@@ -31,7 +31,7 @@ const (
 // Host is one host as it is at the moment it was asked for.
 type Host struct {
 	Name string
-	// Addr is the host's address in the lab's network, the same after every boot.
+	// Addr is the host's address in the lab's network, the same after every boot unless it was moved.
 	Addr netip.Addr
 	// Manager says that the lab makes this host a manager when it forms the cluster.
 	Manager bool
@@ -83,12 +83,15 @@ func (l *Lab) describe(h hostRecord) Host {
 	if d.On {
 		d.PID = h.Init.PID
 	}
+	if h.Ahead != 0 {
+		d.Faults = append(d.Faults, "clock "+ahead(h.Ahead))
+	}
 	return d
 }
 
 func (l *Lab) path(elem ...string) string { return filepath.Join(append([]string{l.dir}, elem...)...) }
 
-// Start boots a host: the disk and the address it always had, engine and daemon. A host that is on keeps
+// Start boots a host: the disk and the address it had, engine and daemon. A host that is on keeps
 // running, and what is missing on it is started. It returns when engine and daemon answer.
 func (l *Lab) Start(ctx context.Context, host string) error {
 	return l.locked(ctx, host, func() error {
@@ -333,19 +336,14 @@ func (l *Lab) furnish(h hostRecord) error {
 	if err := hideLower(filepath.Join(upper, "docker")); err != nil {
 		return err
 	}
-	r, err := readRecord(l.dir)
+	names, err := l.names()
 	if err != nil {
 		return err
-	}
-	var hosts strings.Builder
-	fmt.Fprintf(&hosts, "127.0.0.1 localhost\n::1 localhost ip6-localhost\n%s machine\n%s registry\n", l.fabric().machine(), l.fabric().switchIP())
-	for _, peer := range r.Hosts {
-		fmt.Fprintf(&hosts, "%s %s\n", peer.Addr, peer.Name)
 	}
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails
 	for name, content := range map[string]string{
-		"hosts":    hosts.String(),
+		"hosts":    names,
 		"hostname": h.Name + "\n",
 		// No name server is there, and no firewall either, so a question is refused at once; silence would cost
 		// whoever asks for an unknown name ten seconds.
@@ -394,9 +392,11 @@ func (l *Lab) startDaemon(ctx context.Context, h hostRecord) error {
 			l.opts.MiniswarmBinary, "daemon",
 			"--engine", "unix://" + l.path(h.Name, engineSocket), "--socket", l.path(h.Name, daemonSocket),
 			"--state-dir", l.path(h.Name, stateDir),
-			"--listen-addr", netip.AddrPortFrom(h.Addr, clusterPort).String(), "--advertise-addr", h.Addr.String(),
 		}
-		p, err := l.spawn(ctx, h, daemonLog, append(args, l.opts.DaemonArgs...))
+		if !h.Home.IsValid() { // else it is one whose address nobody told the daemon
+			args = append(args, "--listen-addr", netip.AddrPortFrom(h.Addr, clusterPort).String(), "--advertise-addr", h.Addr.String())
+		}
+		p, err := l.spawnShifted(ctx, h, daemonLog, append(args, l.opts.DaemonArgs...))
 		if err != nil {
 			return fmt.Errorf("start miniswarm daemon on %s: %w", h.Name, err)
 		}

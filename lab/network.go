@@ -111,7 +111,7 @@ func (f fabric) check() error {
 func (f fabric) plug(ctx context.Context, h hostRecord, init process) error {
 	add := fmt.Sprintf(`link add %s type veth peer name eth0 address %s netns %d
 link set %s master br0 up
-`, h.Name, mac(h.Addr), init.PID, h.Name)
+`, h.Name, mac(h.home()), init.PID, h.Name)
 	if _, err := run(ctx, add, "ip", "-n", f.space, "-batch", "-"); err != nil {
 		return fmt.Errorf("plug %s into the switch: %w", h.Name, err)
 	}

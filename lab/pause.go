@@ -13,13 +13,16 @@ import (
 	"time"
 )
 
+// hostPaused is the fault of a host that Pause has frozen.
+const hostPaused = "paused"
+
 // gatherTimeout bounds collecting and freezing the processes of a host.
 const gatherTimeout = 10 * time.Second
 
 // Pause freezes a host where it is, engine, daemon and containers, as a hypervisor does that moves or starves a virtual
 // machine. Its kernel goes on, being the machine's: connections stay open and answer with silence.
 func (l *Lab) Pause(ctx context.Context, host string) error {
-	return l.ail(ctx, host, "paused", func(ctx context.Context, h hostRecord) error {
+	return l.ail(ctx, host, hostPaused, func(ctx context.Context, h hostRecord) error {
 		at, unified, err := l.gather(ctx, h, "freezer")
 		if err != nil {
 			return err
@@ -57,7 +60,7 @@ func (l *Lab) Starve(ctx context.Context, host string, cpus float64) error {
 	})
 }
 
-// Resume ends what Pause, PauseDaemon, PauseEngine, Starve and HangDisk have begun.
+// Resume ends what Pause, PauseDaemon, PauseEngine, Starve, HangDisk and SetClock have begun.
 func (l *Lab) Resume(ctx context.Context, host string) error {
 	return l.locked(ctx, host, func() error {
 		h, err := l.running(host)
@@ -66,6 +69,11 @@ func (l *Lab) Resume(ctx context.Context, host string) error {
 		}
 		if err := errors.Join(release(ctx, l.dir, h), signalProcess(h.Daemon, sigCont), signalProcess(h.Engine, sigCont)); err != nil {
 			return fmt.Errorf("resume %s: %w", host, err)
+		}
+		if h.Ahead != 0 {
+			if err := l.setClock(ctx, host, 0); err != nil {
+				return fmt.Errorf("resume %s: %w", host, err)
+			}
 		}
 		return l.updateHost(ctx, host, func(h *hostRecord) {
 			h.Faults = slices.DeleteFunc(h.Faults, func(f string) bool { return f != diskFull })

@@ -72,8 +72,20 @@ type hostRecord struct {
 	Engine process
 	Daemon process
 	Cut    bool
+	// Home is the address that a host was made with which has moved since; invalid if it has not.
+	Home netip.Addr `json:",omitzero"`
+	// Ahead is by how much the clock of its daemon is ahead.
+	Ahead time.Duration `json:",omitempty"`
 	// Faults are what was brought over the host and not ended, besides a cable that is out.
 	Faults []string `json:",omitempty"`
+}
+
+// home is the address that the host was made with. Its hardware address is made from it, and stays.
+func (h hostRecord) home() netip.Addr {
+	if h.Home.IsValid() {
+		return h.Home
+	}
+	return h.Addr
 }
 
 func (r *record) host(name string) (*hostRecord, error) {

@@ -56,7 +56,8 @@ func labCommand(e *env) *cli.Command {
 			labDo(e, "fill", "leave no room on the disk of a host's state (lab up --disk)", "has no room on its disk", (*lab.Lab).FillDisk),
 			labDo(e, "free", "give the room back", "has room on its disk", (*lab.Lab).FreeDisk),
 			labDo(e, "hang", "let writes to the disk of a host's state wait (lab up --disk)", "waits for its disk", (*lab.Lab).HangDisk),
-			labDo(e, "resume", "end pause, starve and hang", "goes on", (*lab.Lab).Resume),
+			labMove(e), labCopy(e), labClock(e),
+			labDo(e, "resume", "end pause, starve, hang and clock", "goes on", (*lab.Lab).Resume),
 		}}
 }
 

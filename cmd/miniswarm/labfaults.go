@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
 	"github.com/urfave/cli/v2"
 
@@ -112,6 +113,73 @@ func labStarve(e *env) *cli.Command {
 					return err
 				}
 				fmt.Fprintf(e.stdout, "%s has %v of a processor\n", host, c.Float64("cpus"))
+			}
+			return nil
+		}}
+}
+
+func labMove(e *env) *cli.Command {
+	return &cli.Command{Name: "move", Usage: "give a host another address, of which its daemon is not told", ArgsUsage: "HOST...",
+		Description: "   miniswarm lab move vm2                        (as DHCP does; a host that is off boots with it)\n   miniswarm lab move vm2 --to 10.213.0.12",
+		Flags:       labFlags(&cli.StringFlag{Name: "to", Usage: "`ADDRESS` of the lab's network (default: one that is free)"}),
+		Action: func(c *cli.Context) error {
+			l, _, err := openLab(c)
+			if err != nil {
+				return err
+			}
+			var to netip.Addr
+			if s := c.String("to"); s != "" {
+				if to, err = netip.ParseAddr(s); err != nil || c.Args().Len() > 1 {
+					return usage("--to %s: one address for one host", s)
+				}
+			}
+			for _, host := range c.Args().Slice() {
+				addr, err := l.Move(c.Context, host, to)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(e.stdout, "%s is at %s\n", host, addr)
+			}
+			return nil
+		}}
+}
+
+func labCopy(e *env) *cli.Command {
+	return &cli.Command{Name: "copy", Usage: "make one host more, with a copy of a host's disk", ArgsUsage: "HOST",
+		Description: "   miniswarm lab copy vm3                        (a virtual machine that is cloned: engine, containers and the daemon's state)",
+		Flags:       labFlags(),
+		Action: func(c *cli.Context) error {
+			l, host, err := openLab(c)
+			if err != nil {
+				return err
+			}
+			name, err := l.Copy(c.Context, host)
+			if err != nil {
+				return err
+			}
+			h, err := l.Host(name)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(e.stdout, "%s, a copy of %s, is up at %s\n", name, host, h.Addr)
+			return nil
+		}}
+}
+
+func labClock(e *env) *cli.Command {
+	return &cli.Command{Name: "clock", Usage: "set the clock of a host's daemon wrong, until resume", ArgsUsage: "HOST...",
+		Description: "   miniswarm lab clock vm2 --ahead 26h\n   miniswarm lab clock vm2 --ahead=-876000h      (a century slow)\n   miniswarm lab resume vm2",
+		Flags:       labFlags(&cli.DurationFlag{Name: "ahead", Required: true, Usage: "by `HOW-MUCH` it is ahead of this machine's; 0 puts it right"}),
+		Action: func(c *cli.Context) error {
+			l, _, err := openLab(c)
+			if err != nil {
+				return err
+			}
+			for _, host := range c.Args().Slice() {
+				if err := l.SetClock(c.Context, host, c.Duration("ahead")); err != nil {
+					return err
+				}
+				fmt.Fprintf(e.stdout, "the clock of the daemon of %s is %s ahead\n", host, c.Duration("ahead"))
 			}
 			return nil
 		}}
