@@ -128,6 +128,9 @@ func (m *member) checkAddress() []doctor.Finding {
 
 func (m *member) checkSession() []doctor.Finding {
 	st := m.agent.Status()
+	if why := m.refusal(); why != "" {
+		return []doctor.Finding{doctor.Broken("session", "on the copy 'miniswarm leave --force', and join again there", "%s", why)}
+	}
 	if st.Leader == "" {
 		return []doctor.Finding{doctor.Broken("session", "see what is said about the managers; its containers go on, and nothing about them changes",
 			"this node has no session with a leader%s", since(st.Heard))}
@@ -168,7 +171,7 @@ func (m *member) checkManagers(ctx context.Context) []doctor.Finding {
 	for range all {
 		a := <-answers
 		if a.err != nil {
-			out = append(out, doctor.Broken("managers", "is the machine up, its daemon running, and "+a.Addr+" (TCP) open between them? 'miniswarm doctor' there tells more", "manager %s does not answer: %v", a.Addr, a.err))
+			out = append(out, doctor.Broken("managers", "is the machine up, its daemon running, and "+a.Addr+" (TCP) open between them? 'miniswarm doctor' there tells more; if all managers have other addresses now, 'miniswarm rejoin ADDRESS' with one of them", "manager %s does not answer: %v", a.Addr, a.err))
 			continue
 		}
 		reached++

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -360,6 +361,12 @@ func TestACopiedMachineIsRefused(t *testing.T) {
 			info := n.Info()
 			return strings.Contains(info.Error, "in session with another machine") && strings.Contains(info.Error, `"docker swarm leave --force"`)
 		})
+		// A copied manager has no majority either, which is not the reason.
+		var info struct{ Swarm swarm.Info }
+		must(t, ask(t, n, http.MethodGet, "/info", nil, &info))
+		if r := n.checkup(t.Context()); !strings.Contains(info.Swarm.Error, "another machine") || !has(r.Findings, "session", doctor.Failure, "in session with another machine") {
+			t.Errorf("the copy does not say what it is: %s\n%+v", info.Swarm.Error, r.Findings)
+		}
 		g := parts(c.leader())
 		if d := g.manager.Dispatcher(); d == nil || !d.NodeConnected(id) {
 			t.Error("the original has no session")

@@ -202,7 +202,7 @@ func (u *checkup) print(w io.Writer, all, coloured bool) {
 			if coloured {
 				level = colours[f.Level] + level + "\x1b[0m"
 			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", level, where, f.Check, oneLine(f.Says))
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", level, where, f.Check, ourWords.Replace(oneLine(f.Says)))
 			if f.Cure != "" {
 				blank := strings.Repeat(" ", 7)
 				if coloured {

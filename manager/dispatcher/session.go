@@ -85,7 +85,8 @@ func (d *Dispatcher) ServeSession(w http.ResponseWriter, _ *http.Request, nodeID
 	in := &bounded{r: buffered}
 	s := &session{d: d, nodeID: nodeID, id: d.cfg.IDs.Next(), conn: conn, in: in, dec: json.NewDecoder(in), addr: remote, remote: remote, began: time.Now(), cancel: cancel,
 		wake: make(chan struct{}, 1), reports: make(chan protocol.Status, reportQueue)}
-	if err := s.serve(ctx); err != nil {
+	err = s.serve(ctx)
+	if _, rival := errors.AsType[*RivalError](err); err != nil && !rival { // who asks again every other second, and was told of
 		d.cfg.Logger.Info("session ended", "node", nodeID, "err", err)
 	}
 }

@@ -122,7 +122,9 @@ func (s *Server) swarmInfo(ctx context.Context) swarm.Info {
 	defer cancel()
 	snap, err := c.Read(ctx)
 	if err != nil {
-		info.Error = err.Error()
+		if info.Error == "" { // else the node knows why it has no part in the cluster
+			info.Error = err.Error()
+		}
 		return info
 	}
 	if cl := snap.Cluster(); cl != nil {
