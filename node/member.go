@@ -138,6 +138,17 @@ func (m *member) everywhere() []protocol.ManagerAddr {
 	return all
 }
 
+// lookout is where the agent looks for managers at first. What the disk knows of the manager on this machine may be its former address,
+// and where it is the only one nobody else tells the agent.
+func (m *member) lookout() []protocol.ManagerAddr {
+	all := append(m.remembered(), m.hinted()...)
+	if m.managing() == nil {
+		return all
+	}
+	return append(slices.DeleteFunc(all, func(a protocol.ManagerAddr) bool { return a.NodeID == m.nodeID }),
+		protocol.ManagerAddr{NodeID: m.nodeID, Addr: m.state.AdvertiseAddr})
+}
+
 // hinted are the addresses that the daemon was told to look at; who is there they do not say.
 func (m *member) hinted() (all []protocol.ManagerAddr) {
 	for _, s := range m.node.cfg.ManagerAddrs {

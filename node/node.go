@@ -141,6 +141,7 @@ func (n *Node) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return n.api.Run(gctx) })
 	g.Go(func() error { n.takeUpAgain(gctx); return nil })
+	g.Go(func() error { n.followAddress(gctx); return nil })
 	g.Go(func() error {
 		n.resumeLocked()
 		n.changing.Unlock()

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -34,7 +33,7 @@ func (m *member) prepareAgent() error {
 	timed := m.node.metrics.Engine(engine)
 	networks := docker.NewNetworks(timed, m.nodeID)
 	hostname, _ := os.Hostname()
-	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: timed, About: m.node.pages, Dial: m.dial, Managers: slices.Concat(m.remembered(), m.hinted()), Networks: networks,
+	cfg := agent.Config{NodeID: m.nodeID, StateDir: dir, Engine: timed, About: m.node.pages, Dial: m.dial, Managers: m.lookout(), Networks: networks,
 		Files:    docker.NewFiles(filepath.Join(m.node.cfg.RunDir, m.nodeID), docker.MountMemory),
 		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
 		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers, Epoch: m.state.Epoch, OnEpoch: m.learnEpoch,

@@ -2,6 +2,7 @@ package node
 
 import (
 	"log/slog"
+	"net"
 	"slices"
 	"testing"
 
@@ -143,4 +144,33 @@ func TestAnAddressThatIsTheRouters(t *testing.T) {
 	if r := n.checkup(t.Context()); !has(r.Findings, "address", doctor.Warning, "does not have the address that it advertises, 192.0.2.1") {
 		t.Errorf("%+v", r.Findings)
 	}
+}
+
+// The address of a machine changes while its daemon runs, as by DHCP. Nobody tells the daemon, and it takes up the new one.
+func TestAnAddressThatChangesMeanwhile(t *testing.T) {
+	t.Parallel()
+	first := newNode(t)
+	run(t, first)
+	// All of 127.0.0.0/8 is this machine's, but no interface has it: as an address that is gone, through which nobody happens to be cut.
+	_, port, err := net.SplitHostPort(freePort(t))
+	must(t, err)
+	id, err := first.Init(t.Context(), swarm.InitRequest{ListenAddr: "127.0.0.5:" + port})
+	must(t, err)
+	worker := newNode(t)
+	run(t, worker)
+	must(t, worker.Join(t.Context(), swarm.JoinRequest{ListenAddr: freePort(t), RemoteAddrs: []string{"127.0.0.5:" + port},
+		JoinToken: snapshot(t, first).Cluster().JoinTokens.Worker}))
+	before := first.current()
+	must(t, before.remember(func(st *state) { st.Interface = loopback(t) }))
+	now := "127.0.0.1:" + port
+	waitFor(t, "a manager that is at its new address", func() bool {
+		m := first.current()
+		return m != nil && m != before && m.state.AdvertiseAddr == now && m.state.ListenAddr == now && m.state.DataAddr == "127.0.0.1"
+	})
+	must(t, worker.Rejoin(t.Context(), now)) // there is no other manager that could tell it
+	waitFor(t, "the cluster knows it", func() bool {
+		snap := snapshot(t, first)
+		return snap != nil && snap.Node(id).ManagerAddr == now && snap.Node(id).Status.Addr == "127.0.0.1" &&
+			slices.Contains(worker.Info().RemoteManagers, swarm.Peer{NodeID: id, Addr: now})
+	})
 }

@@ -64,6 +64,9 @@ func (n *Node) giveWay(ctx context.Context, m *member, g *managing, addr string)
 		return nil, unavailable("ask the manager at %s: %v", addr, err)
 	}
 	own, known := g.store.Epoch()
+	if known && epoch == own && g.store.Status().Leader == 0 {
+		return m, g.meet(ctx, addr)
+	}
 	if known && epoch <= own {
 		return nil, &requestError{http.StatusConflict, "this node is a manager, and the cluster at " + addr + " is no later recovery of its own: there is nothing to rejoin"}
 	}
@@ -94,6 +97,27 @@ func (n *Node) giveWay(ctx context.Context, m *member, g *managing, addr string)
 		return nil, fmt.Errorf("rejoin: %w", err)
 	}
 	return n.current(), nil
+}
+
+// meet tells a manager that has lost the others where one of them is, and waits until they have a leader: that one tells the rest.
+func (g *managing) meet(ctx context.Context, addr string) error {
+	id, err := g.member.whoIsAt(ctx, addr)
+	if err != nil {
+		return unavailable("ask the manager at %s: %v", addr, err)
+	}
+	g.transport.Meet(protocol.Member{NodeID: id, Addr: addr})
+	poll := time.NewTicker(50 * time.Millisecond)
+	defer poll.Stop()
+	for g.store.Status().Leader == 0 {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return unavailable("the manager at %s was reached and knows this one now, but they have no leader yet: run it on the other managers, too", addr)
+		case <-g.member.done:
+			return errors.Join(errors.New("this node's part in the swarm has ended"), g.member.failure())
+		}
+	}
+	return nil
 }
 
 // askEpoch asks a manager, which proves that it is one of this node's cluster, which life of the cluster it is of.
