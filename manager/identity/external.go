@@ -92,41 +92,36 @@ func (a *Authority) externalTLS(root *Root) *tls.Config {
 		}}
 }
 
-// reachable makes sure that at least one of an external CA's URLs can be connected to.
+// reachable makes sure that at least one of an external CA's URLs signs for this manager, as it would have to for nodes, with a
+// certificate that nobody gets to see. Docker Swarm only connects; with TLS 1.3 that succeeds also where the CA does not accept
+// this manager's certificate, and the rotation that follows waits for ever.
 func (a *Authority) reachable(ctx context.Context, urls []string, rootPEM []byte, which string) error {
 	root, err := ParseRoot(rootPEM)
 	if err != nil {
 		return badRequest("%s", err)
 	}
+	text := "there must be at least one valid, reachable external CA corresponding to the " + which + " CA certificate"
+	if len(urls) == 0 {
+		return badRequest("%s", text)
+	}
+	own, err := a.cfg.Store.required()
+	if err != nil {
+		return err
+	}
+	_, csrPEM, err := NewRequest()
+	if err != nil {
+		return err
+	}
+	var why []error
 	for _, u := range urls {
-		if err = a.dialExternal(ctx, u, root); err == nil {
-			return nil
+		if _, err := a.signExternally(ctx, []string{u}, root, csrPEM, own.Identity); err != nil {
+			a.cfg.Logger.Warn("external CA is unreachable or invalid", "url", u, "err", err)
+			why = append(why, err)
+			continue
 		}
-		a.cfg.Logger.Warn("external CA is unreachable or invalid", "url", u, "err", err)
+		return nil
 	}
-	return badRequest("there must be at least one valid, reachable external CA corresponding to the %s CA certificate", which)
-}
-
-func (a *Authority) dialExternal(ctx context.Context, rawURL string, root *Root) error {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		return err
-	}
-	if u.Scheme != "https" {
-		return errors.New("invalid HTTP scheme")
-	}
-	port := u.Port()
-	if port == "" {
-		port = "443"
-	}
-	ctx, cancel := context.WithTimeout(ctx, externalTimeout)
-	defer cancel()
-	d := tls.Dialer{Config: a.externalTLS(root)}
-	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
-	if err != nil {
-		return err
-	}
-	return conn.Close()
+	return badRequest("%s: %s", text, errors.Join(why...))
 }
 
 // signExternally has an external CA certify the key of a request, and checks that it did no other thing than that: a
@@ -140,24 +135,27 @@ func (a *Authority) signExternally(ctx context.Context, urls []string, root *Roo
 	if err != nil {
 		return nil, err
 	}
-	chain, err := a.askExternal(ctx, urls, root, cfsslRequest{Hosts: namesOf(unit, id), Request: string(csrPEM),
-		Subject: cfsslSubject{CN: id.NodeID, Names: []cfsslName{{O: id.ClusterID, OU: unit}}}})
+	req := cfsslRequest{Hosts: namesOf(unit, id), Request: string(csrPEM),
+		Subject: cfsslSubject{CN: id.NodeID, Names: []cfsslName{{O: id.ClusterID, OU: unit}}}}
+	chain, err := a.askExternal(ctx, urls, root, req, func(chain []*x509.Certificate) error {
+		for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
+			switch got, err := verifyChain(chain, root, a.cfg.Now(), usage); {
+			case err != nil:
+				return fmt.Errorf("its certificate is not usable: %w", err)
+			case got != id:
+				return fmt.Errorf("its certificate is for %+v instead of %+v", got, id)
+			}
+		}
+		switch leaf := chain[0]; {
+		case leaf.IsCA:
+			return errors.New("its certificate is a CA's instead of a node's")
+		case !bytes.Equal(leaf.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo):
+			return errors.New("its certificate is for another key than the one requested")
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
-		switch got, err := verifyChain(chain, root, a.cfg.Now(), usage); {
-		case err != nil:
-			return nil, fmt.Errorf("the external CA's certificate is not usable: %w", err)
-		case got != id:
-			return nil, fmt.Errorf("the external CA's certificate is for %+v instead of %+v", got, id)
-		}
-	}
-	switch leaf := chain[0]; {
-	case leaf.IsCA:
-		return nil, errors.New("the external CA's certificate is a CA's instead of a node's")
-	case !bytes.Equal(leaf.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo):
-		return nil, errors.New("the external CA's certificate is for another key than the one requested")
 	}
 	return encodeCertificates(chain...), nil
 }
@@ -182,23 +180,24 @@ func (a *Authority) crossSignExternally(ctx context.Context, urls []string, root
 			req.Extensions = append(req.Extensions, cfsslExtension{ID: e.Id.String(), Critical: e.Critical, Value: hex.EncodeToString(e.Value)})
 		}
 	}
-	chain, err := a.askExternal(ctx, urls, root, req)
+	chain, err := a.askExternal(ctx, urls, root, req, func(chain []*x509.Certificate) error {
+		opts := x509.VerifyOptions{Roots: root.pool, CurrentTime: a.cfg.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
+		if signed := chain[0]; !signed.IsCA || !bytes.Equal(signed.RawSubject, other.cert.RawSubject) || !certifies(signed, other.key) {
+			return fmt.Errorf("the cross-signed certificate is not one of the new root CA: the external CA needs a profile %q that signs CAs", crossSignProfile)
+		} else if _, err := signed.Verify(opts); err != nil {
+			return fmt.Errorf("the cross-signed certificate is not usable: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	signed := chain[0]
-	opts := x509.VerifyOptions{Roots: root.pool, CurrentTime: a.cfg.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
-	if _, err := signed.Verify(opts); err != nil {
-		return nil, fmt.Errorf("the cross-signed certificate is not usable: %w", err)
-	}
-	if !signed.IsCA || !bytes.Equal(signed.RawSubject, other.cert.RawSubject) || !certifies(signed, other.key) {
-		return nil, errors.New("the cross-signed certificate is not one of the new root CA")
-	}
-	return encodeCertificates(signed), nil
+	return encodeCertificates(chain[0]), nil
 }
 
-// askExternal sends a request to the URLs in turn until one signs. The answer has at least one certificate.
-func (a *Authority) askExternal(ctx context.Context, urls []string, root *Root, req cfsslRequest) ([]*x509.Certificate, error) {
+// askExternal sends a request to the URLs in turn until one signs what check has nothing against. The answer has at least one
+// certificate.
+func (a *Authority) askExternal(ctx context.Context, urls []string, root *Root, req cfsslRequest, check func([]*x509.Certificate) error) ([]*x509.Certificate, error) {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, err
@@ -207,6 +206,9 @@ func (a *Authority) askExternal(ctx context.Context, urls []string, root *Root, 
 	var errs []error
 	for _, u := range urls {
 		chain, err := askCFSSL(ctx, client, u, body)
+		if err == nil {
+			err = check(chain)
+		}
 		if err == nil {
 			return chain, nil
 		}
@@ -221,8 +223,13 @@ func askCFSSL(ctx context.Context, client *http.Client, target string, body []by
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if req.URL.Scheme != "https" {
+		return nil, errors.New("invalid HTTP scheme: its URL must begin with https://")
+	}
 	resp, err := client.Do(req)
-	if err != nil {
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		return nil, unreached(failed.Err) // the URL is named already
+	} else if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
@@ -246,4 +253,17 @@ func askCFSSL(ctx context.Context, client *http.Client, target string, body []by
 		return nil, fmt.Errorf("what it sends as a certificate: %w", err)
 	}
 	return chain, nil
+}
+
+// unreached says what can be done about a connection to an external CA that was not made.
+func unreached(err error) error {
+	var strange x509.UnknownAuthorityError
+	var alert *net.OpError
+	switch {
+	case errors.As(err, &strange):
+		return fmt.Errorf("its server certificate is not of the root CA that it is to sign for: %w", err)
+	case errors.As(err, &alert) && alert.Op == "remote error": // package tls's name for what the other side had to object
+		return fmt.Errorf("it does not accept this manager's certificate, which is of the swarm's present root CA (\"miniswarm ca\" prints it) until the CA has signed another: %w", err)
+	}
+	return err
 }

@@ -32,6 +32,8 @@ type cfssl struct {
 	forge  func(*x509.Certificate)          // guarded by mu; changes what is signed
 	answer func(w http.ResponseWriter) bool // guarded by mu; answers itself if it returns true
 	asked  []cfsslRequest                   // guarded by mu
+	// clients is the root that clients' certificates must be of, any if nil; guarded by mu.
+	clients *Root
 }
 
 func newCFSSL(t *testing.T, cert, key []byte) *cfssl {
@@ -46,6 +48,14 @@ func newCFSSL(t *testing.T, cert, key []byte) *cfssl {
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour)}
 	own := e.issue(template, must(parseRequest(csrPEM)).PublicKey)
 	e.TLS = &tls.Config{Certificates: []tls.Certificate{must(tls.X509KeyPair(own, keyPEM))}, ClientAuth: tls.RequireAnyClientCert}
+	e.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.clients == nil {
+			return nil, nil
+		}
+		return &tls.Config{Certificates: e.TLS.Certificates, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: e.clients.pool}, nil
+	}
 	e.Config.ErrorLog = log.New(io.Discard, "", 0)
 	e.StartTLS()
 	t.Cleanup(e.Close)
@@ -105,8 +115,64 @@ func (e *cfssl) set(forge func(*x509.Certificate), answer func(http.ResponseWrit
 	e.forge, e.answer = forge, answer
 }
 
+// accept has it see certificates of that root only; nil is any.
+func (e *cfssl) accept(root []byte) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.clients = nil; root != nil {
+		e.clients = must(ParseRoot(root))
+	}
+}
+
 func (e *cfssl) spec(cert []byte) *swarm.ExternalCA {
 	return &swarm.ExternalCA{Protocol: swarm.ExternalCAProtocolCFSSL, URL: e.URL + "/sign", CACert: string(cert)}
+}
+
+// TestAnExternalCAIsTriedOutFirst: a rotation to one that would not sign is refused, with the reason, instead of never ending.
+func TestAnExternalCAIsTriedOutFirst(t *testing.T) {
+	a := newAuthority(t)
+	cert, key := operatorsRoot(t, time.Now().Add(2*year), false)
+	e := newCFSSL(t, cert, key)
+	begin := func(url string) error {
+		return a.change(func(c *swarm.CAConfig) {
+			c.SigningCACert, c.ExternalCAs = string(cert), []*swarm.ExternalCA{{Protocol: "CFSSL", URL: url, CACert: string(cert)}}
+		})
+	}
+	const refused = "there must be at least one valid, reachable external CA corresponding to the desired CA certificate"
+	for _, c := range []struct {
+		name, url, words string
+		forge            func(*x509.Certificate)
+		clients          []byte // the root that clients' certificates must be of
+	}{
+		{name: "another path", url: e.URL + "/elsewhere", words: "it answers with 400 Bad Request: what?"},
+		{name: "no TLS", url: strings.Replace(e.URL, "https", "http", 1) + "/sign", words: "invalid HTTP scheme"},
+		{name: "another role", url: e.URL + "/sign", words: "instead of", forge: func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{workerUnit} }},
+		{name: "clients of its own root only", url: e.URL + "/sign", words: "it does not accept this manager's certificate", clients: cert},
+	} {
+		e.set(c.forge, nil)
+		e.accept(c.clients)
+		if err := begin(c.url); err == nil || !strings.HasPrefix(err.Error(), refused+": external CA "+c.url+": ") || !strings.Contains(err.Error(), c.words) || strings.Count(err.Error(), c.url) != 1 {
+			t.Errorf("%s: %v, want %q", c.name, err, c.words)
+		}
+		if a.c.Rotation != nil {
+			t.Fatalf("%s: the rotation has begun", c.name)
+		}
+	}
+	// That of the present root among them, it signs.
+	e.set(nil, nil)
+	e.accept(append(append([]byte{}, cert...), a.c.RootCA...))
+	if err := begin(e.URL + "/sign"); err != nil {
+		t.Error(err)
+	}
+	// While it is away, what does not concern it can be changed all the same.
+	e.Close()
+	a.c = must(a.Complete(a.c))
+	if err := a.change(func(c *swarm.CAConfig) { c.NodeCertExpiry = time.Hour }); err != nil {
+		t.Error(err)
+	}
+	if err := a.change(func(c *swarm.CAConfig) { c.ExternalCAs = nil }); err == nil {
+		t.Error("the only one that signs was given up")
+	}
 }
 
 func TestAnExternalCASignsAndIsChecked(t *testing.T) {
@@ -128,7 +194,7 @@ func TestAnExternalCASignsAndIsChecked(t *testing.T) {
 	if _, verified := a.sign(old, cert); !verified[0] || !verified[1] {
 		t.Errorf("signed during the rotation, it descends from the old root: %v, from the new: %v", verified[0], verified[1])
 	}
-	if asked := e.asked[0]; asked.Subject.CN != testIdentity.NodeID || strings.Join(asked.Hosts, " ") != workerUnit+" "+testIdentity.NodeID || asked.Profile != "" {
+	if asked := e.asked[1]; asked.Subject.CN != testIdentity.NodeID || strings.Join(asked.Hosts, " ") != workerUnit+" "+testIdentity.NodeID || asked.Profile != "" {
 		t.Errorf("it was asked for %+v", asked)
 	}
 	a.c = must(a.Complete(a.c))

@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
@@ -18,17 +20,29 @@ const minRootValidity = 365 * 24 * time.Hour
 
 // Configure gives the cluster that c becomes when want replaces its CAConfig: the same root, or the beginning, the change or the
 // end of a rotation (swarm-semantics.md, 8.5). Signing certificate and key of want are taken into the root and not kept in the
-// spec. External CAs that the result depends on are connected to. Refusals are [*StatusError]s in Docker Swarm's words.
+// spec. External CAs that the result depends on have to sign for this manager; see reachable. Refusals are [*StatusError]s in Docker Swarm's words.
 func (a *Authority) Configure(ctx context.Context, c *cluster.Cluster, want swarm.CAConfig) (*cluster.Cluster, error) {
 	next := *c
 	next.Spec.CAConfig = want
 	next.Spec.CAConfig.SigningCACert, next.Spec.CAConfig.SigningCAKey = "", ""
 	want.SigningCACert = string(normalised([]byte(want.SigningCACert)))
+	if sameCA(c, want) {
+		return &next, nil
+	}
 	if err := a.configure(ctx, &next, want); err != nil {
 		return nil, err
 	}
 	next.LastForcedRotation = want.ForceRotate
 	return &next, describeRoot(&next)
+}
+
+// sameCA reports whether want asks for nothing that concerns who signs. Then nobody needs to be asked: settings and tokens can be
+// changed while an external CA is away.
+func sameCA(c *cluster.Cluster, want swarm.CAConfig) bool {
+	return want.SigningCACert == "" && want.SigningCAKey == "" && want.ForceRotate == c.LastForcedRotation &&
+		slices.EqualFunc(want.ExternalCAs, c.Spec.CAConfig.ExternalCAs, func(a, b *swarm.ExternalCA) bool {
+			return a.Protocol == b.Protocol && a.URL == b.URL && a.CACert == b.CACert && maps.Equal(a.Options, b.Options)
+		})
 }
 
 // configure changes the root, its key and the rotation of next.

@@ -36,13 +36,14 @@ func NewUnlockKey(random io.Reader) (UnlockKey, error) {
 }
 
 // ParseUnlockKey reads a key as a person pastes it; white space around it is ignored. Its errors match
-// [ErrMalformedUnlockKey] and repeat nothing of the key. A key of another length is a key that opens nothing, as in Docker.
+// [ErrMalformedUnlockKey] and repeat nothing of the key. A key of another length is a key that opens nothing, as in Docker. One whose
+// last character has bits that no key has was mistyped; Docker ignores them.
 func ParseUnlockKey(s string) (UnlockKey, error) {
 	text, ok := strings.CutPrefix(strings.TrimSpace(s), unlockPrefix)
 	if !ok {
 		return nil, ErrMalformedUnlockKey
 	}
-	k, err := base64.RawStdEncoding.DecodeString(text)
+	k, err := base64.RawStdEncoding.Strict().DecodeString(text)
 	if err != nil {
 		return nil, ErrMalformedUnlockKey
 	}

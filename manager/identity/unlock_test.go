@@ -24,7 +24,7 @@ func TestUnlockKeyTexts(t *testing.T) {
 	if UnlockKey(nil).Text() != "" {
 		t.Error("no key has a text")
 	}
-	for _, bad := range []string{"", "nonsense", "SWMKEY-2-" + text[9:], text[:20] + "!" + text[21:], "SWMTKN-1-x-y"} {
+	for _, bad := range []string{"", "nonsense", "SWMKEY-2-" + text[9:], text[:20] + "!" + text[21:], text[:51] + "t", "SWMTKN-1-x-y"} {
 		if got, err := ParseUnlockKey(bad); !errors.Is(err, ErrMalformedUnlockKey) || got != nil || err.Error() != "invalid key string" {
 			t.Errorf("%q: %v, %v", bad, got, err)
 		}
