@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,19 +49,43 @@ func (i *issuer) Issue(ctx context.Context, req identity.IssueRequest, peer *ide
 	if err != nil {
 		return identity.IssueResponse{}, err
 	}
-	role, err := i.admit(ctx, grant, req.Availability, addr)
+	if snap.Node(grant.NodeID) != nil || grant.Renewal {
+		return i.renew(ctx, c, grant, req)
+	}
+	// An external CA may be away: then nothing must be left of a machine that could not join.
+	cert, err := i.sign(ctx, c, grant, grant.Role, req)
 	if err != nil {
 		return identity.IssueResponse{}, err
 	}
-	cert, err := i.m.authority.Sign(ctx, c, []byte(req.CSR), identity.Identity{NodeID: grant.NodeID, ClusterID: c.ID, Role: role})
-	if err != nil {
+	switch role, err := i.admit(ctx, c, grant, req.Availability, addr); {
+	case err != nil:
 		return identity.IssueResponse{}, err
+	case role != grant.Role:
+		return i.renew(ctx, c, grant, req)
 	}
-	return identity.IssueResponse{Certificate: string(cert), NodeID: grant.NodeID, Role: role}, nil
+	return cert, nil
 }
 
-// admit makes sure that the node is in the store and gives the role its certificate is to carry.
-func (i *issuer) admit(ctx context.Context, g identity.Grant, avail swarm.NodeAvailability, addr string) (identity.Role, error) {
+// renew answers a node that is in the store.
+func (i *issuer) renew(ctx context.Context, c *cluster.Cluster, g identity.Grant, req identity.IssueRequest) (identity.IssueResponse, error) {
+	role, err := i.admit(ctx, c, g, "", "")
+	if err != nil {
+		return identity.IssueResponse{}, err
+	}
+	return i.sign(ctx, c, g, role, req)
+}
+
+func (i *issuer) sign(ctx context.Context, c *cluster.Cluster, g identity.Grant, role identity.Role, req identity.IssueRequest) (identity.IssueResponse, error) {
+	cert, err := i.m.authority.Sign(ctx, c, []byte(req.CSR), identity.Identity{NodeID: g.NodeID, ClusterID: c.ID, Role: role})
+	if err != nil {
+		return identity.IssueResponse{}, err
+	}
+	return identity.IssueResponse{Certificate: string(cert), NodeID: g.NodeID, Role: role}, nil
+}
+
+// admit makes sure that the node is in the store and gives the role its certificate is to carry. A newcomer's certificate is of a
+// root of c.
+func (i *issuer) admit(ctx context.Context, c *cluster.Cluster, g identity.Grant, avail swarm.NodeAvailability, addr string) (identity.Role, error) {
 	role := g.Role
 	_, err := i.m.cfg.Store.Update(ctx, func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		if n := snap.Node(g.NodeID); n != nil {
@@ -69,6 +94,10 @@ func (i *issuer) admit(ctx context.Context, g identity.Grant, avail swarm.NodeAv
 		}
 		if g.Renewal {
 			return nil, identity.ErrRemoved
+		}
+		// From now on a rotation of the root waits for this node; one that has ended meanwhile did not.
+		if now := snap.Cluster(); now == nil || !bytes.Equal(now.RootCA, c.RootCA) {
+			return nil, &identity.StatusError{Status: http.StatusServiceUnavailable, Message: "the swarm's root CA has just been rotated; try again"}
 		}
 		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.CreateOf(newNode(g.NodeID, role, avail, addr))}}, nil
 	})

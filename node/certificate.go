@@ -31,7 +31,7 @@ func (m *member) renew(ctx context.Context) error {
 	g.Go(func() error {
 		err := m.renewer.Run(ctx)
 		if errors.Is(err, identity.ErrRemoved) {
-			return &agent.RemovedError{Reason: fmt.Sprintf("node %s is not part of this swarm: it was removed", m.nodeID)}
+			return &agent.RemovedError{Reason: fmt.Sprintf("node %s is not part of this swarm: it was removed, and its certificate has expired", m.nodeID)}
 		}
 		return err
 	})

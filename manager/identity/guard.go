@@ -10,7 +10,12 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 )
+
+// maxExpired is how long a certificate that has expired is good for its own renewal: long enough for a machine that was put
+// away, and an end to what somebody can do who finds an old disk of a node that is still a member. Docker Swarm renews none.
+const maxExpired = 365 * 24 * time.Hour
 
 // Guard decides who may call a handler, by certificate. A connection keeps the certificate it was made with, and a demoted
 // manager may keep its own: what the guard is told of removed and demoted nodes counts for more.
@@ -83,11 +88,17 @@ func (g *Guard) identifyRenewing(r *http.Request) (Identity, error) {
 		if err != nil {
 			return Identity{}, err
 		}
-		at := g.store.cfg.Now()
-		if until := cs.PeerCertificates[0].NotAfter; at.After(until) {
-			at = until
+		now, leaf := g.store.cfg.Now(), cs.PeerCertificates[0]
+		at := now
+		if at.After(leaf.NotAfter) {
+			at = leaf.NotAfter
 		}
-		return verifyChain(cs.PeerCertificates, own.Root, at, x509.ExtKeyUsageClientAuth)
+		id, err := verifyChain(cs.PeerCertificates, own.Root, at, x509.ExtKeyUsageClientAuth)
+		if err == nil && now.Sub(leaf.NotAfter) > maxExpired {
+			err = fmt.Errorf("the certificate of node %s has expired at %s, more than %d days ago, and is not renewed any more: leave the swarm and join again",
+				id.NodeID, stamp(leaf.NotAfter), maxExpired/(24*time.Hour))
+		}
+		return id, err
 	})
 }
 

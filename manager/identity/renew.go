@@ -18,8 +18,11 @@ const (
 	// minRenewPause is the least time between two renewals that nobody has asked for.
 	minRenewPause   = 5 * time.Second
 	maxRenewBackoff = time.Hour
-	// maxExpiredBackoff is for a node whose certificate has expired: nothing else works until it has another.
-	maxExpiredBackoff = 30 * time.Second
+	// maxUrgentBackoff is for a renewal that was asked for, after which the node is to have another role or trust another root, and
+	// for a node whose certificate has expired: nothing else works until it has another.
+	maxUrgentBackoff = 30 * time.Second
+	// removals is how often in a row a node whose certificate has expired must be told that it was removed before it believes it.
+	removals = 3
 
 	// clockCheck is how long the renewer sleeps at most before it looks at the clock again: timers stand still while a
 	// machine is suspended and do not notice when its clock is set.
@@ -77,8 +80,12 @@ func (r *Renewer) RenewNow() {
 }
 
 // Run renews the store's certificate whenever a random point between 50 % and 80 % of its validity is reached, until ctx is
-// done, whose cause it returns; after a renewal it waits for a moment at least. Failures are repeated after 5 s, doubling up to 1 h, or to 30 s once the certificate has
-// expired. The answer that this node is not a member any more ([ErrRemoved]) is final and ends Run.
+// done, whose cause it returns; after a renewal it waits for a moment at least. Failures are repeated after 5 s, doubling up to 1 h, or to 30 s
+// if the renewal was asked for or the certificate has expired.
+//
+// The answer that this node is not a member any more ([ErrRemoved]) is a failure like others: whoever gave it may be behind, and a
+// node that was removed hears so from its session with the leader. One whose certificate has expired gets no session, so
+// that Run ends when it has been told so several times in a row.
 //
 // Run goes on when the certificate has expired, because that is still good for its own renewal; failures are then logged
 // at level Error.
@@ -93,10 +100,11 @@ func (r *Renewer) Run(ctx context.Context) error {
 		if at.Before(soonest) {
 			at = soonest // by this machine's clock, which may be far ahead, even a new certificate is old
 		}
-		if err := r.waitUntil(ctx, at); err != nil {
+		asked, err := r.waitUntil(ctx, at)
+		if err != nil {
 			return err
 		}
-		if err := r.renewUntilDone(ctx); err != nil {
+		if err := r.renewUntilDone(ctx, asked); err != nil {
 			return err
 		}
 		soonest = r.cfg.Now().Add(minRenewPause)
@@ -110,31 +118,33 @@ func (r *Renewer) renewAt(c *Credentials) time.Time {
 	return notBefore.Add(time.Duration(share * float64(notAfter.Sub(notBefore))))
 }
 
-// waitUntil returns nil when the clock reaches at or RenewNow is called.
-func (r *Renewer) waitUntil(ctx context.Context, at time.Time) error {
+// waitUntil returns when the clock reaches at or RenewNow is called, which it tells.
+func (r *Renewer) waitUntil(ctx context.Context, at time.Time) (asked bool, err error) {
 	for {
 		left := at.Sub(r.cfg.Now())
 		if left <= 0 {
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 		timer := time.NewTimer(min(left, clockCheck))
 		select {
 		case <-timer.C:
 		case <-r.now:
 			timer.Stop()
-			return nil
+			return true, nil
 		case <-ctx.Done():
 			timer.Stop()
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
 	}
 }
 
 // renewUntilDone tries until it succeeds; it returns an error only when ctx is done or the node is not a member any more.
-func (r *Renewer) renewUntilDone(ctx context.Context) error {
-	for backoff := minRenewBackoff; ; backoff = min(2*backoff, r.maxBackoff()) {
+func (r *Renewer) renewUntilDone(ctx context.Context, urgent bool) error {
+	removed := 0
+	for backoff := minRenewBackoff; ; backoff = min(2*backoff, r.maxBackoff(urgent)) {
 		select {
 		case <-r.now: // this attempt is what was asked for
+			urgent = true
 		default:
 		}
 		err := r.renew(ctx)
@@ -144,21 +154,31 @@ func (r *Renewer) renewUntilDone(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if errors.Is(err, ErrRemoved) {
+		if removed++; !errors.Is(err, ErrRemoved) {
+			removed = 0
+		}
+		if removed >= removals && r.expired() {
 			return fmt.Errorf("renew certificate: %w", err)
 		}
 		r.report(err, backoff)
-		if err := r.waitUntil(ctx, r.cfg.Now().Add(backoff)); err != nil {
+		asked, err := r.waitUntil(ctx, r.cfg.Now().Add(backoff))
+		if err != nil {
 			return err
 		}
+		urgent = urgent || asked
 	}
 }
 
-func (r *Renewer) maxBackoff() time.Duration {
-	if c := r.cfg.Store.Current(); c != nil && errors.Is(c.CheckTime(r.cfg.Now()), ErrExpired) {
-		return maxExpiredBackoff
+func (r *Renewer) maxBackoff(urgent bool) time.Duration {
+	if urgent || r.expired() {
+		return maxUrgentBackoff
 	}
 	return maxRenewBackoff
+}
+
+func (r *Renewer) expired() bool {
+	c := r.cfg.Store.Current()
+	return c != nil && errors.Is(c.CheckTime(r.cfg.Now()), ErrExpired)
 }
 
 func (r *Renewer) report(err error, retry time.Duration) {

@@ -174,6 +174,72 @@ func TestRenewNow(t *testing.T) {
 	})
 }
 
+// TestARoleThatWaitsForItsCertificate: when an external CA is back after hours, nobody waits an hour more.
+func TestARoleThatWaitsForItsCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		back := time.Now().Add(10 * time.Hour)
+		v := startRenewal(t, 99*time.Hour, 0, func(int) error {
+			if time.Now().Before(back) {
+				return &StatusError{503, "the external CA is away"}
+			}
+			return nil
+		})
+		time.Sleep(time.Hour)
+		v.r.RenewNow()
+		time.Sleep(9*time.Hour + maxUrgentBackoff)
+		synctest.Wait()
+		if len(v.changes) != 1 {
+			t.Errorf("%d renewals %s after it is back", len(v.changes), maxUrgentBackoff)
+		}
+		v.finish()
+	})
+}
+
+// TestAStrayRemovalIsNoEnd: a manager that is behind may know a node no more, or not yet.
+func TestAStrayRemovalIsNoEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := startRenewal(t, 99*time.Hour, 0, func(n int) error {
+			if n < 6 {
+				return ErrRemoved
+			}
+			return nil
+		})
+		time.Sleep(50 * time.Hour)
+		synctest.Wait()
+		if len(v.changes) != 1 || len(v.at) != 6 {
+			t.Errorf("%d renewals in %d attempts", len(v.changes), len(v.at))
+		}
+		v.finish()
+	})
+}
+
+// TestANodeThatIsExpiredAndRemovedHearsSo: no leader gives it a session that would tell it.
+func TestANodeThatIsExpiredAndRemovedHearsSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var phase atomic.Int32
+		v := startRenewal(t, 10*time.Hour, 0, func(n int) error {
+			if p := phase.Load(); p == 0 || p == 1 && n%3 == 0 {
+				return errors.New("no manager answers")
+			}
+			return ErrRemoved
+		})
+		time.Sleep(12 * time.Hour)
+		phase.Store(1)
+		time.Sleep(time.Hour)
+		select {
+		case err := <-v.ended:
+			t.Fatalf("it believed two in a row: %v", err)
+		default:
+		}
+		phase.Store(2)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if err := <-v.ended; !errors.Is(err, ErrRemoved) {
+			t.Errorf("Run = %v", err)
+		}
+	})
+}
+
 func TestRenewNowInterruptsABackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := startRenewal(t, 99*time.Hour, 0, func(n int) error {

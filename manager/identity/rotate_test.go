@@ -348,6 +348,11 @@ func TestAnExpiredCertificateIsGoodForItsRenewal(t *testing.T) {
 	if resp, err := renew(thief); err == nil {
 		t.Errorf("a certificate without its key was renewed: %+v", resp)
 	}
+	year.shift(maxExpired)
+	must(Found(ca, manager, tc.store.Current().Identity, 0))
+	if resp, err := renew(node); err == nil || errors.Is(err, ErrRemoved) || !strings.Contains(err.Error(), "leave the swarm and join again") {
+		t.Errorf("renewal a year after it expired: %+v, %v", resp, err)
+	}
 }
 
 // TestAManagerCertifiesItself so that the certificate is good at both ends of a clock that jumped.
