@@ -77,3 +77,22 @@ func readBackup(r io.Reader, secret backup.Secret) (*backup.Manifest, *raftstore
 	}
 	return &m, s, nil
 }
+
+// restored is what a backup holds.
+type restored struct {
+	manifest *backup.Manifest
+	salvaged *raftstore.Salvaged
+}
+
+// restore reads a backup to its end.
+func restore(req backup.RecoverRequest, body io.Reader) (*restored, error) {
+	secret, err := backup.ParseSecret(req.Secret)
+	if err != nil {
+		return nil, badRequest("%v", err)
+	}
+	from := &restored{}
+	if from.manifest, from.salvaged, err = readBackup(body, secret); err != nil {
+		return nil, badRequest("%v", err)
+	}
+	return from, nil
+}

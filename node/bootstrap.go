@@ -39,20 +39,9 @@ type founding struct {
 	now               time.Time
 }
 
-// firstRoot makes the root CA of a new cluster, or takes the one that the request brings out of it: from then on its key has one
-// place, and that is not the spec.
-func (n *Node) firstRoot(want *swarm.CAConfig) (*identity.CA, error) {
-	authority, err := identity.NewAuthority(identity.AuthorityConfig{Store: n.credentials, Now: n.cfg.Now, Logger: n.cfg.Logger})
-	if err != nil {
-		return nil, err
-	}
-	ca, err := authority.FirstRoot(*want)
-	want.SigningCACert, want.SigningCAKey = "", ""
-	return ca, err
-}
-
-// objects gives the transaction that creates a cluster: the cluster object, this node and the ingress network.
-func (f *founding) objects() (*cluster.Txn, error) {
+// objects gives the transaction that creates a cluster: the cluster object, this node and the ingress network. configure has the last word about
+// the cluster's CA.
+func (f *founding) objects(configure func(*cluster.Cluster) (*cluster.Cluster, error)) (*cluster.Txn, error) {
 	keyPEM, err := f.ca.KeyPEM()
 	if err != nil {
 		return nil, fmt.Errorf("found the cluster: %w", err)
@@ -79,6 +68,9 @@ func (f *founding) objects() (*cluster.Txn, error) {
 	}
 	if c.DataPathPort == 0 {
 		c.DataPathPort = defaultDataPathPort
+	}
+	if c, err = configure(c); err != nil {
+		return nil, fmt.Errorf("found the cluster: %w", err)
 	}
 
 	n := &cluster.Node{Role: swarm.NodeRoleManager, DataAddr: f.dataAddr}

@@ -231,3 +231,25 @@ func (m *member) awaitCluster(ctx context.Context) error {
 		}
 	}
 }
+
+// awaitRoot waits while a new cluster changes over to an external CA's root, so that whoever founded it is told join tokens that last. It
+// takes a moment; should it fail the cluster works with the root that it has, and `node ls` and the log tell.
+func (m *member) awaitRoot(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		if g := m.managing(); g == nil || !g.store.Snapshot().Cluster().RootRotationInProgress {
+			return
+		}
+		select {
+		case <-m.done:
+			return
+		case <-ctx.Done():
+			m.logger.Warn("the new swarm has not changed over to the external CA's root yet; join tokens will change when it has")
+			return
+		case <-poll.C:
+		}
+	}
+}

@@ -69,6 +69,9 @@ func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) 
 			return "", badRequest("%v", err)
 		}
 	}
+	if err := identity.CheckExternalCAs(req.Spec.CAConfig.ExternalCAs); err != nil {
+		return "", badRequest("%v", err)
+	}
 	if err := n.wipe(); err != nil {
 		return "", err
 	}
@@ -81,7 +84,12 @@ func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) 
 
 // initialize creates the identity, the store and the first objects, and is back when they are committed.
 func (n *Node) initialize(ctx context.Context, st *state, req swarm.InitRequest) (string, error) {
-	ca, err := n.firstRoot(&req.Spec.CAConfig)
+	authority, err := identity.NewAuthority(identity.AuthorityConfig{Store: n.credentials, Now: n.cfg.Now, Logger: n.cfg.Logger})
+	if err != nil {
+		return "", fmt.Errorf("init swarm: %w", err)
+	}
+	want := req.Spec.CAConfig
+	ca, err := authority.FirstRoot(want)
 	if err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)
 	}
@@ -97,7 +105,7 @@ func (n *Node) initialize(ctx context.Context, st *state, req swarm.InitRequest)
 	if _, err := identity.Found(ca, n.credentials, id, req.Spec.CAConfig.NodeCertExpiry); err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)
 	}
-	txn, err := f.objects()
+	txn, err := f.objects(func(c *cluster.Cluster) (*cluster.Cluster, error) { return authority.ConfigureFirst(ctx, c, want) })
 	if err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)
 	}
@@ -108,6 +116,7 @@ func (n *Node) initialize(ctx context.Context, st *state, req swarm.InitRequest)
 	if err := n.current().awaitCluster(ctx); err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)
 	}
+	n.current().awaitRoot(ctx)
 	// Only now is the membership remembered: a crash before leaves a machine that is part of no swarm.
 	if err := st.save(n.cfg.StateDir); err != nil {
 		return "", fmt.Errorf("init swarm: %w", err)

@@ -40,23 +40,39 @@ type recovery struct {
 // it at the addresses they know. Nothing is changed before all of the source was read, and a crash in between
 // leaves the old state or the new one. Containers are not touched.
 func (n *Node) Recover(ctx context.Context, req backup.RecoverRequest, body io.Reader) (*backup.Report, error) {
-	n.changing.Lock()
-	defer n.changing.Unlock()
-	refused := ""
-	if g := n.managing(); g != nil && !req.Force {
-		if l := g.store.Leadership(); l.LeaderID != 0 {
-			refused = fmt.Sprintf("this cluster has a leader (node %s at %s), so no quorum is lost: recovering would drop managers that live; "+
-				"to do it all the same give --force", l.LeaderNodeID, l.LeaderAddr)
+	if refused := n.needless(req); refused != "" && !req.DryRun {
+		return nil, &requestError{http.StatusConflict, refused}
+	}
+	var from *restored
+	if req.FromBackup {
+		// A client may send as slowly as it likes: nobody else who changes the membership waits for it.
+		var err error
+		if from, err = restore(req, body); err != nil {
+			return nil, err
 		}
 	}
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	refused := n.needless(req)
 	if refused != "" && !req.DryRun {
 		return nil, &requestError{http.StatusConflict, refused}
 	}
-	r, err := n.recover(ctx, req, body)
+	r, err := n.recover(ctx, req, from)
 	if r != nil {
 		r.Refused = refused
 	}
 	return r, err
+}
+
+// needless says why there is nothing to recover, unless that is forced.
+func (n *Node) needless(req backup.RecoverRequest) string {
+	if g := n.managing(); g != nil && !req.Force {
+		if l := g.store.Leadership(); l.LeaderID != 0 {
+			return fmt.Sprintf("this cluster has a leader (node %s at %s), so no quorum is lost: recovering would drop managers that live; "+
+				"to do it all the same give --force", l.LeaderNodeID, l.LeaderAddr)
+		}
+	}
+	return ""
 }
 
 // managing gives the running manager's parts, nil if there are none.
@@ -67,9 +83,9 @@ func (n *Node) managing() *managing {
 	return nil
 }
 
-// recover is Recover for those who hold n.changing.
-func (n *Node) recover(ctx context.Context, req backup.RecoverRequest, body io.Reader) (*backup.Report, error) {
-	r, err := n.planRecovery(ctx, req, body)
+// recover is Recover for those who hold n.changing. from is nil for a recovery from this machine's own disk.
+func (n *Node) recover(ctx context.Context, req backup.RecoverRequest, from *restored) (*backup.Report, error) {
+	r, err := n.planRecovery(ctx, req, from)
 	if refused, ok := errors.AsType[*requestError](err); ok {
 		return nil, refused
 	} else if err != nil {
@@ -122,8 +138,8 @@ func (n *Node) startAnew() error {
 	return err
 }
 
-// planRecovery reads the source to its end and works out what becomes of it.
-func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, body io.Reader) (*recovery, error) {
+// planRecovery reads this machine's disk, unless from is given, and works out what becomes of it. A dry run asks nobody else.
+func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, from *restored) (*recovery, error) {
 	former, err := loadState(n.cfg.StateDir)
 	if err != nil {
 		return nil, err
@@ -134,11 +150,11 @@ func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, body
 		}
 	}
 	own, err := n.ownCredentials()
-	if err != nil && !errors.Is(err, identity.ErrNotJoined) && !req.FromBackup {
+	if err != nil && !errors.Is(err, identity.ErrNotJoined) && from == nil {
 		return nil, err
 	}
 	r := &recovery{report: backup.Report{DryRun: req.DryRun}}
-	if err := n.readSource(r, req, body, former); err != nil {
+	if err := n.readSource(r, from, former); err != nil {
 		return nil, err
 	}
 	snap := r.salvaged.State.Snapshot()
@@ -162,7 +178,8 @@ func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, body
 		r.report.NodeID, r.report.NewNode = n.ids.Next(), true
 	}
 	r.self = raftstore.NewMember(r.report.NodeID, r.state.AdvertiseAddr)
-	if own == nil || own.Identity.Role != identity.Manager || own.CheckTime(n.cfg.Now()) != nil {
+	uncertified := own == nil || own.Identity.Role != identity.Manager || own.CheckTime(n.cfg.Now()) != nil
+	if uncertified && !(req.DryRun && identity.SignedExternally(c)) {
 		id := identity.Identity{NodeID: r.report.NodeID, ClusterID: c.ID, Role: identity.Manager}
 		if r.credentials, err = n.certify(ctx, c, id); err != nil {
 			return nil, fmt.Errorf("make a certificate for this manager: %w", err)
@@ -198,15 +215,9 @@ func (n *Node) ownCredentials() (*identity.Credentials, error) {
 }
 
 // readSource fills in r.salvaged and what the report says of it.
-func (n *Node) readSource(r *recovery, req backup.RecoverRequest, body io.Reader, former *state) error {
-	if req.FromBackup {
-		secret, err := backup.ParseSecret(req.Secret)
-		if err != nil {
-			return badRequest("%v", err)
-		}
-		if r.report.Backup, r.salvaged, err = readBackup(body, secret); err != nil {
-			return badRequest("%v", err)
-		}
+func (n *Node) readSource(r *recovery, from *restored, former *state) error {
+	if from != nil {
+		r.report.Backup, r.salvaged = from.manifest, from.salvaged
 		r.report.MayMiss = "everything that was written after the backup was taken, at " + r.report.Backup.Taken.Local().Format(time.RFC3339)
 	} else {
 		dir := filepath.Join(n.cfg.StateDir, raftDir)

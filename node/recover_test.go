@@ -273,6 +273,22 @@ func TestRecoverFromABackupOverALostManager(t *testing.T) {
 	if s.State.Snapshot().Config("later") == nil {
 		t.Error("the former log is not what it was")
 	}
+	// The next one puts the log of this one aside, in place of the other.
+	write(t, n, "last")
+	_, err = n.Recover(t.Context(), backup.RecoverRequest{FromBackup: true, Secret: key.Text(), Force: true}, bytes.NewReader(data))
+	must(t, err)
+	logKey, older, err = n.diskKeys()
+	must(t, err)
+	s, err = raftstore.Salvage(filepath.Join(n.cfg.StateDir, raftDir+formerSuffix), logKey, nil, older...)
+	must(t, err)
+	if now := s.State.Snapshot(); now.Config("last") == nil || now.Config("later") != nil {
+		t.Error("the former log is not the latest")
+	}
+	dirs, err := filepath.Glob(filepath.Join(n.cfg.StateDir, raftDir+"*"))
+	must(t, err)
+	if len(dirs) != 3 { // the log, the former one, raft.key
+		t.Errorf("logs pile up: %v", dirs)
+	}
 }
 
 // Whatever byte of a backup is damaged, and wherever it ends: an error, and a machine that is as it was.
@@ -309,7 +325,10 @@ func TestACrashDuringRecovery(t *testing.T) {
 	write(t, n, "kept")
 	data := backedUp(t, n, key)
 	w.stop(0)
-	r, err := n.planRecovery(t.Context(), backup.RecoverRequest{FromBackup: true, Secret: key.Text()}, bytes.NewReader(data))
+	req := backup.RecoverRequest{FromBackup: true, Secret: key.Text()}
+	from, err := restore(req, bytes.NewReader(data))
+	must(t, err)
+	r, err := n.planRecovery(t.Context(), req, from)
 	must(t, err)
 	staged, err := n.stageRecovery()
 	must(t, err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -113,18 +114,37 @@ func rotateTo(c *cli.Context, to *swarm.CAConfig) error {
 	return nil
 }
 
-// externalCAs reads the flags that describe external CAs, which sign for the root certificate cert.
+// externalCAs reads the flags that describe external CAs, which sign for the root certificate cert unless they name another.
 func externalCAs(c *cli.Context, cert string) ([]*swarm.ExternalCA, error) {
 	var all dockerswarm.ExternalCAOption
 	for _, spec := range joinSpecs(c.StringSlice("external-ca")) {
+		if spec == "" {
+			continue // no external CA any more
+		}
 		if err := all.Set(spec); err != nil {
 			return nil, usage("--external-ca %s: %v", spec, err)
 		}
 	}
 	for _, ca := range all.Value() {
-		ca.CACert = cert
+		ca.CACert = cmp.Or(ca.CACert, cert)
 	}
 	return all.Value(), nil
+}
+
+// foundWith has a new cluster change over at once to the root that its external CAs sign for.
+func foundWith(c *cli.Context, to *swarm.CAConfig) error {
+	external, err := externalCAs(c, "")
+	if err != nil {
+		return err
+	}
+	for _, ca := range external {
+		if ca.CACert == "" || ca.CACert != external[0].CACert {
+			return usage("--external-ca needs cacert=FILE, the root certificate for which it signs, the same for each: a new cluster has no other")
+		}
+		to.SigningCACert = ca.CACert
+	}
+	to.ExternalCAs = external
+	return nil
 }
 
 // joinSpecs puts the specs of external CAs together again, which the command line's parser takes apart at commas: each begins

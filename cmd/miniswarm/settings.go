@@ -69,7 +69,7 @@ func updateCommand(e *env) *cli.Command {
 	return &cli.Command{Name: "update", Usage: "change the settings of the cluster", Category: clusterCategory,
 		Description: "   miniswarm update --task-history-limit 10\n   miniswarm update --autolock=true",
 		Flags: append(changesFlags(),
-			&cli.StringSliceFlag{Name: "external-ca", Usage: "`SPEC` of who signs in place of the managers, with the present root: protocol=cfssl,url=https://..."}),
+			&cli.StringSliceFlag{Name: "external-ca", Usage: "`SPEC` of who signs in place of the managers, with the present root: protocol=cfssl,url=https://...; '' for none"}),
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
 				return usage("miniswarm update takes no arguments; see 'miniswarm update --help'")

@@ -58,6 +58,7 @@ func initCommand(e *env) *cli.Command {
 			&cli.UintFlag{Name: "default-addr-pool-mask-length", Value: 24, Usage: "subnet size in bits"},
 			&cli.UintFlag{Name: "data-path-port", Usage: "UDP `PORT` of the overlay (default 4789)"},
 			&cli.BoolFlag{Name: "autolock", Usage: "managers lock themselves when they restart: 'miniswarm unlock' asks for the key"},
+			&cli.StringSliceFlag{Name: "external-ca", Usage: "`SPEC` of who signs in place of the managers: protocol=cfssl,url=https://...,cacert=root.pem"},
 			&cli.BoolFlag{Name: "force-new-cluster", Usage: "make this manager the only one of its cluster, with all that the cluster has"}),
 		Action: func(c *cli.Context) error { return runInit(c.Context, e, c) }}
 }
@@ -67,12 +68,16 @@ func runInit(ctx context.Context, e *env, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	var ca swarm.CAConfig
+	if err := foundWith(c, &ca); err != nil {
+		return err
+	}
 	cl, err := connectOrStart(ctx, e, c)
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	req := swarm.InitRequest{ListenAddr: c.String("listen-addr"), AdvertiseAddr: c.String("advertise-addr"), DataPathAddr: c.String("data-path-addr"),
+	req := swarm.InitRequest{Spec: swarm.Spec{CAConfig: ca}, ListenAddr: c.String("listen-addr"), AdvertiseAddr: c.String("advertise-addr"), DataPathAddr: c.String("data-path-addr"),
 		DataPathPort: uint32(c.Uint("data-path-port")), DefaultAddrPool: c.StringSlice("default-addr-pool"), SubnetSize: uint32(c.Uint("default-addr-pool-mask-length")), Availability: avail,
 		ForceNewCluster: c.Bool("force-new-cluster")}
 	mergeSettings(c, &req.Spec)

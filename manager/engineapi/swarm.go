@@ -138,10 +138,8 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 	case spec.Dispatcher.HeartbeatPeriod != 0 && spec.Dispatcher.HeartbeatPeriod < minHeartbeat:
 		return rpcErrorf(invalidArgument, "minimum heartbeat time period is: %s", minHeartbeat)
 	}
-	for _, e := range spec.CAConfig.ExternalCAs {
-		if e == nil || !strings.EqualFold(string(e.Protocol), string(swarm.ExternalCAProtocolCFSSL)) {
-			return errorf(http.StatusBadRequest, "invalid protocol: %q", protocolOf(e))
-		}
+	if err := identity.CheckExternalCAs(spec.CAConfig.ExternalCAs); err != nil {
+		return err
 	}
 	spec.Name = cluster.ClusterName
 	// Making keys and asking external CAs takes its time; the version tells below if the cluster was changed meanwhile.
@@ -205,13 +203,6 @@ func configureCA(ctx context.Context, c Control, version uint64, want swarm.CACo
 		return nil, rpcErrorf(invalidArgument, "%s", refusal.Message)
 	}
 	return next, err
-}
-
-func protocolOf(e *swarm.ExternalCA) swarm.ExternalCAProtocol {
-	if e == nil {
-		return ""
-	}
-	return e.Protocol
 }
 
 // nextUnlockKey gives the key with which managers are to lock themselves: none, the one they have, or a new one. There is

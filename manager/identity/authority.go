@@ -51,6 +51,12 @@ func signing(c *cluster.Cluster) (root, key, crossSigned []byte) {
 	return c.RootCA, c.RootCAKey, nil
 }
 
+// SignedExternally reports whether certificates of cluster c are signed by an external CA at present.
+func SignedExternally(c *cluster.Cluster) bool {
+	root, _, _ := signing(c)
+	return len(externalURLs(c.Spec.CAConfig.ExternalCAs, c.RootCA, root)) > 0
+}
+
 // Sign certifies the key of csrPEM for id in cluster c, with the validity that its spec asks for, and returns the certificate in
 // PEM. An external CA that is set up for the root signs in place of the managers' own key, as in Docker Swarm; what it
 // answers is checked. During a rotation the cross-signed root follows, so that the certificate descends from both roots.

@@ -63,6 +63,19 @@ type (
 	}
 )
 
+// CheckExternalCAs refuses external CAs that speak another protocol than CFSSL's, in Docker's words.
+func CheckExternalCAs(all []*swarm.ExternalCA) error {
+	for _, e := range all {
+		switch {
+		case e == nil:
+			return badRequest("invalid protocol: %q", "")
+		case !strings.EqualFold(string(e.Protocol), string(swarm.ExternalCAProtocolCFSSL)):
+			return badRequest("invalid protocol: %q", e.Protocol)
+		}
+	}
+	return nil
+}
+
 // externalURLs gives where certificates of root are signed. An external CA that names no certificate is one of the
 // current root's.
 func externalURLs(all []*swarm.ExternalCA, current, root []byte) (urls []string) {

@@ -99,17 +99,30 @@ func (a *Authority) configure(ctx context.Context, next *cluster.Cluster, want s
 	return a.begin(ctx, next, want, root, ca)
 }
 
-// FirstRoot makes the root of a new cluster, or takes the one that want brings with its key.
+// FirstRoot makes the root of a new cluster, or takes the one that want brings with its key. One whose key stays with an external CA
+// is what [Authority.ConfigureFirst] then changes over to: whoever speaks to that CA needs a certificate.
 func (a *Authority) FirstRoot(want swarm.CAConfig) (*CA, error) {
 	switch {
-	case want.SigningCACert == "" && want.SigningCAKey == "":
+	case want.SigningCAKey == "" && (want.SigningCACert == "" || len(want.ExternalCAs) > 0):
 		return NewCA(a.ca)
 	case want.SigningCACert == "" || want.SigningCAKey == "":
-		return nil, badRequest("the root CA of a new swarm needs both its certificate and its key")
+		return nil, badRequest("the root CA of a new swarm needs both its certificate and its key, or an external CA that has the key")
 	}
 	want.SigningCACert = string(normalised([]byte(want.SigningCACert)))
 	_, ca, err := a.brought(want)
 	return ca, err
+}
+
+// ConfigureFirst gives the new cluster c, whose root is FirstRoot's, with the CAConfig that it is founded with; see
+// [Authority.Configure].
+func (a *Authority) ConfigureFirst(ctx context.Context, c *cluster.Cluster, want swarm.CAConfig) (*cluster.Cluster, error) {
+	founded := *c
+	founded.LastForcedRotation = want.ForceRotate // there is nothing to rotate from
+	if want.SigningCAKey != "" {
+		want.SigningCACert, want.SigningCAKey = "", "" // FirstRoot has them
+	}
+	want.NodeCertExpiry = c.Spec.CAConfig.NodeCertExpiry
+	return a.Configure(ctx, &founded, want)
 }
 
 // brought checks a root that an operator brings. ca is nil if the key stays with an external CA.
