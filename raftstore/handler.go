@@ -57,7 +57,7 @@ func (s *Store) caller(w http.ResponseWriter, r *http.Request) (m protocol.Membe
 		http.Error(w, why, status)
 		return m, false
 	}
-	if why := s.impostor(from, r.Header.Get(HeaderNode)); why != "" {
+	if why := s.impostor(from, r.Header.Get(HeaderNode), certifiedSince(r)); why != "" {
 		http.Error(w, why, http.StatusForbidden)
 		return m, false
 	}
@@ -68,10 +68,23 @@ func (s *Store) caller(w http.ResponseWriter, r *http.Request) (m protocol.Membe
 	return protocol.Member{RaftID: from, NodeID: r.Header.Get(HeaderNode), Addr: r.Header.Get(headerAddr)}, true
 }
 
-// impostor says why a node is not the member that it says it is. One that this member has not heard of yet may be its new leader, unless
-// the node is a worker by what is known here, and that is known from a leader just now: then it is a manager that was demoted, whose
-// certificate may be valid for months.
-func (s *Store) impostor(from uint64, node string) (why string) {
+// certificateSlack is how much older than it is a certificate may look: its beginning is set back by an hour, and clocks may be nearly as
+// far apart.
+const certificateSlack = 2 * time.Hour
+
+// certifiedSince gives the beginning of the caller's certificate, zero where there is none.
+func certifiedSince(r *http.Request) time.Time {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return time.Time{}
+	}
+	return r.TLS.PeerCertificates[0].NotBefore
+}
+
+// impostor says why a node is not the member that it says it is. One that this member has not heard of yet may be its new leader, also if
+// the node is a worker by what is known here: it may have been promoted since. But a manager that was demoted may have kept its
+// certificate, which may be valid for months, and make up a member. It is told by this: what is known here is from a leader just now,
+// or the certificate was issued before the node was last seen as a worker. A promotion brings another.
+func (s *Store) impostor(from uint64, node string, since time.Time) (why string) {
 	if m, ok := s.view.membership().member(from); ok {
 		if m.NodeID != node {
 			return fmt.Sprintf("member %x is not of node %s", from, node)
@@ -79,7 +92,14 @@ func (s *Store) impostor(from uint64, node string) (why string) {
 		return ""
 	}
 	snap, age, known := s.Stale()
-	if n := snap.Node(node); n != nil && n.Role == swarm.NodeRoleWorker && known && age < s.cfg.Tick*time.Duration(s.cfg.ElectionTicks) {
+	n := snap.Node(node)
+	if n == nil || n.Role != swarm.NodeRoleWorker {
+		return ""
+	}
+	fresh := known && age < s.cfg.Tick*time.Duration(s.cfg.ElectionTicks)
+	// What a clock that was ahead has written says nothing.
+	datable := !since.IsZero() && n.UpdatedAt.Before(time.Now())
+	if fresh || datable && since.Add(certificateSlack).Before(n.UpdatedAt) {
 		return "node " + node + " is a worker"
 	}
 	return ""

@@ -1,6 +1,8 @@
 package raftstore
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -22,16 +24,18 @@ func TestNobodySpeaksForAnotherMember(t *testing.T) {
 		for id, role := range map[string]swarm.NodeRole{"demoted": swarm.NodeRoleWorker, "promoted": swarm.NodeRoleManager} {
 			n := &cluster.Node{Role: role}
 			n.ID = id
-			if _, err := m.Propose(t.Context(), &cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(n)}}); err != nil {
+			if _, err := m.Propose(t.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.CreateOf(n)}}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		g.settle()
+		var certified time.Time
 		ask := func(to *member, from uint64, node string) int {
 			r := httptest.NewRequest(http.MethodGet, pathStream, nil)
 			r.Header.Set(headerFrom, strconv.FormatUint(from, 16))
 			r.Header.Set(headerTo, strconv.FormatUint(to.self, 16))
 			r.Header.Set(HeaderNode, node)
+			r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{NotBefore: certified}}}
 			w := httptest.NewRecorder()
 			to.Handler().ServeHTTP(w, r)
 			return w.Code
@@ -57,8 +61,21 @@ func TestNobodySpeaksForAnotherMember(t *testing.T) {
 		// Without a leader what is known may be old: the one that calls may have been promoted since, and lead.
 		g.net.Partition([]uint64{m.self}, []uint64{follower.self})
 		time.Sleep(5 * time.Second)
-		if got := ask(follower, unknown, "demoted"); got != welcome {
-			t.Errorf("without a leader: status %d, want %d", got, welcome)
+		seen := follower.Snapshot().Node("demoted").UpdatedAt
+		for _, c := range []struct {
+			node  string
+			since time.Time
+			want  int
+		}{
+			{"demoted", seen.Add(-30 * 24 * time.Hour), http.StatusForbidden}, // the certificate is from before it was seen as a worker
+			{"demoted", seen.Add(time.Minute - time.Hour), welcome},           // and this one from after it: certificates are set back by an hour
+			{"promoted", seen.Add(-30 * 24 * time.Hour), welcome},
+			{"unheard of", seen.Add(-30 * 24 * time.Hour), welcome},
+		} {
+			certified = c.since
+			if got := ask(follower, unknown, c.node); got != c.want {
+				t.Errorf("without a leader, %q with a certificate of %s: status %d, want %d", c.node, c.since, got, c.want)
+			}
 		}
 	})
 }

@@ -25,6 +25,9 @@ const (
 	externalTimeout = 5 * time.Second
 	// maxExternalBytes bounds an external CA's answer, as in Docker Swarm.
 	maxExternalBytes = 256 << 10
+	// maxBackdate bounds how long before now an external CA's certificate may begin, an hour for clocks that differ included: how old a
+	// certificate is tells managers whether its node was promoted since, and a node when to renew.
+	maxBackdate = 2 * time.Hour
 	// crossSignProfile is the profile with which an external CA is asked to certify a CA, as in Docker Swarm.
 	crossSignProfile = "CA"
 )
@@ -160,6 +163,8 @@ func (a *Authority) signExternally(ctx context.Context, urls []string, root *Roo
 			}
 		}
 		switch leaf := chain[0]; {
+		case a.cfg.Now().Sub(leaf.NotBefore) > maxBackdate:
+			return fmt.Errorf("its certificate begins at %s: certificates may be set back by an hour (\"backdate\" in CFSSL's configuration), not more", stamp(leaf.NotBefore))
 		case leaf.IsCA:
 			return errors.New("its certificate is a CA's instead of a node's")
 		case !bytes.Equal(leaf.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo):

@@ -227,6 +227,7 @@ func TestAnExternalCASignsAndIsChecked(t *testing.T) {
 		"two roles":      {func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{workerUnit, managerUnit} }, nil, "not a node certificate"},
 		"a CA's":         {func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, nil, "is a CA's"},
 		"another key":    {func(c *x509.Certificate) { c.PublicKey = must(parseRequest(otherCSR)).PublicKey }, nil, "for another key"},
+		"set back":       {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(-3 * time.Hour) }, nil, "may be set back by an hour"},
 		"expired":        {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, nil, "not usable: clocks disagree"},
 		"for servers":    {func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }, nil, "not usable"},
 		"another root":   {nil, says(string(must(json.Marshal(map[string]any{"success": true, "result": map[string]any{"certificate": string(must(strange.Issue(csr, testIdentity, 0)))}})))), "not signed by this cluster's root"},
