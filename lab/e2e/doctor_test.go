@@ -111,7 +111,9 @@ func (c *testCluster) named(t *testing.T, ask []string, code int, wants []want) 
 
 // diskIsSlow says that a finding is about how long this machine's disk takes to keep something, which all hosts of all labs share
 // and which says nothing about the cluster.
-func diskIsSlow(f finding) bool { return f.Check == "disk latency" && strings.Contains(f.Says, "until the disk has it") }
+func diskIsSlow(f finding) bool {
+	return f.Check == "disk latency" && strings.Contains(f.Says, "until the disk has it")
+}
 
 // well is nil if nothing at all is wrong.
 func (d diagnosis) well(nodes int) error {
