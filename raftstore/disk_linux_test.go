@@ -79,7 +79,7 @@ func TestAFullDiskStopsTheStore(t *testing.T) {
 	m := g.start(cfg)
 	g.leader()
 	m.mustPut("first")
-	free := fillUp(t, dir)
+	fillUp(t, dir)
 	acked, refused := m.putUntilRefused(t)
 	if err := m.gone(); !isFull(err) || !strings.Contains(err.Error(), cfg.Dir) {
 		t.Errorf("the store ended with %v, want an error that names the full disk", err)
@@ -88,7 +88,7 @@ func TestAFullDiskStopsTheStore(t *testing.T) {
 	if s, err := Open(cfg); err == nil {
 		_ = s.Close() // there may be room enough to open it
 	}
-	free = fillUp(t, dir) // the end of the store, and its cleaning up, may have given a segment back
+	free := fillUp(t, dir) // the end of the store, and its cleaning up, may have given a segment back
 	if err := Room(cfg.Dir); !isFull(err) {
 		t.Errorf("room on a full disk: %v", err)
 	}
