@@ -1,8 +1,8 @@
 #!/bin/bash
 # Installs what this project needs on a Debian machine and is missing, and nothing else:
 #   scripts/setup.sh [demo|test|lint|bench]
-# demo is what the lab runs on; test adds the C compiler of Go's race detector, Locust and Prometheus; bench adds wrk
-# and lint adds shellcheck.
+# demo is what the lab runs on; test adds the C compiler of Go's race detector, Locust, Prometheus and CFSSL (an external CA); bench
+# adds wrk and lint adds shellcheck.
 # It is silent when nothing is missing, and needs root only when something is.
 set -euo pipefail
 
@@ -22,7 +22,7 @@ need=(
 )
 case $what in
 demo) ;;
-test) need+=(gcc:gcc git:git locust:python3-locust prometheus:prometheus) ;;
+test) need+=(gcc:gcc git:git locust:python3-locust prometheus:prometheus cfssl:golang-cfssl) ;;
 bench) need+=(wrk:wrk) ;;
 lint) need=(gcc:gcc shellcheck:shellcheck) ;;
 *) die "unknown set \"$what\"; use demo, test, lint or bench" ;;

@@ -258,7 +258,7 @@ func askCFSSL(ctx context.Context, client *http.Client, target string, body []by
 	var got cfsslAnswer
 	switch err := json.Unmarshal(raw, &got); {
 	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("it answers with %s: %.200s", resp.Status, raw)
+		return nil, fmt.Errorf("it answers with %s: %.200s", resp.Status, strings.Join(strings.Fields(string(raw)), " "))
 	case err != nil:
 		return nil, fmt.Errorf("its answer is no JSON as CFSSL sends it: %w", err)
 	case !got.Success && len(got.Errors) > 0:
