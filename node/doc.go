@@ -17,7 +17,7 @@
 //	certificates/              root, certificate and key: see package identity
 //	raft/                      a manager's log and snapshots, sealed: see package raftstore
 //	raft.key                   the keys that seal them and the key of the certificate: see vault
-//	raft.former/               the log that a recovery from a backup has replaced
+//	raft.former/               the log that the latest recovery has replaced
 //	recovery/                  what a recovery was about to put in the place of the above: the next start goes on with it
 //	agent/                     the tasks of this machine: see package agent
 //	daemon.lock                held while a daemon runs on this directory

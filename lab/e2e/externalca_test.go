@@ -118,6 +118,16 @@ func TestExternalCA(t *testing.T) {
 			t.Errorf("after the last rotation %s has a certificate of %s", host, cert.Issuer)
 		}
 	}
+	// Gone for good, but not its key.
+	ca.stop()
+	serial := c.certificate(t, "vm2").SerialNumber
+	c.miniswarm(t, "vm1", "ca", "--rotate", "--ca-cert", ca.file("root.pem"), "--ca-key", ca.file("root-key.pem"), "--external-ca", "")
+	c.leave(t, "vm3")
+	c.workers = []string{"vm2", "vm3"}
+	c.miniswarm(t, "vm3", join("worker")...)
+	if now := c.certificate(t, "vm2"); now.SerialNumber.Cmp(serial) != 0 {
+		t.Errorf("a certificate was renewed when the managers took the key: %s", now.Subject)
+	}
 	c.allReady(t)
 	untouched(t, old, c.running(t, "w", 4))
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
 // presentNode gives a node as clients see it, with the manager's status that only the raft group knows.
@@ -127,13 +128,6 @@ func (s *Server) updateNode(c Control, w http.ResponseWriter, r *http.Request) e
 	return nil
 }
 
-// removedFor is how long a removed node's certificate is refused, at the least: longer than certificates live by default.
-// removalMargin is what is added where they live longer, for clocks that disagree.
-const (
-	removedFor    = 97 * 24 * time.Hour
-	removalMargin = 7 * 24 * time.Hour
-)
-
 func (s *Server) removeNode(c Control, w http.ResponseWriter, r *http.Request) error {
 	force := flag(r, "force")
 	now := time.Now()
@@ -178,7 +172,7 @@ func removal(snap *cluster.Snapshot, n *cluster.Node, now time.Time) *cluster.Tx
 				next.Removed[id] = until
 			}
 		}
-		next.Removed[n.ID] = now.Add(max(removedFor, cl.Spec.CAConfig.NodeCertExpiry+removalMargin))
+		next.Removed[n.ID] = now.Add(identity.RemovedFor(cl.Spec.CAConfig.NodeCertExpiry))
 		txn.Changes = append(txn.Changes, cluster.UpdateOf(&next))
 	}
 	for t := range snap.TasksOfNode(n.ID) {

@@ -67,7 +67,7 @@ func (a *Authority) Sign(ctx context.Context, c *cluster.Cluster, csrPEM []byte,
 		if err != nil {
 			return nil, fmt.Errorf("issue certificate for node %s: %w", id.NodeID, err)
 		}
-		cert, err := a.signExternally(ctx, urls, root, csrPEM, id)
+		cert, err := a.signExternally(ctx, urls, root, csrPEM, id, c.Spec.CAConfig.NodeCertExpiry)
 		if err != nil {
 			return nil, fmt.Errorf("issue certificate for node %s: %w", id.NodeID, err)
 		}

@@ -41,6 +41,12 @@ func CheckValidity(d time.Duration) error {
 	return nil
 }
 
+// RemovedFor gives for how long the managers of a cluster with this NodeCertExpiry refuse the certificate of a node that was removed: longer
+// than certificates live, by default and by its spec, and a week for clocks that disagree.
+func RemovedFor(expiry time.Duration) time.Duration {
+	return max(DefaultValidity, expiry) + 7*24*time.Hour
+}
+
 // CAConfig is where a CA takes time and randomness from.
 type CAConfig struct {
 	Now  func() time.Time // nil: time.Now

@@ -28,7 +28,7 @@
 // [Renewer.Run] replaces the certificate at a random point between half and four fifths of its validity. The current
 // certificate is the authority for the next one; the join token is not needed and not kept.
 //
-// A certificate that has expired is still good for its own renewal: see [RenewProtocol]. Where those of all managers have
+// A certificate that has expired is still good for its own renewal, for a year: see [RenewProtocol]. Where those of all managers have
 // expired there is no leader to ask, and each manager certifies itself with the key in its store: [Authority.SignOwn].
 //
 // # Rotation
@@ -43,7 +43,7 @@
 // Until then all of it can be replaced or taken back, because every certificate there is descends from the old root.
 //
 // An external CA holds the key of the root in place of the managers. [Authority.Sign] then sends requests to it, in CFSSL's
-// form, and accepts nothing but a certificate for just that node and key.
+// form, and accepts nothing but a certificate for just that node and key. Before anything depends on it, it has to sign one.
 //
 // Times come from the Now function of each Config, randomness from its Rand; nil means the system's. All exported types
 // may be used concurrently unless they say otherwise. Nothing here starts a goroutine except inside a call that

@@ -111,7 +111,7 @@ func (a *Authority) externalTLS(root *Root) *tls.Config {
 // reachable makes sure that at least one of an external CA's URLs signs for this manager, as it would have to for nodes, with a
 // certificate that nobody gets to see. Docker Swarm only connects; with TLS 1.3 that succeeds also where the CA does not accept
 // this manager's certificate, and the rotation that follows waits for ever.
-func (a *Authority) reachable(ctx context.Context, urls []string, rootPEM []byte, which string) error {
+func (a *Authority) reachable(ctx context.Context, urls []string, rootPEM []byte, which string, expiry time.Duration) error {
 	root, err := ParseRoot(rootPEM)
 	if err != nil {
 		return badRequest("%s", err)
@@ -130,7 +130,7 @@ func (a *Authority) reachable(ctx context.Context, urls []string, rootPEM []byte
 	}
 	var why []error
 	for _, u := range urls {
-		if _, err := a.signExternally(ctx, []string{u}, root, csrPEM, own.Identity); err != nil {
+		if _, err := a.signExternally(ctx, []string{u}, root, csrPEM, own.Identity, expiry); err != nil {
 			a.cfg.Logger.Warn("external CA is unreachable or invalid", "url", u, "err", err)
 			why = append(why, err)
 			continue
@@ -141,8 +141,8 @@ func (a *Authority) reachable(ctx context.Context, urls []string, rootPEM []byte
 }
 
 // signExternally has an external CA certify the key of a request, and checks that it did no other thing than that: a
-// certificate that says more than was asked for would be a node that nobody admitted.
-func (a *Authority) signExternally(ctx context.Context, urls []string, root *Root, csrPEM []byte, id Identity) ([]byte, error) {
+// certificate that says more than was asked for would be a node that nobody admitted. expiry is the cluster's NodeCertExpiry.
+func (a *Authority) signExternally(ctx context.Context, urls []string, root *Root, csrPEM []byte, id Identity, expiry time.Duration) ([]byte, error) {
 	csr, err := parseRequest(csrPEM)
 	if err != nil {
 		return nil, err
@@ -165,6 +165,8 @@ func (a *Authority) signExternally(ctx context.Context, urls []string, root *Roo
 		switch leaf := chain[0]; {
 		case a.cfg.Now().Sub(leaf.NotBefore) > maxBackdate:
 			return fmt.Errorf("its certificate begins at %s: certificates may be set back by an hour (\"backdate\" in CFSSL's configuration), not more", stamp(leaf.NotBefore))
+		case leaf.NotAfter.Sub(a.cfg.Now()) > RemovedFor(expiry):
+			return fmt.Errorf("its certificate is valid until %s, longer than a node is remembered that was removed: shorten \"expiry\" in its configuration, or lengthen the swarm's --cert-expiry", stamp(leaf.NotAfter))
 		case leaf.IsCA:
 			return errors.New("its certificate is a CA's instead of a node's")
 		case !bytes.Equal(leaf.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo):

@@ -175,6 +175,21 @@ func TestAnExternalCAIsTriedOutFirst(t *testing.T) {
 	}
 }
 
+func TestTheNextExternalCAIsAsked(t *testing.T) {
+	a := newAuthority(t)
+	cert, key := operatorsRoot(t, time.Now().Add(2*year), false)
+	bad, good := newCFSSL(t, cert, key), newCFSSL(t, cert, key)
+	bad.set(func(c *x509.Certificate) { c.Subject.CommonName = "x" }, nil)
+	if err := a.change(func(c *swarm.CAConfig) {
+		c.SigningCACert, c.ExternalCAs = string(cert), []*swarm.ExternalCA{bad.spec(cert), good.spec(cert)}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, verified := a.sign(cert); !verified[0] || len(bad.asked) != 2 || len(good.asked) != 2 {
+		t.Errorf("asked %d and %d times", len(bad.asked), len(good.asked))
+	}
+}
+
 func TestAnExternalCASignsAndIsChecked(t *testing.T) {
 	a := newAuthority(t)
 	old := a.c.RootCA
@@ -227,6 +242,7 @@ func TestAnExternalCASignsAndIsChecked(t *testing.T) {
 		"two roles":      {func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{workerUnit, managerUnit} }, nil, "not a node certificate"},
 		"a CA's":         {func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, nil, "is a CA's"},
 		"another key":    {func(c *x509.Certificate) { c.PublicKey = must(parseRequest(otherCSR)).PublicKey }, nil, "for another key"},
+		"too long":       {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(DefaultValidity + 8*24*time.Hour) }, nil, "longer than a node is remembered that was removed"},
 		"set back":       {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(-3 * time.Hour) }, nil, "may be set back by an hour"},
 		"expired":        {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, nil, "not usable: clocks disagree"},
 		"for servers":    {func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }, nil, "not usable"},

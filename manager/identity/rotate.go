@@ -53,7 +53,7 @@ func (a *Authority) configure(ctx context.Context, next *cluster.Cluster, want s
 	current := normalised(next.RootCA)
 	same := bytes.Equal(current, []byte(want.SigningCACert))
 	if len(next.RootCAKey) == 0 && !(same && want.SigningCAKey != "") {
-		if err := a.reachable(ctx, externalURLs(want.ExternalCAs, current, current), current, "current"); err != nil {
+		if err := a.reachable(ctx, externalURLs(want.ExternalCAs, current, current), current, "current", want.NodeCertExpiry); err != nil {
 			return err
 		}
 	}
@@ -67,7 +67,7 @@ func (a *Authority) configure(ctx context.Context, next *cluster.Cluster, want s
 		}
 		if r := next.Rotation; r != nil && len(r.RootCAKey) == 0 {
 			root := normalised(r.RootCA)
-			return a.reachable(ctx, externalURLs(want.ExternalCAs, current, root), root, "next")
+			return a.reachable(ctx, externalURLs(want.ExternalCAs, current, root), root, "next", want.NodeCertExpiry)
 		}
 		return nil
 	}
@@ -76,7 +76,7 @@ func (a *Authority) configure(ctx context.Context, next *cluster.Cluster, want s
 		return err
 	}
 	if ca == nil {
-		if err := a.reachable(ctx, externalURLs(want.ExternalCAs, current, root.pem), root.pem, "desired"); err != nil {
+		if err := a.reachable(ctx, externalURLs(want.ExternalCAs, current, root.pem), root.pem, "desired", want.NodeCertExpiry); err != nil {
 			return err
 		}
 	}
