@@ -148,6 +148,15 @@ func TestFaults(t *testing.T) {
 		if e, d := state("dockerd"), state("fakeswarm"); e == "T" || d == "T" {
 			t.Errorf("after resume engine is %q, daemon %q", e, d)
 		}
+		must(l.PauseDaemon(ctx, "vm2")) // a fault of the process, and gone with it
+		if got := faults("vm2"); !slices.Equal(got, []string{"daemon paused"}) {
+			t.Errorf("faults: %v", got)
+		}
+		must(l.KillDaemon(ctx, "vm2"))
+		must(l.StartDaemon(ctx, "vm2"))
+		if got := faults("vm2"); len(got) != 0 {
+			t.Errorf("faults of a daemon that was started anew: %v", got)
+		}
 	})
 
 	t.Run("disk", func(t *testing.T) {

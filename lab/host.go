@@ -74,6 +74,7 @@ func (l *Lab) Host(name string) (Host, error) {
 }
 
 func (l *Lab) describe(h hostRecord) Host {
+	h.forgetDead()
 	d := Host{
 		Name: h.Name, Addr: h.Addr, Manager: h.Manager, Cut: h.Cut,
 		On: h.Init.alive(), Engine: h.Engine.alive(), Daemon: h.Daemon.alive(), Faults: slices.Clone(h.Faults),
@@ -225,7 +226,10 @@ func (l *Lab) endOne(ctx context.Context, host string, which func(*hostRecord) *
 		if err := end(*which(&h), ctx); err != nil {
 			return fmt.Errorf("host %s: %w", host, err)
 		}
-		return l.updateHost(ctx, host, func(h *hostRecord) { *which(h) = process{} })
+		return l.updateHost(ctx, host, func(h *hostRecord) {
+			*which(h) = process{}
+			h.forgetDead()
+		})
 	})
 }
 
@@ -376,7 +380,10 @@ func (l *Lab) startEngine(ctx context.Context, h hostRecord) error {
 			return fmt.Errorf("start engine on %s: %w", h.Name, err)
 		}
 		h.Engine = p
-		if err := l.updateHost(ctx, h.Name, func(h *hostRecord) { h.Engine = p }); err != nil {
+		if err := l.updateHost(ctx, h.Name, func(h *hostRecord) {
+			h.forgetDead()
+			h.Engine = p
+		}); err != nil {
 			return err
 		}
 	}
@@ -401,7 +408,10 @@ func (l *Lab) startDaemon(ctx context.Context, h hostRecord) error {
 			return fmt.Errorf("start miniswarm daemon on %s: %w", h.Name, err)
 		}
 		h.Daemon = p
-		if err := l.updateHost(ctx, h.Name, func(h *hostRecord) { h.Daemon = p }); err != nil {
+		if err := l.updateHost(ctx, h.Name, func(h *hostRecord) {
+			h.forgetDead()
+			h.Daemon = p
+		}); err != nil {
 			return err
 		}
 	}

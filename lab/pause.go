@@ -31,15 +31,28 @@ func (l *Lab) Pause(ctx context.Context, host string) error {
 	})
 }
 
+// What PauseDaemon and PauseEngine bring over a host, in words.
+const (
+	daemonPaused = "daemon paused"
+	enginePaused = "engine paused"
+)
+
+// forgetDead takes out the faults of processes that are dead, whoever killed them: their successors do not have them.
+func (h *hostRecord) forgetDead() {
+	h.Faults = slices.DeleteFunc(slices.Clone(h.Faults), func(f string) bool {
+		return f == daemonPaused && !h.Daemon.alive() || f == enginePaused && !h.Engine.alive()
+	})
+}
+
 // PauseDaemon stops the host's miniswarm daemon with SIGSTOP and PauseEngine its dockerd: the process is there, its sockets
 // accept, and it does nothing until Resume.
 func (l *Lab) PauseDaemon(ctx context.Context, host string) error {
-	return l.ail(ctx, host, "daemon paused", func(_ context.Context, h hostRecord) error { return signalProcess(h.Daemon, sigStop) })
+	return l.ail(ctx, host, daemonPaused, func(_ context.Context, h hostRecord) error { return signalProcess(h.Daemon, sigStop) })
 }
 
 // PauseEngine is told of with PauseDaemon.
 func (l *Lab) PauseEngine(ctx context.Context, host string) error {
-	return l.ail(ctx, host, "engine paused", func(_ context.Context, h hostRecord) error { return signalProcess(h.Engine, sigStop) })
+	return l.ail(ctx, host, enginePaused, func(_ context.Context, h hostRecord) error { return signalProcess(h.Engine, sigStop) })
 }
 
 // cpuPeriod is what shares of processors are counted over: a host that has used up its part waits for the next.

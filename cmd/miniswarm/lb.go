@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,10 +79,11 @@ machine in front of the nodes: it sends nothing to a failed one.
 
 // nodeSource gives the nodes that the command line names, one way or the other.
 func nodeSource(c *cli.Context, logger *slog.Logger) (lb.Source, error) {
-	_, port, err := net.SplitHostPort(c.String("listen"))
+	host, port, err := net.SplitHostPort(c.String("listen"))
 	if err != nil {
 		return nil, usage("--listen %q is not an address such as :80", c.String("listen"))
 	}
+	own := ownAddress{host, port}
 	if c.IsSet("port") {
 		port = strconv.FormatUint(uint64(c.Uint("port")), 10)
 	}
@@ -95,15 +97,62 @@ func nodeSource(c *cli.Context, logger *slog.Logger) (lb.Source, error) {
 				to[i] = net.JoinHostPort(strings.Trim(node, "[]"), port)
 			}
 		}
+		for _, node := range to {
+			if own.is(c.Context, node) {
+				return nil, usage("--to %s is this balancer itself, which listens on %s: listen on another port, or name that of the nodes with --port", node, c.String("listen"))
+			}
+		}
 		return lb.Static(to), findNames(c.Context, to)
 	case c.Bool("from-managers"):
 		cl, err := newClient(c)
 		if err != nil {
 			return nil, err
 		}
-		return &clusterNodes{client: cl, port: port, log: logger}, nil
+		return &clusterNodes{client: cl, port: port, own: own, log: logger}, nil
 	}
 	return nil, usage("miniswarm lb needs nodes: --to vm1:80,vm2:80 or --from-managers")
+}
+
+// ownAddress is where the balancer listens. A balancer on a node must not send clients to itself, who would come back for ever.
+type ownAddress struct{ host, port string }
+
+// is says whether an address leads to the balancer, as far as is known without asking a name server for long.
+func (o ownAddress) is(ctx context.Context, addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port != o.port || port == "0" {
+		return false
+	}
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return false // findNames says so
+	}
+	for _, ip := range found {
+		ip = ip.Unmap()
+		switch listens, err := netip.ParseAddr(o.host); {
+		case err == nil && !listens.IsUnspecified():
+			if listens.Unmap() == ip {
+				return true
+			}
+		case isLocal(ip):
+			return true
+		}
+	}
+	return false
+}
+
+// isLocal says whether an address is one of this machine.
+func isLocal(ip netip.Addr) bool {
+	if ip.IsLoopback() {
+		return true
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		prefix, err := netip.ParsePrefix(a.String())
+		return err == nil && prefix.Addr().Unmap() == ip
+	})
 }
 
 // findNames is an error for nodes whose names do not exist: a balancer would wait for them for ever. What a name server that
@@ -128,6 +177,7 @@ func findNames(ctx context.Context, nodes []string) error {
 type clusterNodes struct {
 	client client.NodeAPIClient
 	port   string
+	own    ownAddress
 	log    *slog.Logger
 }
 
@@ -172,8 +222,13 @@ func (n *clusterNodes) ready(ctx context.Context) ([]string, error) {
 	}
 	var out []string
 	for _, node := range all {
-		if node.Status.State == swarm.NodeStateReady && node.Status.Addr != "" {
-			out = append(out, net.JoinHostPort(node.Status.Addr, n.port))
+		if node.Status.State != swarm.NodeStateReady || node.Status.Addr == "" {
+			continue
+		}
+		if at := net.JoinHostPort(node.Status.Addr, n.port); !n.own.is(ctx, at) {
+			out = append(out, at)
+		} else if len(all) == 1 {
+			return nil, errors.New("the only node is this machine, at the port that this balancer listens on: name that of the nodes with --port")
 		}
 	}
 	slices.Sort(out)
