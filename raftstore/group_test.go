@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -415,6 +416,35 @@ func TestALeaderWhoseDiskHangsResigns(t *testing.T) {
 		}
 		<-hang
 		g.settle()
+	})
+}
+
+// A manager that is alone cannot hand over. It says so now and then, and when it is over.
+func TestADiskThatHangsLeavesTheLogReadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer // the loop's alone until it has ended
+		logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelInfo}))
+		g := newGroup(t, 1, func(cfg *Config) { cfg.Logger = logger })
+		g.grow(1)
+		m := g.leader()
+		hang := make(chan error)
+		meta := &raftpb.SnapshotMetadata{Index: proto.Uint64(1), Term: proto.Uint64(1), ConfState: raftpb.EnsureConfState(nil)}
+		m.appends.push(appendWork{record: meta, recorded: hang})
+		if m.put("a") == nil {
+			t.Error("a write on a disk that hangs was acknowledged")
+		}
+		time.Sleep(15 * time.Minute)
+		<-hang
+		m.mustPut("b")
+		if err := m.stop(); err != nil {
+			t.Error(err)
+		}
+		if n := strings.Count(log.String(), "the disk does not answer"); n != 3 {
+			t.Errorf("told %d times in a quarter of an hour, want 3:\n%s", n, log.String())
+		}
+		if !strings.Contains(log.String(), "the disk answers again") {
+			t.Errorf("not told that it is over:\n%s", log.String())
+		}
 	})
 }
 

@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
+
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // inbox is what reaches the raft loop from other goroutines.
@@ -91,6 +93,7 @@ type loop struct {
 	confPending bool
 	// progress is the tick at which the disk was last known to work.
 	progress uint64
+	hangs    trouble.Log // the disk, while this member leads
 	// eager is the tick until which this member, whose leader's process has ended, stands for election without waiting.
 	eager  uint64
 	runoff runoff
@@ -158,6 +161,9 @@ func (l *loop) elect() {
 func (l *loop) step(in inboxItems) {
 	if l.writes -= in.appended; in.appended > 0 || l.writes == 0 {
 		l.progress = l.ticks
+	}
+	if in.appended > 0 {
+		l.diskAnswers()
 	}
 	for _, m := range in.local {
 		l.noteApplied(m)
@@ -294,25 +300,6 @@ func (l *loop) tick() {
 		l.promote()
 		l.changeMembers()
 		l.resign()
-	}
-}
-
-// wedgedTimeouts is after how many election timeouts a leader whose disk does not answer gives up leading.
-const wedgedTimeouts = 3
-
-// resign hands leadership over when the disk hangs: heartbeats would go on for ever, and no write ever end.
-func (l *loop) resign() {
-	if l.writes == 0 {
-		l.progress = l.ticks
-	}
-	if l.ticks-l.progress < wedgedTimeouts*uint64(l.s.cfg.ElectionTicks) {
-		return
-	}
-	l.progress = l.ticks
-	to := l.successor()
-	l.s.log.Error("the disk does not answer, handing leadership over", "dir", l.s.cfg.Dir, "to", hexID(to))
-	if to != 0 {
-		l.node.TransferLeader(to)
 	}
 }
 

@@ -2,10 +2,12 @@
 //
 // A daemon that tries the same thing again and again would write the same line again and again, and drown what else has
 // happened. A line is worth writing when trouble begins, when it becomes another, when it is over, and now and then in
-// between so that whoever looks at the end of a log sees that it lasts: after a minute, after ten, and then every hour.
+// between so that whoever looks at the end of a log sees that it lasts: after a minute, after ten, and then every hour. Trouble that
+// goes to and fro between several kinds is one that lasts.
 package trouble
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,28 +20,29 @@ type Log struct {
 	mu    sync.Mutex
 	began time.Time // guarded by mu; zero while all is well
 	next  time.Time // guarded by mu; when to tell again
-	told  int       // guarded by mu; lines written since it began
-	what  string    // guarded by mu; as it was told last
+	kinds []string  // guarded by mu; what was told since the last reminder; empty before the first line
 }
 
-// Again notes that there is trouble at now, and says whether to write a line, and for how long it has lasted. Other trouble
-// than before is told at once; callers whose words differ without meaning anything else pass an empty what.
+// maxKinds bounds the lines between two reminders, for words that are never the same twice.
+const maxKinds = 8
+
+// Again notes that there is trouble at now, and says whether to write a line, and for how long it has lasted. Trouble of a kind that was not
+// told since the last reminder is told at once; callers whose words differ without meaning anything else pass an empty what.
 func (l *Log) Again(now time.Time, what string) (tell bool, lasting time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.began.IsZero() {
-		l.began, l.told = now, 0
+		l.began, l.kinds = now, nil
 	}
 	lasting = now.Sub(l.began)
-	if l.told > 0 && what == l.what && now.Before(l.next) {
-		return false, lasting
-	}
-	if l.told > 0 && what != l.what {
-		l.what = what
+	if len(l.kinds) > 0 && now.Before(l.next) {
+		if slices.Contains(l.kinds, what) || len(l.kinds) == maxKinds {
+			return false, lasting
+		}
+		l.kinds = append(l.kinds, what)
 		return true, lasting // the time for a reminder stays what it is
 	}
-	l.what = what
-	l.told++
+	l.kinds = []string{what}
 	last := pauses[len(pauses)-1]
 	l.next = now.Add(last)
 	for _, p := range pauses {
@@ -59,6 +62,6 @@ func (l *Log) Over(now time.Time) (was bool, lasted time.Duration) {
 		return false, 0
 	}
 	lasted = now.Sub(l.began)
-	l.began, l.what = time.Time{}, ""
+	l.began, l.kinds = time.Time{}, nil
 	return true, lasted
 }

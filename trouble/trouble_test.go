@@ -40,12 +40,32 @@ func TestOtherTroubleIsToldAtOnce(t *testing.T) {
 	for i, c := range []struct {
 		what string
 		tell bool
-	}{{"a", true}, {"a", false}, {"b", true}, {"b", false}, {"a", true}} {
+	}{{"a", true}, {"a", false}, {"b", true}, {"b", false}, {"a", false}, {"c", true}, {"b", false}} {
 		if tell, _ := l.Again(now.Add(time.Duration(i)*time.Second), c.what); tell != c.tell {
 			t.Errorf("%d, %s: told %v", i, c.what, tell)
 		}
 	}
 	if tell, _ := l.Again(now.Add(time.Minute), "a"); !tell {
 		t.Error("not told again after a minute")
+	}
+}
+
+// What goes to and fro, or is never the same twice, leaves the log readable.
+func TestChangingTroubleIsBounded(t *testing.T) {
+	for name, what := range map[string]func(i int) string{
+		"two kinds": func(i int) string { return []string{"a", "b"}[i%2] },
+		"no two":    func(i int) string { return time.Duration(i).String() },
+	} {
+		var l Log
+		told := 0
+		begin := time.Unix(1_000_000, 0)
+		for i := range 3600 {
+			if tell, _ := l.Again(begin.Add(time.Duration(i)*time.Second), what(i)); tell {
+				told++
+			}
+		}
+		if most := 3 * maxKinds; told > most || told < 6 {
+			t.Errorf("%s: told %d times in an hour", name, told)
+		}
 	}
 }
