@@ -188,24 +188,21 @@ func watchRules() (changes <-chan struct{}, stop func(), err error) {
 
 // rounds are the probes of Run.
 type rounds struct {
-	m      *Mesh
-	prober *probe.Prober
-	key    []byte              // the prober's
-	asked  map[netip.Addr]bool // the peers of the last round
-	since  int                 // rounds since they changed
-	said   string              // the trouble that was logged last
+	m       *Mesh
+	prober  *probe.Prober
+	key     []byte              // the prober's
+	asked   map[netip.Addr]bool // the peers of the last round
+	since   int                 // rounds since they changed
+	failing trouble.Log
 }
 
-// say logs trouble once: a bridge that the engine has yet to make is asked for every second.
+// say logs trouble: a bridge that the engine has yet to make is asked for every second.
 func (r *rounds) say(ctx context.Context, err error) {
 	if err == nil || ctx.Err() != nil {
-		r.said = ""
+		r.failing.Over(time.Now())
 		return
 	}
-	if err.Error() != r.said {
-		r.said = err.Error()
-		r.m.log.Warn("looking for plain ways to neighbours", "err", err)
-	}
+	r.m.tell(ctx, &r.failing, slog.LevelWarn, "looking for plain ways to neighbours", err)
 }
 
 func (r *rounds) close() {

@@ -11,6 +11,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/raftstore"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 const (
@@ -28,11 +29,10 @@ const (
 // It looks at what is, not at what happened, so that a new leader goes on where the former one stopped. That is how a leader
 // demotes itself: it hands leadership over, and the next one removes it.
 type roles struct {
-	store  Store
-	logger *slog.Logger
-	now    func() time.Time
-	// said is the failure that was logged last, so that a demotion that has to wait is told once.
-	said string
+	store   Store
+	logger  *slog.Logger
+	now     func() time.Time
+	failing trouble.Log // such as a demotion that has to wait
 }
 
 // roleStep is what has to be done next for one node.
@@ -144,7 +144,7 @@ func (r *roles) pass(ctx context.Context) bool {
 		}
 	}
 	if done {
-		r.said = ""
+		r.failing.Over(r.now())
 	}
 	return done
 }
@@ -167,8 +167,10 @@ func (r *roles) remove(ctx context.Context, s roleStep) error {
 }
 
 func (r *roles) failed(ctx context.Context, what string, err error, args ...any) {
-	if ctx.Err() == nil && r.said != err.Error() {
-		r.said = err.Error()
-		r.logger.Warn(what, append(args, "err", err)...)
+	if ctx.Err() != nil {
+		return
+	}
+	if tell, lasting := r.failing.Again(r.now(), err.Error()); tell {
+		r.logger.Warn(what, append(args, "since", lasting.Round(time.Second), "err", err)...)
 	}
 }
