@@ -9,9 +9,9 @@ import (
 const (
 	// snapshotEvery is the number of entries between snapshots unless the cluster's SnapshotInterval says otherwise.
 	snapshotEvery = 10_000
-	// minKeepEntries are kept in memory before a snapshot even if LogEntriesForSlowFollowers asks for fewer, as Swarm's
+	// MinKeepEntries are kept in memory before a snapshot even if LogEntriesForSlowFollowers asks for fewer, as Swarm's
 	// default of 500 does: followers that are as little behind as the network makes them must not need a snapshot.
-	minKeepEntries = 5_000
+	MinKeepEntries = 5_000
 )
 
 // follow takes up what the cluster object says of the log, from the entry on that changes it; c may be nil. As in Swarm
@@ -25,6 +25,6 @@ func (a *applier) follow(c *cluster.Cluster) {
 		}
 	}
 	a.snapshots.every = cmp.Or(a.s.cfg.SnapshotEvery, every, snapshotEvery)
-	a.s.keepEntries.Store(cmp.Or(a.s.cfg.KeepEntries, max(keep, minKeepEntries)))
+	a.s.keepEntries.Store(cmp.Or(a.s.cfg.KeepEntries, max(keep, MinKeepEntries)))
 	a.s.keepSnapshots.Store(snapshots)
 }

@@ -90,7 +90,7 @@ func TestTheLogFollowsTheClustersSettings(t *testing.T) {
 
 func TestEntriesKeptForSlowFollowers(t *testing.T) {
 	for _, c := range []struct{ configured, asked, want uint64 }{
-		{0, 0, minKeepEntries}, {0, 500, minKeepEntries}, {0, 9000, 9000}, {7, 9000, 7},
+		{0, 0, MinKeepEntries}, {0, 500, MinKeepEntries}, {0, 9000, 9000}, {7, 9000, 7},
 	} {
 		a := &applier{s: &Store{cfg: Config{KeepEntries: c.configured}}}
 		cl := &cluster.Cluster{}

@@ -3,6 +3,8 @@ package engineapi
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"net/http"
 	"net/url"
 	"reflect"
 	"strings"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 const failed = "rpc error: code = FailedPrecondition desc = "
@@ -390,5 +393,28 @@ func TestRotateCA(t *testing.T) {
 	}
 	if c := w.control.snapshot().Cluster(); c.Spec.CAConfig.SigningCAKey != "" || len(c.Rotation.RootCAKey) == 0 {
 		t.Error("the key is not where it belongs")
+	}
+}
+
+// A setting that is stored and changes nothing is said to.
+func TestFewEntriesForSlowFollowersAreWarnedOf(t *testing.T) {
+	w := newWorld(t)
+	w.control.put(t, aCluster()...)
+	var log strings.Builder
+	w.api.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	for _, c := range []struct {
+		keep uint64
+		warn bool
+	}{{100, true}, {100, false}, {raftstore.MinKeepEntries, false}, {9000, false}, {10, true}} {
+		log.Reset()
+		cl := w.control.snapshot().Cluster()
+		spec := cl.Spec
+		spec.Raft.LogEntriesForSlowFollowers = c.keep
+		if a := w.do("POST", fmt.Sprintf("/swarm/update?version=%d", cl.Version.Index), spec); a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		if warned := strings.Contains(log.String(), "LogEntriesForSlowFollowers has no effect"); warned != c.warn {
+			t.Errorf("%d: warned %v: %s", c.keep, warned, log.String())
+		}
 	}
 }

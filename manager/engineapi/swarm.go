@@ -15,6 +15,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 func (s *Server) initSwarm(w http.ResponseWriter, r *http.Request) error {
@@ -147,6 +148,7 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return err
 	}
+	keep, kept := spec.Raft.LogEntriesForSlowFollowers, uint64(0)
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		cl := snap.Cluster()
 		if cl == nil {
@@ -155,6 +157,7 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 		if cl.Version.Index != version {
 			return nil, rpcErrorf(unknownCode, "update out of sequence")
 		}
+		kept = cl.Spec.Raft.LogEntriesForSlowFollowers
 		next := *rerooted
 		spec.CAConfig = rerooted.Spec.CAConfig // without the key that was taken from it
 		next.Spec = spec
@@ -180,6 +183,9 @@ func (s *Server) updateSwarm(c Control, w http.ResponseWriter, r *http.Request) 
 	})
 	if err != nil {
 		return err
+	}
+	if keep != kept && keep < raftstore.MinKeepEntries {
+		s.cfg.Logger.Warn("LogEntriesForSlowFollowers has no effect where it is less than what is always kept", "asked", keep, "kept", raftstore.MinKeepEntries)
 	}
 	w.WriteHeader(http.StatusOK)
 	return nil
