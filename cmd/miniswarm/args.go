@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/urfave/cli/v2"
 )
 
@@ -41,6 +43,40 @@ func flagsFirst(app *cli.App, args []string) []string {
 		}
 	}
 	return slices.Concat(out, words, rest)
+}
+
+// withoutArguments are the commands that would pass over arguments, with what to say of them besides. Somebody who types one means
+// something by it, and "lab down mine" must not take another lab away.
+var withoutArguments = map[string]string{
+	"init": "", "leave": "", "info": "", "version": "", "events": "", "doctor": "", "daemon": "",
+	"lab up": ": --name names the lab", "lab down": ": --name names the lab", "lab ls": ": --name names the lab",
+}
+
+// refuseArguments makes arguments an error of a command that takes none.
+func refuseArguments(path, why string, c *cli.Command) {
+	act := c.Action
+	c.Action = func(ctx *cli.Context) error {
+		if ctx.NArg() > 0 {
+			return usage("%s takes no arguments%s; see '%s --help'", path, why, path)
+		}
+		return act(ctx)
+	}
+}
+
+// unknownCommand is the error of a word that is no command of those, with the one that it is likest to.
+func unknownCommand(parent, word string, commands []*cli.Command) error {
+	near, known := "", &cobra.Command{SuggestionsMinimumDistance: min(len(word)/3, 2)}
+	for _, c := range commands {
+		if !c.Hidden {
+			known.AddCommand(&cobra.Command{Use: c.Name, Run: func(*cobra.Command, []string) {}})
+		}
+	}
+	if s := known.SuggestionsFor(word); len(s) > 0 {
+		near = fmt.Sprintf("; did you mean '%s %s'?", parent, s[0])
+	} else if word == "swarm" {
+		near = "; what is 'docker swarm init' elsewhere is 'miniswarm init'"
+	}
+	return usage("%s: %q is not a command%s; see '%s --help'", parent, word, near, parent)
 }
 
 // descend follows the names of commands in args and gives the last one, and how many of args it took to get there.

@@ -217,12 +217,8 @@ func describeBackup(m *backup.Manifest) string {
 func countObjects(counts map[string]int) string {
 	var parts []string
 	for _, kind := range []string{"node", "service", "task", "network", "secret", "config"} {
-		switch n := counts[kind]; n {
-		case 0:
-		case 1:
-			parts = append(parts, "1 "+kind)
-		default:
-			parts = append(parts, fmt.Sprintf("%d %ss", n, kind))
+		if n := counts[kind]; n > 0 {
+			parts = append(parts, counted(n, kind))
 		}
 	}
 	return strings.Join(parts, ", ")

@@ -218,7 +218,7 @@ func (u *checkup) print(w io.Writer, all, coloured bool) {
 		show(r.Hostname, r.Findings)
 	}
 	_ = tw.Flush()
-	fmt.Fprintf(w, "%d nodes looked at: %d failures, %d warnings, %d ok\n", len(nodes), count[doctor.Failure], count[doctor.Warning], count[doctor.Ok])
+	fmt.Fprintf(w, "%s looked at: %s, %s, %d ok\n", counted(len(nodes), "node"), counted(count[doctor.Failure], "failure"), counted(count[doctor.Warning], "warning"), count[doctor.Ok])
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

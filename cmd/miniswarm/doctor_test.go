@@ -50,10 +50,10 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 		hides []string
 	}{
 		{"all is well", manager, &doctor.Cluster{Nodes: []doctor.Report{manager}, Findings: []doctor.Finding{good}}, nil, 0,
-			[]string{"1 nodes looked at: 0 failures, 0 warnings, 2 ok"}, []string{"disk"}},
+			[]string{"1 node looked at: 0 failures, 0 warnings, 2 ok"}, []string{"disk"}},
 		{"what is well on demand", manager, &doctor.Cluster{}, []string{"--all"}, 0, []string{"ok        vm1   disk   10 GiB free"}, nil},
 		{"a warning on another node", manager, &doctor.Cluster{Nodes: []doctor.Report{manager, worker}}, nil, 1,
-			[]string{"warning   vm2   clock   3 s ahead\n", "-> set it", "2 nodes looked at: 0 failures, 1 warnings, 2 ok"}, []string{"\x1b"}},
+			[]string{"warning   vm2   clock   3 s ahead\n", "-> set it", "2 nodes looked at: 0 failures, 1 warning, 2 ok"}, []string{"\x1b"}},
 		{"this machine only", manager, &doctor.Cluster{Nodes: []doctor.Report{worker}}, []string{"--local"}, 0, nil, []string{"vm2"}},
 		{"a failure", doctor.Report{Hostname: "vm1", Findings: []doctor.Finding{broken}}, nil, nil, 2, []string{"failure   vm1   engine   the engine does not answer\n"}, []string{"cluster"}},
 		{"a manager without a leader", manager, nil, nil, 2, []string{"failure   cluster   cluster   the cluster cannot be looked at", "does not have a leader"}, nil},

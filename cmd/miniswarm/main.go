@@ -138,7 +138,7 @@ The docker command works as well: docker -H unix:///run/miniswarm.sock service l
 	}
 	app.Action = func(c *cli.Context) error {
 		if c.Args().Present() {
-			return cli.Exit(fmt.Sprintf("miniswarm: %q is not a command; see 'miniswarm --help'", c.Args().First()), exitUsage)
+			return unknownCommand("miniswarm", c.Args().First(), app.Commands)
 		}
 		return cli.ShowAppHelp(c)
 	}
@@ -156,6 +156,17 @@ The docker command works as well: docker -H unix:///run/miniswarm.sock service l
 func explainUsage(parent string, c *cli.Command) {
 	path := parent + " " + c.Name
 	c.OnUsageError = usageError(path)
+	if why, ok := withoutArguments[strings.TrimPrefix(path, "miniswarm ")]; ok {
+		refuseArguments(path, why, c)
+	}
+	if len(c.Subcommands) > 0 && c.Action == nil {
+		c.Action = func(ctx *cli.Context) error {
+			if ctx.Args().Present() {
+				return unknownCommand(path, ctx.Args().First(), c.Subcommands)
+			}
+			return cli.ShowSubcommandHelp(ctx)
+		}
+	}
 	for _, sub := range c.Subcommands {
 		explainUsage(path, sub)
 	}
