@@ -74,7 +74,7 @@ func unknownCommand(parent, word string, commands []*cli.Command) error {
 	if s := known.SuggestionsFor(word); len(s) > 0 {
 		near = fmt.Sprintf("; did you mean '%s %s'?", parent, s[0])
 	} else if word == "swarm" {
-		near = "; what is 'docker swarm init' elsewhere is 'miniswarm init'"
+		near = "; its commands stand by themselves: 'miniswarm init', 'miniswarm join' and so on"
 	}
 	return usage("%s: %q is not a command%s; see '%s --help'", parent, word, near, parent)
 }

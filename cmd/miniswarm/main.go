@@ -81,7 +81,7 @@ func run(ctx context.Context, e *env) int {
 		code = coded.ExitCode()
 	}
 	if text := err.Error(); text != "" {
-		fmt.Fprintln(e.stderr, ourWords.Replace(plainNumbers(text)))
+		fmt.Fprintln(e.stderr, ourWords.Replace(withNextStep(plainNumbers(text))))
 	}
 	return code
 }

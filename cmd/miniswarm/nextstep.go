@@ -1,0 +1,25 @@
+package main
+
+import "strings"
+
+// nextSteps are what to do about refusals whose words are Docker's and stop short of that, by a part of the words.
+var nextSteps = []struct{ refusal, step string }{
+	{"is not down and can't be removed", "'miniswarm leave' on that machine first; --force removes a node that is lost for good, or is not to come back"},
+	{"must be demoted to worker before removal", "'miniswarm node demote' it first"},
+	{"attempting to demote the last manager of the swarm", "'miniswarm node promote' another node first"},
+	{"Worker nodes can't be used to view or modify cluster state", "'miniswarm info' shows the addresses of the managers"},
+	{"invalid Availability", "it is active, pause or drain"},
+	{"invalid Role", "it is worker or manager"},
+	{"name must be valid as a DNS name component", "letters, digits, - and _ may be in it, at the ends letters and digits, and 63 at the most"},
+	{"constraint expected one operator from", "such as --constraint node.labels.zone==a or --constraint node.hostname!=vm2"},
+}
+
+// withNextStep adds to an error what to do about it, where that is known and not said.
+func withNextStep(text string) string {
+	for _, n := range nextSteps {
+		if strings.Contains(text, n.refusal) {
+			return text + "\n" + n.step
+		}
+	}
+	return text
+}
