@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -101,17 +102,24 @@ func (l *Lab) ail(ctx context.Context, host, fault string, do func(context.Conte
 		if err != nil {
 			return err
 		}
+		had := slices.Contains(h.Faults, fault)
 		if err := l.updateHost(ctx, host, func(h *hostRecord) {
-			if !slices.Contains(h.Faults, fault) {
+			if !had {
 				h.Faults = append(h.Faults, fault)
 			}
 		}); err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeoutCause(ctx, gatherTimeout, fmt.Errorf("not within %s", gatherTimeout))
+		trying, cancel := context.WithTimeoutCause(ctx, gatherTimeout, fmt.Errorf("not within %s", gatherTimeout))
 		defer cancel()
-		if err := do(ctx, h); err != nil {
-			return fmt.Errorf("host %s, %s: %w", host, fault, err)
+		if err := do(trying, h); err != nil {
+			err = fmt.Errorf("host %s, %s: %w", host, fault, err)
+			if had || fault == diskHangs { // that may hold what is to be undone
+				return err
+			}
+			return errors.Join(err, l.updateHost(ctx, host, func(h *hostRecord) {
+				h.Faults = slices.DeleteFunc(h.Faults, func(f string) bool { return f == fault })
+			}))
 		}
 		return nil
 	})
@@ -223,5 +231,9 @@ func limitCPU(at string, unified bool, quota time.Duration) error {
 	if err := os.WriteFile(filepath.Join(at, "cpu.cfs_period_us"), []byte(period), 0); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(at, "cpu.cfs_quota_us"), []byte(us), 0)
+	err := os.WriteFile(filepath.Join(at, "cpu.cfs_quota_us"), []byte(us), 0)
+	if errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("a container there has a limit of its own that is higher, and this kernel takes no lower one around it: remove that (--limit-cpu), or starve another host: %w", err)
+	}
+	return err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -103,8 +104,11 @@ func runDocker(e *env, c *cli.Context, n noun, args []string) error {
 	err = root.ExecuteContext(ctx)
 	if waits && c.Context.Err() != nil {
 		fmt.Fprintf(e.stderr, "Interrupted. What the cluster has accepted goes on: 'miniswarm %s ps NAME' shows it.\n", n.name)
+		if err == nil { // Docker's progress takes Ctrl-C for its end
+			err = context.Canceled
+		}
 	}
-	if err != nil && ctx.Err() != nil {
+	if err != nil && (ctx.Err() != nil || errors.Is(err, context.Canceled)) {
 		return fmt.Errorf("%s: %w", n.name, context.Canceled)
 	}
 	return hint(err, c)

@@ -446,7 +446,11 @@ func (f *fakeDaemon) network(r *http.Request) (any, error) {
 }
 
 func (f *fakeDaemon) removeNetwork(r *http.Request) (any, error) {
+	all := len(f.networks)
 	f.networks = slices.DeleteFunc(f.networks, func(n network.Summary) bool { return n.ID == r.PathValue("id") })
+	if len(f.networks) == all {
+		return nil, refusal{http.StatusNotFound, "network " + r.PathValue("id") + " not found"}
+	}
 	return struct{}{}, nil
 }
 

@@ -77,6 +77,9 @@ func run(ctx context.Context, e *env) int {
 		if docker.StatusCode != 0 {
 			code = docker.StatusCode
 		}
+		if err.Error() == fmt.Sprintf("exit status %d", code) { // the command has said itself what was wrong
+			return code
+		}
 	case errors.As(err, &coded):
 		code = coded.ExitCode()
 	}
