@@ -9,7 +9,7 @@ import (
 
 // The refusals that have a next step are still worded so by the daemon.
 func TestNextSteps(t *testing.T) {
-	files, err := filepath.Glob("../../manager/engineapi/*.go")
+	files, err := filepath.Glob("../../manager/*/*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,6 +33,11 @@ func TestNextSteps(t *testing.T) {
 		}
 	}
 	if got, want := withNextStep("rpc error: node x is not down and can't be removed"), "can't be removed\n'miniswarm leave'"; !strings.Contains(got, want) {
+		t.Errorf("got %q", got)
+	}
+	down := "node %s is not down and can't be removed"
+	several := strings.ReplaceAll(down, "%s", "a") + "\n" + strings.ReplaceAll(down, "%s", "b") + "\nnode c not found"
+	if got := strings.Split(withNextStep(several), "\n"); len(got) != 4 || !strings.HasPrefix(got[1], "'miniswarm leave'") {
 		t.Errorf("got %q", got)
 	}
 	if got := withNextStep("something else"); got != "something else" {
