@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/miniswarm/miniswarm/ingress/conntrack"
+	"github.com/miniswarm/miniswarm/ingress/nft"
 )
 
 // Feature is something that the data plane needs of the kernel.
@@ -38,6 +39,7 @@ func Features() []Feature {
 		result <- []Feature{
 			{Name: "nftables", Err: tryTable()},
 			{Name: "nftables on bridges", Err: tryBridgeTable(), Optional: "ARP about virtual addresses may leave the node, which costs a detour"},
+			{Name: "zones of tracked connections", Err: tryZones(), Optional: "of two connections from one port of a client to one replica through two nodes one is lost"},
 			{Name: "VXLAN devices", Err: tryLink(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx"}, VxlanId: 1, Port: 4789})},
 			{Name: "bridges", Err: tryLink(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br"}})},
 			{Name: "connection tracking", Err: tryConntrack()},
@@ -68,6 +70,18 @@ func tryBridgeTable() error {
 	b := conn.AddTable(&nftables.Table{Name: "try", Family: nftables.TableFamilyBridge})
 	conn.AddChain(&nftables.Chain{Name: "filter", Table: b, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityFilter})
 	return conn.Flush()
+}
+
+func tryZones() error {
+	table, err := nft.Open()
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	if !table.KeepsEntriesApart() {
+		return errors.New("not in this kernel (CONFIG_NF_CONNTRACK_ZONES)")
+	}
+	return nil
 }
 
 func tryLink(link netlink.Link) error { return netlink.LinkAdd(link) }

@@ -128,6 +128,9 @@ func (m *Mesh) open(stateDir string) (err error) {
 	if !table.KeepsARP() {
 		m.log.Warn("the kernel has no nftables of family bridge (module nf_tables_bridge): connections to virtual addresses may take a detour over another node; everything else works")
 	}
+	if !table.KeepsEntriesApart() {
+		m.log.Warn("the kernel has no zones of tracked connections (CONFIG_NF_CONNTRACK_ZONES): of two connections from one port of a client to one replica through two nodes one is lost; everything else works")
+	}
 	return nil
 }
 

@@ -18,6 +18,9 @@
 // its first packet only: a packet in the middle of a connection nobody here knows
 // is answered with a reset, so that its client connects again at once.
 //
+// A client's port may stand for several connections, through several entry nodes; the node of the replica that they all lead to keeps
+// them apart by zones of its connection table, one for each entry node.
+//
 // A virtual address has a chain and a map of the same kind, whose slots are addresses
 // without a port. A second table of family bridge keeps ARP about virtual addresses
 // from leaving by a VXLAN device: every node has them on its bridge, and each answers
@@ -25,5 +28,6 @@
 // be answered by another node, which serves it as well, at the price of a detour.
 //
 // All changes of one call are one transaction: the kernel has all of them or
-// none. Nothing outside the tables is touched.
+// none. The one rule that the library cannot write, that of the zones, comes in a second one behind a table that is made anew; in
+// between packets that need it wait. Nothing outside the tables is touched.
 package nft

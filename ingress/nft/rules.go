@@ -157,6 +157,7 @@ func fingerprint(chains []baseChain) string {
 	for _, s := range sharedSets() {
 		fmt.Fprintln(h, s.Name, s.KeyType, s.DataType)
 	}
+	fmt.Fprintln(h, zoneChain().Name, *zoneChain().Priority, zoneComment)
 	for _, c := range chains {
 		fmt.Fprintln(h, c.chain.Name, *c.chain.Hooknum, *c.chain.Priority)
 		for _, r := range slices.Concat(c.rules, portRules(plan.PortKey{Protocol: plan.TCP}, 1), portRules(plan.PortKey{Protocol: plan.UDP}, 1),

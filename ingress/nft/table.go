@@ -27,6 +27,8 @@ type Table struct {
 	ask *netlink.Conn
 	// keeps says whether the kernel has family bridge.
 	keeps bool
+	// zones says whether the kernel keeps the connections of entry nodes apart.
+	zones bool
 
 	// have is what the kernel holds, if known.
 	have  plan.Table
@@ -38,18 +40,35 @@ type Table struct {
 
 // Open connects to the kernel. It leaves everything as it is.
 func Open() (*Table, error) {
-	ask, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	t := &Table{}
+	if err := t.askAnew(); err != nil {
+		return nil, err
+	}
+	err := t.connect()
+	if err == nil {
+		t.keeps, err = t.hasBridge()
+	}
+	if err == nil {
+		t.zones, err = t.hasZones()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open nftables over netlink: %w", err)
-	}
-	t := &Table{ask: ask}
-	if err := t.connect(); err != nil {
-		return nil, errors.Join(err, ask.Close())
-	}
-	if t.keeps, err = t.hasBridge(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
+}
+
+// askAnew gives up the socket for questions, with what may still come by it, for another.
+func (t *Table) askAnew() error {
+	var closed error
+	if t.ask != nil {
+		closed = t.ask.Close()
+	}
+	ask, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return errors.Join(fmt.Errorf("open nftables over netlink: %w", err), closed)
+	}
+	t.ask = ask
+	return closed
 }
 
 // hasBridge tries whether the kernel takes our chain of family bridge, in a table that is gone when it is there.
@@ -259,12 +278,19 @@ func (t *Table) commit(d plan.TableDiff, want plan.Table) error {
 	if err := t.flush("change"); err != nil {
 		return err
 	}
+	own := uint32(1)
+	if d.Rebuild && t.zones {
+		if err := t.separate(zoneChain(), want.Base); err != nil {
+			return errors.Join(fmt.Errorf("nftables table %s: %w", TableName, explain(err)), t.connect(), t.askAnew())
+		}
+		own++
+	}
 	after, err := t.currentGeneration()
 	if err != nil {
 		return err
 	}
 	t.have, t.known = want, true
-	if after == before+1 {
+	if after == before+own {
 		t.generation = after // nobody else was there in between
 	}
 	return nil
@@ -306,6 +332,10 @@ func (t *Table) rebuild(want plan.Table) error {
 		for _, r := range c.rules {
 			t.addRule(c.chain, r)
 		}
+	}
+	if t.zones {
+		t.conn.AddChain(zoneChain())
+		t.addRule(zoneChain(), unzoned(want.Base))
 	}
 	return t.change(plan.CompareTables(plan.Table{Base: want.Base}, want))
 }
@@ -491,6 +521,11 @@ func (t *Table) read(ctx context.Context, base plan.Base) (_ plan.Table, intact 
 	}
 	for _, c := range t.chains(base) {
 		if ok, err := t.sameRules(c.chain, c.rules); err != nil || !ok {
+			return have, false, err
+		}
+	}
+	if t.zones {
+		if ok, err := t.separated(); err != nil || !ok {
 			return have, false, err
 		}
 	}

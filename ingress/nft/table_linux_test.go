@@ -273,6 +273,33 @@ func BenchmarkChange(b *testing.B) {
 }
 
 // A connection that has failed is given up, and another opened as soon as there can be one.
+// The rule that gives each entry node a zone is there from the first, and is put back.
+func TestEntryNodesAreKeptApart(t *testing.T) {
+	namespace(t)
+	table := open(t)
+	if err := table.Apply(t.Context(), sample()); err != nil || !table.KeepsEntriesApart() {
+		t.Fatalf("zones: %t, %v", table.KeepsEntriesApart(), err)
+	}
+	before := nftList(t)
+	if !strings.Contains(before, "ct original zone set") || strings.Contains(before, unzoned(sample().Base).comment) {
+		t.Errorf("no rule for zones:\n%s", before)
+	}
+	if again, err := open(t).Verify(t.Context(), sample()); again || err != nil {
+		t.Errorf("another process repairs what is as it should be: %t, %v", again, err)
+	}
+	for _, change := range []string{"flush chain ip miniswarm zones", "insert rule ip miniswarm zones accept"} {
+		if out, err := exec.Command("nft", change).CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		if repaired, err := table.Verify(t.Context(), sample()); !repaired || err != nil {
+			t.Errorf("%s: repaired %t, %v", change, repaired, err)
+		}
+		if after := nftList(t); after != before {
+			t.Errorf("after %s:\n%s\nbefore:\n%s", change, after, before)
+		}
+	}
+}
+
 func TestAConnectionThatWasGivenUpIsReplaced(t *testing.T) {
 	namespace(t)
 	table := open(t)

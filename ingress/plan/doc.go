@@ -49,5 +49,7 @@
 // DOCKER-USER chain is for all of them. Bit 23 says that this node serves a
 // connection another node translated, bit 22 that it arrived without VXLAN, and
 // the low 22 bits number the entry node: they are the host bits of its address
-// on the ingress network, unique in the cluster without any further agreement.
+// on the ingress network, unique in the cluster without any further agreement. The low
+// 16 of them are also the zone in which the node keeps that entry node's connections, so
+// that two which have the client's address and port in common stay two (package nft).
 package plan
