@@ -78,6 +78,8 @@ func TestFailures(t *testing.T) {
 		want    string
 	}{
 		{"no image", fake.Program{}, "other:1", "t1 rejected preparing (No such image: web:1 (pull access denied for web:1: not found))"},
+		{"the engine's disk is full", fake.Program{CreateError: "mkdir /var/lib/docker/overlay2/l: no space left on device"}, "web:1",
+			"t1 rejected preparing (mkdir /var/lib/docker/overlay2/l: no space left on device)"},
 		{"cannot start", fake.Program{StartError: "no such file"}, "web:1", "t1 failed starting (starting container failed: no such file)"},
 		{"ends at once", fake.Program{Exits: time.Millisecond}, "web:1", "t1 complete finished"},
 		{"fails at once", fake.Program{Exits: time.Millisecond, ExitCode: 3}, "web:1", "t1 failed started (task: non-zero exit (3))"},
@@ -330,6 +332,21 @@ func TestFindingTheLeader(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Nodes and managers are upgraded one after the other: what a newer leader says besides is passed over.
+func TestANewerLeaderIsUnderstoodAsFarAsPossible(t *testing.T) {
+	withWorld(t, func(w *world) {
+		w.engine.SetImage("web:1", fake.Program{})
+		m := w.manager("a")
+		m.say(`{"Novelty":{"Of":["a","newer",1]}}`)
+		m.complete(w.task("t1", running))
+		m.say(`{"Heartbeat":{"Novelty":1},"Novelty":"x"}`)
+		m.wantTasks("t1 running started")
+		if n := len(m.heard().hellos); n != 1 {
+			t.Errorf("%d sessions, want one that goes on", n)
+		}
+	})
 }
 
 func TestAGapInAssignmentsBeginsANewSession(t *testing.T) {

@@ -309,6 +309,17 @@ func (m *manager) write(conn net.Conn, msg protocol.ToAgent) {
 	_, _ = conn.Write(append(data, '\n'))
 }
 
+// say sends what no message of this version is.
+func (m *manager) say(line string) {
+	m.mu.Lock()
+	conn := m.conn
+	m.mu.Unlock()
+	if _, err := conn.Write([]byte(line + "\n")); err != nil {
+		m.w.Error(err)
+	}
+	m.w.settle()
+}
+
 func (m *manager) send(msg protocol.ToAgent) {
 	m.mu.Lock()
 	conn := m.conn

@@ -227,13 +227,14 @@ func TestForeignEntriesAreRefused(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"nothing":    {nil, "too short"},
-		"newer":      {newer, "upgrade it"},
-		"cut off":    {good[:len(good)-1], "too early"},
-		"too long":   {append(bytes.Clone(good), 0), "follow"},
-		"new action": {append(bytes.Clone(good[:entryOverhead]), 0, 0, 0, 0, 1, 9, 4, 0), "newer version"},
-		"new kind":   {append(bytes.Clone(good[:entryOverhead]), 0, 0, 0, 0, 1, 1, 99, 1), "newer version"},
-		"new field":  {append(bytes.Clone(good[:entryOverhead]), 0, 0, 0, 0, 1, 1, 4, 1, 0xff, 0x7f), "newer version"},
+		"nothing":     {nil, "too short"},
+		"newer":       {newer, "upgrade it"},
+		"cut off":     {good[:len(good)-1], "too early"},
+		"too long":    {append(bytes.Clone(good), 0), "follow"},
+		"new action":  {append(bytes.Clone(good[:entryOverhead]), 0, 0, 0, 0, 1, 9, 4, 0), "newer version"},
+		"new kind":    {append(bytes.Clone(good[:entryOverhead]), 0, 0, 0, 0, 1, 1, 99, 1), "newer version"},
+		"named field": {append(bytes.Clone(good[:entryOverhead]), "\x00\x00\x00\x00\x01\x01\x04\x01\x01\x07Novelty"...), "written by another version"},
+		"new field":   {append(bytes.Clone(good[:entryOverhead]), 0, 0, 0, 0, 1, 1, 4, 1, 0xff, 0x7f), "newer version"},
 	} {
 		if _, _, err := decodeEntry(c.data, nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got error %v, want one with %q", name, err, c.want)

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -37,7 +38,7 @@ func TestPrivateRegistries(t *testing.T) {
 				c.docker(t, "vm1", "rmi", p.image(tag)) // so that vm1 has to pull as well
 			}
 
-			out := c.docker(t, "vm1", "service", "create", "--quiet", "--with-registry-auth", "--name", service, "--mode", "global", p.image("1"))
+			out := c.docker(t, "vm1", "service", "create", "--quiet", "--with-registry-auth", "--name", service, "--mode", "global", "--restart-delay", "100ms", p.image("1"))
 			if !regexp.MustCompile(`^\w{25}\n$`).MatchString(out) {
 				t.Errorf("create said:\n%s", out)
 			}
@@ -46,6 +47,16 @@ func TestPrivateRegistries(t *testing.T) {
 			// A new password: the old one fetches nothing any more, and the update that brings the new one is served.
 			p.password.Store("second")
 			p.changed(t)
+			// Where the image is there, what ends is started again with the credentials that have expired.
+			gone := c.running(t, service, 3)[0]
+			c.docker(t, gone.host, "rm", "--force", gone.id)
+			eventually(t, "what ended runs again without a new password", patience, func() error {
+				all, err := c.converged(t.Context(), service, 3)
+				if err == nil && slices.ContainsFunc(all, func(r replica) bool { return r.id == gone.id }) {
+					err = fmt.Errorf("%s is still there", gone.name)
+				}
+				return err
+			})
 			out = c.docker(t, "vm1", "service", "update", "--quiet", "--detach", "--update-failure-action", "continue", "--image", p.image("2"), service)
 			eventually(t, "a task with the old password is rejected", patience, func() error { return p.rejected(t, c, service, "2") })
 			p.login(t, c, "second")

@@ -509,6 +509,24 @@ func TestARestartOfTheDaemonLosesNothing(t *testing.T) {
 	})
 }
 
+// Nodes and managers are upgraded one after the other: what a newer node says besides is passed over.
+func TestANewerNodeIsUnderstoodAsFarAsPossible(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.place("t1", "n1", 1)
+		a := w.connect("n1")
+		defer a.close()
+		for _, line := range []string{`{"Novelty":{"Of":["a","newer",1]}}`, `{"Heartbeat":{"Novelty":1}}`, `{"MeshAck":{"Seq":1,"Novelty":{}},"Novelty":"x"}`} {
+			if _, err := a.conn.Write([]byte(line + "\n")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.report("t1", swarm.TaskStateRunning)
+		if got := w.store.Snapshot().Task("t1").Status.State; got != swarm.TaskStateRunning {
+			t.Errorf("the task is %s, and was reported to run", got)
+		}
+	})
+}
+
 func TestReportsAboutForeignTasksEndTheSession(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.place("t2", "n2", 1)

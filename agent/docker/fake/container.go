@@ -59,6 +59,9 @@ func (e *Engine) Create(ctx context.Context, want *docker.Container) (string, er
 	if _, err := bound(want); err != nil {
 		return "", err
 	}
+	if text := e.programs[want.Config.Image].CreateError; text != "" {
+		return "", errors.New(text)
+	}
 	c := &instance{id: e.idLocked(), want: *want, program: e.programs[want.Config.Image], stopped: make(chan struct{})}
 	c.state.Status = container.StateCreated
 	e.containers[c.id] = c

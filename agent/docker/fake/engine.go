@@ -34,8 +34,8 @@ type Program struct {
 	// Health gives the image a health check: healthy after that time. Sick makes it unhealthy instead.
 	Health time.Duration
 	Sick   bool
-	// StartError makes starting fail.
-	StartError string
+	// CreateError and StartError make creating and starting fail.
+	CreateError, StartError string
 }
 
 // Registry is what a pull of a reference does.
