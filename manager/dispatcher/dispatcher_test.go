@@ -187,6 +187,11 @@ func (w *world) connect(nodeID string) *fakeAgent { return w.connectAs(nodeID, "
 
 // connectAs opens a session for a run of the node's daemon.
 func (w *world) connectAs(nodeID, instance string) *fakeAgent {
+	return w.greetAs(nodeID, protocol.Hello{DataPlane: true, Instance: instance, Epoch: w.epoch})
+}
+
+// greetAs opens a session in which the node introduces itself so.
+func (w *world) greetAs(nodeID string, hello protocol.Hello) *fakeAgent {
 	server, client := net.Pipe()
 	a := &fakeAgent{w: w, conn: client, out: make(chan protocol.FromAgent, 1024), ended: make(chan struct{}), tasks: map[string]swarm.TaskState{}, mesh: map[string]protocol.MeshService{}, acks: true,
 		peers: map[string]protocol.Peer{}, drivers: map[string]string{}, payloads: map[string]string{}}
@@ -203,7 +208,7 @@ func (w *world) connectAs(nodeID, instance string) *fakeAgent {
 	}
 	go a.read(in)
 	go a.write()
-	a.send(protocol.FromAgent{Hello: &protocol.Hello{DataPlane: true, Instance: instance, Epoch: w.epoch}})
+	a.send(protocol.FromAgent{Hello: &hello})
 	go func() {
 		tick := time.NewTicker(250 * time.Millisecond)
 		defer tick.Stop()

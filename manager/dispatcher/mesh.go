@@ -213,7 +213,7 @@ func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol
 		return b, false
 	}
 	n := snap.Node(t.NodeID)
-	if n == nil || n.Status.State == swarm.NodeStateDown {
+	if n == nil || n.Status.State == swarm.NodeStateDown || n.NoDataPlane {
 		return b, false
 	}
 	b = protocol.Backend{TaskID: t.ID, NodeID: t.NodeID, Names: taskNames(t)}
@@ -228,14 +228,21 @@ func (m *meshTable) backend(t *cluster.Task, snap *cluster.Snapshot) (b protocol
 	return b, true
 }
 
-// setPeer adopts a node and says whether the data planes see it differently now.
+// setPeer adopts a node and says whether the data planes see it differently now. One without a data plane is nobody's peer: it may
+// have the address of another on the same machine, whose connections are not to be taken for its own.
 func (m *meshTable) setPeer(n *cluster.Node) bool {
+	if n.NoDataPlane {
+		_, was := m.peers[n.ID]
+		m.removePeer(n.ID)
+		return was
+	}
 	p := protocol.Peer{NodeID: n.ID, Addr: n.DataAddr, Attachments: n.Attachments, Down: n.Status.State == swarm.NodeStateDown, Suspect: m.suspects[n.ID]}
 	if old, ok := m.peers[n.ID]; ok && old.Addr == p.Addr && old.Down == p.Down && old.Suspect == p.Suspect && maps.Equal(old.Attachments, p.Attachments) {
 		return false
 	}
 	m.seq++
 	m.peers[n.ID] = meshPeer{p, m.seq}
+	delete(m.gone, n.ID)
 	return true
 }
 

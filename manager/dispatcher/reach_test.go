@@ -155,3 +155,33 @@ func TestAttachedContainersHaveNames(t *testing.T) {
 		}
 	})
 }
+
+// A node without a data plane is nobody's peer, and nobody is sent to what it runs; with one it is a peer again.
+func TestWithoutADataPlaneNobodyIsReached(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.place("t1", "n1", 1)
+		w.place("t2", "n2", 2)
+		a, b := w.connect("n1"), w.connect("n2")
+		defer a.close()
+		a.report("t1", swarm.TaskStateRunning)
+		b.report("t2", swarm.TaskStateRunning)
+		look := func(when, routes string, isPeer bool) {
+			t.Helper()
+			synctest.Wait()
+			a.mu.Lock()
+			_, is := a.peers["n2"]
+			a.mu.Unlock()
+			if got := a.routes(); got != routes || is != isPeer {
+				t.Errorf("%s: routes to %q, n2 is a peer: %t", when, got, is)
+			}
+		}
+		look("both have one", "t1 t2 ", true)
+		b.close()
+		b = w.greetAs("n2", protocol.Hello{Epoch: w.epoch})
+		look("the other came back without", "t1 ", false)
+		b.close()
+		b = w.connect("n2")
+		defer b.close()
+		look("and with one again", "t1 t2 ", true)
+	})
+}
