@@ -282,7 +282,14 @@ func belongsTo(snap *cluster.Snapshot, t *cluster.Task) string {
 		node = n.Description.Hostname
 	}
 	if t.Attachment() {
-		return fmt.Sprintf("container %.12s on node %s", t.Spec.NetworkAttachmentSpec.ContainerID, node)
+		id := t.Spec.NetworkAttachmentSpec.ContainerID
+		if c := t.Status.ContainerStatus; id == "" && c != nil {
+			id = c.ContainerID
+		}
+		if id == "" { // the place was taken before there was a container
+			return "a container on node " + node
+		}
+		return fmt.Sprintf("container %.12s on node %s", id, node)
 	}
 	return fmt.Sprintf("of service %s on node %s", t.ServiceAnnotations.Name, node)
 }
