@@ -19,6 +19,9 @@ const (
 	// stagger is how long an attempt to reach a manager goes on alone before the next one is asked too. A manager whose
 	// machine has died does not even refuse; the others must not wait for it.
 	stagger = 200 * time.Millisecond
+	// askAgain is how long after a manager knew no leader it is asked again, while others have yet to answer. They may be dead,
+	// which takes connectLimit to find out, and by then a leader that was elected meanwhile has called this node down.
+	askAgain = 300 * time.Millisecond
 	// connectLimit bounds one attempt: connection, handshake, answer.
 	connectLimit = 3 * time.Second
 	// maxRefusal bounds how much of a refusal is read.
@@ -55,30 +58,50 @@ func (e *notLeader) Error() string {
 	return fmt.Sprintf("manager %s is not the leader; %s is", e.addr, e.leader)
 }
 
+// unready is the refusal of a manager that cannot take sessions at present.
+type unready struct{ error }
+
+func (e *unready) Unwrap() error { return e.error }
+
+// leaderless says whether a manager that answered so may know a leader in a moment.
+func leaderless(err error) bool {
+	if nl, ok := errors.AsType[*notLeader](err); ok {
+		return nl.leader == ""
+	}
+	_, ok := errors.AsType[*unready](err)
+	return ok
+}
+
 // dialFunc opens a connection to a manager's cluster port.
 type dialFunc func(ctx context.Context, addr string) (net.Conn, error)
 
 // connectAny asks managers in the given order until one takes the session: each a little later than the one before, at once
-// when an earlier one has refused, and the leader that a follower names before all others.
+// when an earlier one has refused, and the leader that a follower names before all others. Who knows no leader is asked again until
+// everybody has answered or is given up.
 func connectAny(ctx context.Context, dial dialFunc, addrs []string) (s *stream, addr string, err error) {
 	type outcome struct {
 		addr string
 		s    *stream
 		err  error
+		// again says that the manager had answered before.
+		again bool
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	outcomes := make(chan outcome)
-	pending, asked := 0, map[string]bool{}
-	ask := func(addr string) {
-		if asked[addr] {
-			return
-		}
-		asked[addr] = true
+	pending, silent, asked := 0, 0, map[string]bool{} // silent ones have not answered at all
+	put := func(addr string, again bool) {
 		pending++
 		go func() {
 			s, err := open(ctx, dial, addr, protocol.PathSession)
-			outcomes <- outcome{addr, s, err}
+			outcomes <- outcome{addr, s, err, again}
 		}()
+	}
+	ask := func(addr string) {
+		if !asked[addr] {
+			asked[addr] = true
+			silent++
+			put(addr, false)
+		}
 	}
 	defer func() {
 		cancel()
@@ -89,7 +112,7 @@ func connectAny(ctx context.Context, dial dialFunc, addrs []string) (s *stream, 
 		}
 	}()
 	var errs []error
-	queue := addrs
+	queue, waiting := addrs, []string(nil)
 	for {
 		for pending == 0 && len(queue) > 0 {
 			ask(queue[0])
@@ -98,20 +121,33 @@ func connectAny(ctx context.Context, dial dialFunc, addrs []string) (s *stream, 
 		if pending == 0 {
 			return nil, "", errors.Join(errs...)
 		}
-		var later <-chan time.Time
+		var later, again <-chan time.Time
 		if len(queue) > 0 {
 			later = time.After(stagger)
+		} else if silent > 0 && len(waiting) > 0 {
+			again = time.After(askAgain)
 		}
 		select {
 		case <-later:
 			ask(queue[0])
 			queue = queue[1:]
+		case <-again:
+			for _, addr := range waiting {
+				put(addr, true)
+			}
+			waiting = nil
 		case o := <-outcomes:
 			pending--
 			if o.err == nil {
 				return o.s, o.addr, nil
 			}
-			errs = append(errs, o.err)
+			if !o.again {
+				silent--
+				errs = append(errs, o.err)
+			}
+			if leaderless(o.err) {
+				waiting = append(waiting, o.addr)
+			}
 			if nl, ok := errors.AsType[*notLeader](o.err); ok && nl.leader != "" {
 				ask(nl.leader)
 			} else if len(queue) > 0 {
@@ -160,5 +196,9 @@ func upgrade(conn net.Conn, addr, path string) (*stream, error) {
 		return nil, &notLeader{addr: addr, leader: resp.Header.Get(protocol.HeaderLeader)}
 	}
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
-	return nil, fmt.Errorf("manager %s refuses a session: %s", addr, cmp.Or(strings.TrimSpace(string(text)), resp.Status))
+	err = fmt.Errorf("manager %s refuses a session: %s", addr, cmp.Or(strings.TrimSpace(string(text)), resp.Status))
+	if resp.StatusCode == http.StatusServiceUnavailable {
+		return nil, &unready{err}
+	}
+	return nil, err
 }

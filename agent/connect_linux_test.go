@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -114,5 +115,39 @@ func TestASilentManagerIsGivenUp(t *testing.T) {
 	}
 	if _, _, err := connectAny(ctx, dial, []string{l.Addr().String()}); err == nil {
 		t.Error("a session was opened")
+	}
+}
+
+// A manager's machine is dead, and the others have no leader yet. The one that they elect is found when there is one, and not when the dead
+// one is given up, for by then it has called this node down.
+func TestTheNextLeaderIsNotKeptWaitingByADeadManager(t *testing.T) {
+	var elected atomic.Bool
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if !elected.Load() {
+			http.Error(w, "the swarm has no leader at present", http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", protocol.UpgradeStream)
+		w.WriteHeader(http.StatusSwitchingProtocols)
+	}))
+	defer srv.Close()
+	lives := srv.Listener.Addr().String()
+	dial := func(ctx context.Context, addr string) (net.Conn, error) {
+		if addr != lives {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	}
+	defer time.AfterFunc(stagger+askAgain/2, func() { elected.Store(true) }).Stop()
+	began := time.Now()
+	s, addr, err := connectAny(t.Context(), dial, []string{"192.0.2.1:2377", lives})
+	if err != nil || addr != lives {
+		t.Fatalf("connected to %q: %v", addr, err)
+	}
+	defer s.Close()
+	if took := time.Since(began); took >= connectLimit {
+		t.Errorf("only after %s", took)
 	}
 }
