@@ -390,10 +390,12 @@ func (m *Mesh) Remove(ctx context.Context) error {
 
 // Close gives the data plane to whoever asks next, and leaves it at work.
 // Published ports stay translated but are no longer reserved. Run must have ended,
-// and the Mesh must not be used afterwards.
+// and the Mesh must not be used afterwards. Who looks at it just then finds nothing to
+// verify: what it reserved now nobody would ever give back.
 func (m *Mesh) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.applied = false
 	errs := []error{m.table.Close(), m.tracked.Close()}
 	m.kernel.Close()
 	for k, r := range m.reserved {

@@ -484,6 +484,21 @@ func TestOnlyOneHasTheDataPlane(t *testing.T) {
 	h.start()
 }
 
+// Somebody looks at the data plane, as doctor does, just when its daemon gives it to the next: nothing is reserved any more that the
+// next one could not have.
+func TestAClosedMeshReservesNothing(t *testing.T) {
+	c := newCluster(t, options{hosts: 1})
+	c.replicas(ingressID, 1)
+	h := c.hosts[0]
+	closed := h.mesh
+	h.close()
+	if err := h.do(func() error { _, err := closed.Verify(t.Context()); return err }); err != nil {
+		t.Error(err)
+	}
+	h.start()
+	c.apply() // fails where a port is in use
+}
+
 // snapshot is everything in a namespace that a Mesh could leave behind.
 func (h *host) snapshot() string {
 	var all strings.Builder

@@ -341,11 +341,11 @@ func (m *Mesh) recall(ctx context.Context) error {
 	return nil
 }
 
-// withDirect adds what is known of neighbours to peers.
+// withDirect adds what is known of neighbours to peers. One that has moved, and whose former address this machine has now, is none.
 func (m *Mesh) withDirect(peers []plan.Node) []plan.Node {
 	out := make([]plan.Node, len(peers))
 	for i, p := range peers {
-		if d, ok := m.direct[p.ID]; ok && !m.alwaysVXLAN {
+		if d, ok := m.direct[p.ID]; ok && !m.alwaysVXLAN && p.Underlay != m.input.Self.Underlay {
 			p.Direct = &d
 		}
 		out[i] = p
