@@ -11,7 +11,7 @@ import (
 
 const (
 	// addressPause is how often a node looks whether its machine still has the address at which others look for it.
-	addressPause = time.Second
+	addressPause = 500 * time.Millisecond
 	// addressPatience is how many times in a row it must not: what configures interfaces takes addresses away and gives them back.
 	addressPatience = 2
 )

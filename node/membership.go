@@ -216,7 +216,8 @@ func (n *Node) Leave(ctx context.Context, force bool) error {
 	defer cancel()
 	var errs []error
 	if m != nil {
-		if g := m.managing(); g != nil {
+		// Who is a copy of another machine has nothing to resign from: that one is the manager.
+		if g := m.managing(); g != nil && m.refusal() == "" {
 			if err := g.resign(ctx); err != nil {
 				n.cfg.Logger.Warn("this manager leaves without having been demoted; demote and remove it on another one", "node", m.nodeID, "err", err)
 			}

@@ -64,10 +64,10 @@ func (n *Node) giveWay(ctx context.Context, m *member, g *managing, addr string)
 		return nil, unavailable("ask the manager at %s: %v", addr, err)
 	}
 	own, known := g.store.Epoch()
-	if known && epoch == own && g.store.Status().Leader == 0 {
+	if known && epoch == own { // of the same life: it is here to be met
 		return m, g.meet(ctx, addr)
 	}
-	if known && epoch <= own {
+	if known && epoch < own {
 		return nil, &requestError{http.StatusConflict, "this node is a manager, and the cluster at " + addr + " is no later recovery of its own: there is nothing to rejoin"}
 	}
 	n.changing.Lock()
@@ -104,6 +104,9 @@ func (g *managing) meet(ctx context.Context, addr string) error {
 	id, err := g.member.whoIsAt(ctx, addr)
 	if err != nil {
 		return unavailable("ask the manager at %s: %v", addr, err)
+	}
+	if id == g.member.nodeID {
+		return badRequest("%s is this manager's own address: name another manager's, or run it on the others with this one", addr)
 	}
 	g.transport.Meet(protocol.Member{NodeID: id, Addr: addr})
 	poll := time.NewTicker(50 * time.Millisecond)

@@ -159,8 +159,8 @@ func rejoinCommand(e *env) *cli.Command {
 	return &cli.Command{Name: "rejoin", Usage: "tell this node where its cluster's managers are now", ArgsUsage: "HOST[:PORT]", Category: clusterCategory,
 		Description: `   miniswarm rejoin 192.168.1.17:2377
 
-For a node that was away while all managers got other addresses, or whose cluster was recovered on another machine. It needs no token: the
-node's certificate counts. Containers go on. On a manager whose cluster was recovered on another machine it ends the manager; the node goes on as a
+For a node that was away while all managers got other addresses, a manager that all others have moved away from, or a node whose cluster was recovered
+on another machine. It needs no token: the node's certificate counts. Containers go on. On a manager whose cluster was recovered on another machine it ends the manager; the node goes on as a
 worker of the recovered cluster.`,
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
