@@ -9,6 +9,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/agent"
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
 
@@ -80,7 +81,11 @@ func (n *Node) again(ctx context.Context) {
 
 // fails shows why this node has no part in its swarm, and has it taken up again where the reason may pass.
 func (n *Node) fails(message string, err error) {
-	if tell, lasting := n.failing.Again(time.Now(), err.Error()); tell {
+	what := err.Error()
+	if errors.Is(err, identity.ErrClockBehind) {
+		what = identity.ErrClockBehind.Error() // it says what the clock says, and would be told each time
+	}
+	if tell, lasting := n.failing.Again(time.Now(), what); tell {
 		n.cfg.Logger.Error(message, "err", err, "since", lasting.Round(time.Second), "again", passing(err))
 	}
 	n.setState(swarm.LocalNodeStateError, err)

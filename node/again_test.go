@@ -1,9 +1,13 @@
 package node
 
 import (
+	"context"
+	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 )
@@ -39,4 +43,49 @@ func TestAFailureThatPassesIsTakenUpAgain(t *testing.T) {
 		t.Errorf("after the port was free: %+v", info)
 	}
 	must(t, stop())
+}
+
+// A machine starts with a clock that is far behind, until NTP has set it. Its node is told so once, and not each time that it looks at
+// the clock again.
+func TestAClockThatIsBehindIsToldOnce(t *testing.T) {
+	n := newNode(t)
+	stop := run(t, n)
+	_, err := n.Init(t.Context(), swarm.InitRequest{ListenAddr: freePort(t)})
+	must(t, err)
+	must(t, stop())
+	var behind atomic.Int64
+	behind.Store(int64(26 * time.Hour))
+	cfg := n.cfg
+	cfg.Now = func() time.Time { return time.Now().Add(-time.Duration(behind.Load())) }
+	told := &counter{Handler: slog.DiscardHandler, of: "this node could not resume its part in the swarm"}
+	cfg.Logger = slog.New(told)
+	again, err := New(cfg)
+	must(t, err)
+	run(t, again)
+	waitFor(t, "the error", func() bool { return strings.Contains(again.Info().Error, "set the clock right") })
+	first := again.Info().Error
+	waitFor(t, "another look at the clock", func() bool { return again.Info().Error != first })
+	behind.Store(0)
+	waitFor(t, "its part in the swarm", func() bool { return again.Info().LocalNodeState == swarm.LocalNodeStateActive })
+	if got := told.n.Load(); got != 1 {
+		t.Errorf("told %d times", got)
+	}
+}
+
+// counter counts the lines of a log that have a message.
+type counter struct {
+	slog.Handler
+	of string
+	n  atomic.Int64
+}
+
+func (c *counter) Enabled(context.Context, slog.Level) bool { return true }
+
+func (c *counter) WithAttrs([]slog.Attr) slog.Handler { return c }
+
+func (c *counter) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == c.of {
+		c.n.Add(1)
+	}
+	return nil
 }

@@ -37,6 +37,10 @@ const (
 func (g *managing) checkCluster(ctx context.Context) doctor.Cluster {
 	snap := g.store.Snapshot()
 	var c doctor.Cluster
+	clocks := map[string]time.Duration{}
+	if d := g.manager.Dispatcher(); d != nil {
+		clocks = d.ClockOffsets()
+	}
 	var mu sync.Mutex // guards c while nodes are asked
 	asking, gctx := errgroup.WithContext(ctx)
 	asking.SetLimit(reportsAtOnce)
@@ -48,6 +52,12 @@ func (g *managing) checkCluster(ctx context.Context) doctor.Cluster {
 			r, err := g.askNode(gctx, n.ID)
 			mu.Lock()
 			defer mu.Unlock()
+			if ahead := clocks[n.ID]; err != nil && ahead.Abs() >= skewed {
+				f := clock(nodeName(n)+"'s", ahead) // so that it may be unable to answer
+				f.Says = fmt.Sprintf("%s, and it did not report: %v", f.Says, err)
+				c.Findings = append(c.Findings, f)
+				return nil
+			}
 			if err != nil {
 				c.Findings = append(c.Findings, doctor.Bad("nodes", "run 'miniswarm doctor' on it", "%s is Ready and did not report: %v", nodeName(n), err))
 				return nil

@@ -147,7 +147,7 @@ func TestServicesThatAreNotAsDeclared(t *testing.T) {
 
 func TestClocks(t *testing.T) {
 	for ahead, level := range map[time.Duration]doctor.Level{0: doctor.Ok, 1500 * time.Millisecond: doctor.Ok, -3 * time.Second: doctor.Warning, time.Hour: doctor.Failure} {
-		if f := clock(ahead); f.Level != level || (level == doctor.Ok) != (f.Cure == "") {
+		if f := clock("this machine's", ahead); f.Level != level || (level == doctor.Ok) != (f.Cure == "") {
 			t.Errorf("%s: %+v", ahead, f)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/ingress"
 	"github.com/miniswarm/miniswarm/ingress/ping"
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/node/doctor"
 )
 
@@ -168,16 +169,24 @@ func (m *member) checkManagers(ctx context.Context) []doctor.Finding {
 	}
 	var out []doctor.Finding
 	reached := 0
+	var apart *identity.ClockError // with one of them: the same is wrong with all
 	for range all {
 		a := <-answers
+		if wrong, ok := errors.AsType[*identity.ClockError](a.err); ok {
+			apart = wrong
+			continue
+		}
 		if a.err != nil {
 			out = append(out, doctor.Broken("managers", "is the machine up, its daemon running, and "+a.Addr+" (TCP) open between them? 'miniswarm doctor' there tells more; if all managers have other addresses now, 'miniswarm rejoin ADDRESS' with one of them", "manager %s does not answer: %v", a.Addr, a.err))
 			continue
 		}
 		reached++
 		if a.NodeID == leader || leader == "" && a.Addr == addr {
-			out = append(out, clock(a.skew))
+			out = append(out, clock("this machine's", a.skew))
 		}
+	}
+	if apart != nil {
+		out = append(out, doctor.Broken("clock", ntp+"; certificates are refused until then", "%v", apart))
 	}
 	if reached > 0 {
 		out = append(out, doctor.Good("managers", "%d of %d others answer on the cluster port", reached, len(all)))
@@ -185,19 +194,21 @@ func (m *member) checkManagers(ctx context.Context) []doctor.Finding {
 	return out
 }
 
-// clock judges how far this machine's clock is ahead of the leader's.
-func clock(ahead time.Duration) doctor.Finding {
+// ntp is what to do about clocks that differ.
+const ntp = "have both machines' clocks kept by NTP (chrony, systemd-timesyncd)"
+
+// clock judges how far a machine's clock is ahead of the leader's.
+func clock(whose string, ahead time.Duration) doctor.Finding {
 	const check = "clock"
-	cure := "have both machines' clocks kept by NTP (chrony, systemd-timesyncd)"
 	word := "ahead of"
 	if ahead < 0 {
 		word = "behind"
 	}
 	switch d := ahead.Abs().Round(100 * time.Millisecond); {
 	case d >= tooSkewed:
-		return doctor.Broken(check, cure+"; certificates are refused until then", "this machine's clock is %s %s the leader's", d, word)
+		return doctor.Broken(check, ntp+"; certificates are refused until then", "%s clock is %s %s the leader's", whose, d, word)
 	case d >= skewed:
-		return doctor.Bad(check, cure, "this machine's clock is %s %s the leader's", d, word)
+		return doctor.Bad(check, ntp, "%s clock is %s %s the leader's", whose, d, word)
 	}
 	return doctor.Good(check, "as the leader's, within %s", skewed)
 }

@@ -84,16 +84,16 @@ func issuerOf(chain []*x509.Certificate, root *Root) *x509.Certificate {
 	return root.certs[0]
 }
 
-// CheckTime returns an error that matches [ErrExpired] if the certificate has expired at now, and one that speaks of the
-// clock if it is not valid yet.
+// CheckTime returns an error that matches [ErrExpired] if the certificate has expired at now, and [ErrClockBehind] if it is not valid
+// yet.
 func (c *Credentials) CheckTime(now time.Time) error {
 	switch {
 	case now.After(c.leaf.NotAfter):
 		return fmt.Errorf("%w (the certificate of node %s was valid until %s, this machine's clock says %s)",
 			ErrExpired, c.Identity.NodeID, stamp(c.leaf.NotAfter), stamp(now))
 	case now.Before(c.leaf.NotBefore):
-		return fmt.Errorf("the certificate of node %s is valid only from %s, but this machine's clock says %s: set the clock right",
-			c.Identity.NodeID, stamp(c.leaf.NotBefore), stamp(now))
+		return fmt.Errorf("the certificate of node %s is valid only from %s, but this machine's clock says %s: %w",
+			c.Identity.NodeID, stamp(c.leaf.NotBefore), stamp(now), ErrClockBehind)
 	}
 	return nil
 }

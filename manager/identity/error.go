@@ -39,6 +39,8 @@ var (
 	ErrExpired = errors.New("this node's certificate has expired")
 	// ErrNotJoined means that the node has no certificate: it is not part of a cluster.
 	ErrNotJoined = errors.New("this node has no certificate: it is not part of a swarm")
+	// ErrClockBehind means that the node's certificate is not valid yet by its machine's clock.
+	ErrClockBehind = errors.New("set the clock right")
 	// ErrUnreachable means that nobody at the address answered; a later attempt may succeed.
 	ErrUnreachable = errors.New("manager is unreachable")
 	// ErrNotManager means that whoever answers at the address is not a miniswarm manager.
