@@ -122,7 +122,7 @@ func (s *Server) swarmInfo(ctx context.Context) swarm.Info {
 	defer cancel()
 	snap, err := c.Read(ctx)
 	if err != nil {
-		if info.Error == "" { // else the node knows why it has no part in the cluster
+		if info.Error = s.cfg.Local.Info().Error; info.Error == "" { // else the node knows by now why it has no part in the cluster
 			info.Error = err.Error()
 		}
 		return info
