@@ -96,15 +96,14 @@ func externalURLs(all []*swarm.ExternalCA, current, root []byte) (urls []string)
 }
 
 // externalTLS is for connections to an external CA: its certificate must be of the root that it signs for, and it may ask for
-// this manager's.
+// this manager's. A machine on which a cluster is recovered may have none.
 func (a *Authority) externalTLS(root *Root) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: root.pool, Time: a.cfg.Now,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			c, err := a.cfg.Store.required()
-			if err != nil {
-				return nil, err
+			if c := a.cfg.Store.Current(); c != nil {
+				return c.tls, nil
 			}
-			return c.tls, nil
+			return &tls.Certificate{}, nil
 		}}
 }
 
@@ -248,6 +247,9 @@ func askCFSSL(ctx context.Context, client *http.Client, target string, body []by
 	}
 	resp, err := client.Do(req)
 	if failed, ok := errors.AsType[*url.Error](err); ok {
+		if failed.Timeout() {
+			return nil, fmt.Errorf("it has not answered within %s", externalTimeout)
+		}
 		return nil, unreached(failed.Err) // the URL is named already
 	} else if err != nil {
 		return nil, err
@@ -283,7 +285,7 @@ func unreached(err error) error {
 	case errors.As(err, &strange):
 		return fmt.Errorf("its server certificate is not of the root CA that it is to sign for: %w", err)
 	case errors.As(err, &alert) && alert.Op == "remote error": // package tls's name for what the other side had to object
-		return fmt.Errorf("it does not accept this manager's certificate, which is of the swarm's present root CA (\"miniswarm ca\" prints it) until the CA has signed another: %w", err)
+		return fmt.Errorf("it does not accept this manager's certificate, which is of the swarm's present root CA (\"miniswarm ca\" prints it) until the CA has signed another; a new machine has none yet: %w", err)
 	}
 	return err
 }

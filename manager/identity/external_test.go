@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
+
+	"github.com/miniswarm/miniswarm/cluster"
 )
 
 // cfssl is an external CA as a CFSSL server is one: it does what the request says, and wants to see a node's certificate.
@@ -32,8 +34,9 @@ type cfssl struct {
 	forge  func(*x509.Certificate)          // guarded by mu; changes what is signed
 	answer func(w http.ResponseWriter) bool // guarded by mu; answers itself if it returns true
 	asked  []cfsslRequest                   // guarded by mu
-	// clients is the root that clients' certificates must be of, any if nil; guarded by mu.
+	// clients is the root that clients' certificates must be of, any if nil; nor need they have one if anybody may ask. Guarded by mu.
 	clients *Root
+	anybody bool
 }
 
 func newCFSSL(t *testing.T, cert, key []byte) *cfssl {
@@ -51,7 +54,10 @@ func newCFSSL(t *testing.T, cert, key []byte) *cfssl {
 	e.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if e.clients == nil {
+		switch {
+		case e.anybody:
+			return &tls.Config{Certificates: e.TLS.Certificates, ClientAuth: tls.RequestClientCert}, nil
+		case e.clients == nil:
 			return nil, nil
 		}
 		return &tls.Config{Certificates: e.TLS.Certificates, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: e.clients.pool}, nil
@@ -172,6 +178,28 @@ func TestAnExternalCAIsTriedOutFirst(t *testing.T) {
 	}
 	if err := a.change(func(c *swarm.CAConfig) { c.ExternalCAs = nil }); err == nil {
 		t.Error("the only one that signs was given up")
+	}
+}
+
+// TestAMachineWithoutCertificateAsksAnExternalCA: a new one, on which a cluster is recovered.
+func TestAMachineWithoutCertificateAsksAnExternalCA(t *testing.T) {
+	cert, key := operatorsRoot(t, time.Now().Add(2*year), false)
+	e := newCFSSL(t, cert, key)
+	a := must(NewAuthority(AuthorityConfig{Store: must(NewStore(StoreConfig{Dir: t.TempDir()}))}))
+	c := &cluster.Cluster{RootCA: cert}
+	c.Spec.CAConfig.ExternalCAs = []*swarm.ExternalCA{e.spec(cert)}
+	_, csr, err := NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Sign(t.Context(), c, csr, testIdentity); err == nil || !strings.Contains(err.Error(), "a new machine has none yet") {
+		t.Errorf("by one that wants to see a certificate: %v", err)
+	}
+	e.mu.Lock()
+	e.anybody = true
+	e.mu.Unlock()
+	if _, err := a.Sign(t.Context(), c, csr, testIdentity); err != nil {
+		t.Error(err)
 	}
 }
 
