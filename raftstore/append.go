@@ -180,6 +180,10 @@ func (s *Store) install(snap *raftpb.Snapshot, state *raftpb.HardState, entries 
 	if err := s.disk.save(state, entries); err != nil {
 		return err
 	}
+	// Of a hard state that only commits more the log does not write at once; here it must, or the record does not count.
+	if err := s.disk.sync(); err != nil {
+		return err
+	}
 	if err := s.storage.ApplySnapshot(snap); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) {
 		return fmt.Errorf("raft storage: %w", err)
 	}

@@ -278,6 +278,14 @@ func (d *disk) save(state *raftpb.HardState, entries []*raftpb.Entry) error {
 	return nil
 }
 
+// sync makes durable what save left to the next write: a hard state with nothing new but the index up to which entries are committed.
+func (d *disk) sync() error {
+	if err := d.wal.Sync(); err != nil {
+		return fmt.Errorf("write-ahead log %s: %w", walDir(d.dir), err)
+	}
+	return nil
+}
+
 // record notes in the log that the snapshot's file is on disk.
 func (d *disk) record(meta *raftpb.SnapshotMetadata) error {
 	s := &walpb.Snapshot{Index: proto.Uint64(meta.GetIndex()), Term: proto.Uint64(meta.GetTerm()), ConfState: meta.GetConfState()}
