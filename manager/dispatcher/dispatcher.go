@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -164,8 +165,25 @@ func (d *Dispatcher) follow(ctx context.Context, events <-chan []cluster.Event) 
 				return ErrStopped
 			}
 			d.observe(batch)
+			if slices.ContainsFunc(batch, concernsManagers) {
+				// At once: the managers that a node knows of may be about to go, and then it would find none of the others.
+				d.listManagers()
+			}
 		}
 	}
+}
+
+// concernsManagers says whether a change may be that of a manager that came, moved or went.
+func concernsManagers(ev cluster.Event) bool {
+	if ev.Kind != cluster.KindNode {
+		return false
+	}
+	before, _ := ev.Old.(*cluster.Node)
+	after, _ := ev.New.(*cluster.Node)
+	if before == nil || after == nil {
+		return true
+	}
+	return before.RaftID != after.RaftID || before.ManagerAddr != after.ManagerAddr
 }
 
 // observe takes in committed changes. An event only says what to look at: the state that is looked at is taken under

@@ -62,6 +62,22 @@ func TestAgentsLearnWhoTheManagersAre(t *testing.T) {
 	})
 }
 
+// TestAgentsLearnOfANewManagerAtOnce: the only manager that they know of may be demoted as soon as there is another.
+func TestAgentsLearnOfANewManagerAtOnce(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := w.connect("n1")
+		defer a.close()
+		w.store.set(func() { w.managers = []protocol.ManagerAddr{{NodeID: "n2", Addr: "192.0.2.2:2377"}} })
+		w.commit(cluster.PatchNode("n2", cluster.NodePatch{Role: swarm.NodeRoleManager, RaftID: 2, ManagerAddr: "192.0.2.2:2377"}))
+		time.Sleep(time.Millisecond)
+		a.look(func() {
+			if len(a.managers) != 1 || a.managers[0].NodeID != "n2" {
+				t.Errorf("knows managers %v a moment after another one came, want that one", a.managers)
+			}
+		})
+	})
+}
+
 func TestTheHeartbeatPeriodCanBeChanged(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a := w.connect("n1")
