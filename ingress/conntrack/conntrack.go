@@ -182,9 +182,15 @@ func (c *Conn) forget(ctx context.Context, mark, mask uint32, match func(flow) b
 	return n, nil
 }
 
+// headLen is the length of struct nfgenmsg, with which each message begins.
+const headLen = 4
+
 func parse(b []byte) (flow, error) {
 	var f flow
-	ad, err := netlink.NewAttributeDecoder(b[4:])
+	if len(b) < headLen {
+		return f, fmt.Errorf("a message of %d bytes is too short", len(b))
+	}
+	ad, err := netlink.NewAttributeDecoder(b[headLen:])
 	if err != nil {
 		return f, err
 	}

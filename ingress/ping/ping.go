@@ -92,11 +92,7 @@ func collect(ctx context.Context, conn *icmp.PacketConn, id int, until time.Time
 		if err != nil {
 			return fmt.Errorf("wait for answers: %w", err)
 		}
-		m, err := icmp.ParseMessage(protocolICMP, buf[:n])
-		if err != nil || m.Type != ipv4.ICMPTypeEchoReply {
-			continue
-		}
-		if echo, ok := m.Body.(*icmp.Echo); !ok || echo.ID != id {
+		if !isAnswer(buf[:n], id) {
 			continue
 		}
 		if ip, ok := from.(*net.IPAddr); ok {
@@ -107,4 +103,14 @@ func collect(ctx context.Context, conn *icmp.PacketConn, id int, until time.Time
 		}
 	}
 	return nil
+}
+
+// isAnswer says whether a packet answers a question with that id.
+func isAnswer(packet []byte, id int) bool {
+	m, err := icmp.ParseMessage(protocolICMP, packet)
+	if err != nil || m.Type != ipv4.ICMPTypeEchoReply {
+		return false
+	}
+	echo, ok := m.Body.(*icmp.Echo)
+	return ok && echo.ID == id
 }
