@@ -446,6 +446,11 @@ func (f *fakeDaemon) network(r *http.Request) (any, error) {
 }
 
 func (f *fakeDaemon) removeNetwork(r *http.Request) (any, error) {
+	for _, svc := range f.services {
+		if slices.ContainsFunc(svc.Spec.TaskTemplate.Networks, func(n swarm.NetworkAttachmentConfig) bool { return n.Target == r.PathValue("id") }) {
+			return nil, refusal{http.StatusBadRequest, "rpc error: code = FailedPrecondition desc = network " + r.PathValue("id") + " is in use by service " + svc.ID}
+		}
+	}
 	all := len(f.networks)
 	f.networks = slices.DeleteFunc(f.networks, func(n network.Summary) bool { return n.ID == r.PathValue("id") })
 	if len(f.networks) == all {

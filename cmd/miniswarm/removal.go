@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"time"
 
 	"github.com/docker/cli/cli/compose/convert"
@@ -57,6 +58,23 @@ func serviceIDs(ctx context.Context, cl client.APIClient, names []string) []stri
 		}
 	}
 	return ids
+}
+
+// usedByService is how a daemon refuses to remove a network, in Docker's words, which have ids.
+var usedByService = regexp.MustCompile(`is in use by service (\w+)$`)
+
+// NetworkRemove is the client's, with the name of the service that uses the network.
+func (o *observer) NetworkRemove(ctx context.Context, id string) error {
+	err := o.APIClient.NetworkRemove(ctx, id)
+	if err == nil {
+		return nil
+	}
+	if m := usedByService.FindStringSubmatch(err.Error()); m != nil {
+		if svc, _, failed := o.ServiceInspectWithRaw(ctx, m[1], swarm.ServiceInspectOptions{}); failed == nil {
+			return fmt.Errorf("%w (%s)", err, svc.Spec.Name)
+		}
+	}
+	return err
 }
 
 // until asks again and again, until done says so or cannot.

@@ -258,7 +258,7 @@ func removable(snap *cluster.Snapshot, n *cluster.Network) error {
 			return rpcErrorf(failedPrecondition, "ingress network cannot be removed because service %s depends on it", svc.ID)
 		}
 		if targets(svc.Spec.TaskTemplate.Networks) {
-			return rpcErrorf(failedPrecondition, "network %s is in use by service %s (%s)", n.ID, svc.ID, svc.Spec.Name)
+			return rpcErrorf(failedPrecondition, "network %s is in use by service %s", n.ID, svc.ID)
 		}
 	}
 	if n.Spec.Ingress {

@@ -171,7 +171,7 @@ func TestNetworksInUseStay(t *testing.T) {
 	spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "back"}}
 	spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
 	svc := must[swarm.ServiceCreateResponse](w, 201, "POST", "/services/create", spec).ID
-	w.refused("DELETE", "/networks/back", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by service %s (web)", id, svc))
+	w.refused("DELETE", "/networks/back", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by service %s", id, svc))
 	w.refused("DELETE", "/networks/ingress", nil, 400, fmt.Sprintf("rpc error: code = FailedPrecondition desc = ingress network cannot be removed because service %s depends on it", svc))
 	running := aTask("t1", w.control.snapshot().Service(svc), 1, "node1", swarm.TaskStateRunning)
 	w.control.put(t, running)
