@@ -167,7 +167,8 @@ func TestAnAddressThatChangesMeanwhile(t *testing.T) {
 		m := first.current()
 		return m != nil && m != before && m.state.AdvertiseAddr == now && m.state.ListenAddr == now && m.state.DataAddr == "127.0.0.1"
 	})
-	must(t, worker.Rejoin(t.Context(), now)) // there is no other manager that could tell it
+	// There is no other manager that could tell the worker.
+	waitFor(t, "a worker that is told, as soon as somebody listens there", func() bool { return worker.Rejoin(t.Context(), now) == nil })
 	waitFor(t, "the cluster knows it", func() bool {
 		snap := snapshot(t, first)
 		return snap != nil && snap.Node(id).ManagerAddr == now && snap.Node(id).Status.Addr == "127.0.0.1" &&
