@@ -169,11 +169,14 @@ func labCopy(e *env) *cli.Command {
 func labClock(e *env) *cli.Command {
 	return &cli.Command{Name: "clock", Usage: "set the clock of a host's daemon wrong, until resume", ArgsUsage: "HOST...",
 		Description: "   miniswarm lab clock vm2 --ahead 26h\n   miniswarm lab clock vm2 --ahead=-876000h      (a century slow)\n   miniswarm lab resume vm2",
-		Flags:       labFlags(&cli.DurationFlag{Name: "ahead", Required: true, Usage: "by `HOW-MUCH` it is ahead of this machine's; 0 puts it right"}),
+		Flags:       labFlags(&cli.DurationFlag{Name: "ahead", Usage: "by `HOW-MUCH` it is ahead of this machine's; 0 puts it right"}),
 		Action: func(c *cli.Context) error {
 			l, _, err := openLab(c)
 			if err != nil {
 				return err
+			}
+			if !c.IsSet("ahead") {
+				return usage("miniswarm lab clock needs --ahead: by how much, 26h for example")
 			}
 			for _, host := range c.Args().Slice() {
 				if err := l.SetClock(c.Context, host, c.Duration("ahead")); err != nil {
