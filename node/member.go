@@ -127,11 +127,12 @@ func (m *member) remembered() []protocol.ManagerAddr {
 	return slices.Clone(m.state.Managers)
 }
 
-// everywhere are all addresses at which a manager may be, this one's among them.
+// everywhere are all addresses at which a manager may be, this one's among them, but not those that it had before: nobody answers
+// there.
 func (m *member) everywhere() []protocol.ManagerAddr {
-	all := append(m.managers(), protocol.ManagerAddr{NodeID: m.nodeID, Addr: m.state.AdvertiseAddr})
+	all := append(m.others(), protocol.ManagerAddr{NodeID: m.nodeID, Addr: m.state.AdvertiseAddr})
 	for _, a := range slices.Concat(m.remembered(), m.hinted()) {
-		if !slices.Contains(all, a) {
+		if !slices.Contains(all, a) && a.NodeID != m.nodeID {
 			all = append(all, a)
 		}
 	}
