@@ -244,7 +244,7 @@ func (a *applier) restore(meta *raftpb.SnapshotMetadata) error {
 	a.mu.Lock()
 	a.reset(state, head, raftpb.EnsureConfState(proto.Clone(meta.GetConfState()).(*raftpb.ConfState)))
 	a.mu.Unlock()
-	a.s.addresses.set(a.s, a.membership().members, true)
+	a.s.addresses.follow(a.s, a.membership(), true)
 	a.s.view.replace(a.index, a.term, a.membership())
 	a.s.log.Info("snapshot from the leader installed", "index", a.index, "term", a.term)
 	if err := a.s.disk.purge(a.index, 0); err != nil {
@@ -274,7 +274,7 @@ func (a *applier) applyConf(e *raftpb.Entry) error {
 			a.s.storage.ask() // the newcomer is about to
 		}
 	}
-	a.s.addresses.set(a.s, a.membership().members, true)
+	a.s.addresses.follow(a.s, a.membership(), true)
 	a.s.log.Info("membership changed", "change", change.Kind, "member", hexID(change.Member.RaftID), "node", change.Member.NodeID, "addr", change.Member.Addr)
 	if change.Boot == a.s.boot { // others count from one as well
 		if p := a.s.pending.take(change.Seq); p != nil {

@@ -183,11 +183,25 @@ func (s *Store) receiveAll(buffered *bufio.Reader, from uint64) error {
 // addresses tells the transport where members are. They come from the log; a newcomer that has none yet, because it was
 // restarted before its first snapshot, takes them from those who call it. What callers say of themselves serves others too, when a
 // member has moved and there is no leader to write that down.
+//
+// A caller that is no member as far as the log goes here may be one that came while this member was away, and the leader by now: only who
+// answers it gets the entries that say so.
 type addresses struct {
 	mu    sync.Mutex // guards all below, and calls of SetMembers
 	known []protocol.Member
 	// settled is true once the log has told them.
 	settled bool
+	// strangers have called and are neither in the log nor removed by it, as yet.
+	strangers []protocol.Member
+	removed   []uint64
+}
+
+// follow takes over what the log says of members.
+func (a *addresses) follow(s *Store, m *membership, settled bool) {
+	a.mu.Lock()
+	a.removed = m.removed
+	a.mu.Unlock()
+	a.set(s, m.members, settled)
 }
 
 func (a *addresses) set(s *Store, members []protocol.Member, settled bool) {
@@ -195,28 +209,46 @@ func (a *addresses) set(s *Store, members []protocol.Member, settled bool) {
 	defer a.mu.Unlock()
 	if settled || !a.settled {
 		for _, m := range a.known {
-			if !settled && !slices.ContainsFunc(members, func(o protocol.Member) bool { return o.RaftID == m.RaftID }) {
+			if !settled && !has(members, m.RaftID) {
 				members = append(slices.Clone(members), m)
 			}
 		}
 		a.known, a.settled = members, settled
 	}
-	s.cfg.Transport.SetMembers(a.known)
+	a.tellLocked(s)
+}
+
+// tellLocked gives the transport all whom this member may have to answer.
+func (a *addresses) tellLocked(s *Store) {
+	a.strangers = slices.DeleteFunc(a.strangers, func(m protocol.Member) bool {
+		return has(a.known, m.RaftID) || slices.Contains(a.removed, m.RaftID)
+	})
+	s.cfg.Transport.SetMembers(slices.Concat(a.known, a.strangers))
 }
 
 // meet notes a caller.
 func (a *addresses) meet(s *Store, m protocol.Member) {
-	a.mu.Lock()
-	settled := a.settled
-	a.mu.Unlock()
 	if m.NodeID == "" || m.Addr == "" {
 		return
 	}
-	if settled {
-		s.cfg.Transport.Meet(m)
-		return
+	a.mu.Lock()
+	settled, stranger := a.settled, !has(a.known, m.RaftID)
+	if settled && stranger {
+		// One of each node, the latest.
+		a.strangers = append(slices.DeleteFunc(a.strangers, func(o protocol.Member) bool { return o.NodeID == m.NodeID }), m)
+		a.tellLocked(s)
 	}
-	a.set(s, []protocol.Member{m}, false)
+	a.mu.Unlock()
+	switch {
+	case !settled:
+		a.set(s, []protocol.Member{m}, false)
+	case !stranger:
+		s.cfg.Transport.Meet(m)
+	}
+}
+
+func has(members []protocol.Member, raftID uint64) bool {
+	return slices.ContainsFunc(members, func(o protocol.Member) bool { return o.RaftID == raftID })
 }
 
 func (s *Store) serveSnapshot(w http.ResponseWriter, r *http.Request) {

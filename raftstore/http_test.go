@@ -223,6 +223,32 @@ func TestTheTransportFollowsAMovedMember(t *testing.T) {
 	}
 }
 
+// TestAMemberAnswersALeaderThatItHasNotHeardOf: while a member is away another one joins and comes to lead. The first has to answer it to
+// get the entry that says that it is a member.
+func TestAMemberAnswersALeaderThatItHasNotHeardOf(t *testing.T) {
+	g := newTLSGroup(t, nil)
+	g.grow(3)
+	slow := g.follower()
+	if err := slow.stop(); err != nil {
+		t.Fatal(err)
+	}
+	newcomer := g.join("n4")
+	if err := g.leader().TransferLeadership(t.Context(), newcomer.self); err != nil {
+		t.Fatal(err)
+	}
+	newcomer.mustPut("a")
+	back := slow.restart()
+	g.settle()
+	if back.Snapshot().Config("a") == nil {
+		t.Error("it lacks what was stored meanwhile")
+	}
+	back.addresses.mu.Lock()
+	defer back.addresses.mu.Unlock()
+	for _, m := range back.addresses.strangers {
+		t.Errorf("%+v counts as a stranger still", m)
+	}
+}
+
 func TestALargeTransactionTravelsWhole(t *testing.T) {
 	g := newTLSGroup(t, func(c *Config) { c.SnapshotEvery, c.KeepEntries = 5, 1 })
 	g.grow(3)

@@ -219,7 +219,7 @@ func (s *Store) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	s.cfg.Transport.Attach(s)
-	s.addresses.set(s, s.view.membership().members, s.applier.index > 0)
+	s.addresses.follow(s, s.view.membership(), s.applier.index > 0)
 	var transport, workers sync.WaitGroup
 	transport.Go(func() {
 		if err := s.cfg.Transport.Run(background); err != nil {
