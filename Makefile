@@ -26,8 +26,8 @@ oracle: ## all scripts of lab/oracle against a real Docker Swarm, and the schedu
 
 SEEDS ?= 1000
 TIMES ?= 1
-sim: ## SEEDS=n seeds of the simulator, or one SEED=n with its trace (TIMES=n of it, LOGS=1 with the daemons' logs)
-	go test -count=1 -timeout 600m ./sim -run TestSeeds $(if $(SEED),-v -seed $(SEED) -times $(TIMES) $(if $(LOGS),-logs),-seeds $(SEEDS))
+sim: ## SEEDS=n seeds of the simulator, or one SEED=n with its trace (TIMES=n of it, LOGS=1 with the daemons' logs, MEMBERS=1 with managers that change)
+	go test -count=1 -timeout 600m ./sim -run TestSeeds $(if $(SEED),-v -seed $(SEED) -times $(TIMES) $(if $(LOGS),-logs),-seeds $(SEEDS)) $(if $(MEMBERS),-members)
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz test of the repository for FUZZTIME

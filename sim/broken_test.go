@@ -37,3 +37,13 @@ func TestBrokenAgentIsCaught(t *testing.T) {
 func TestBrokenReadsAreCaught(t *testing.T) {
 	caught(t, options{broken: broken{staleReads: true}, faults: []faultKind{isolate, split, oneWay, flaky, slowDisk}}, 12, "I1: the history")
 }
+
+// TestBrokenJudgementIsCaught: a leader that hears answers of the dead lets go of members that the living cannot do without.
+func TestBrokenJudgementIsCaught(t *testing.T) {
+	caught(t, options{broken: broken{forge: ghosts}, faults: []faultKind{away}}, 16, "left without a majority")
+}
+
+// TestBrokenLearnersAreCaught: a member that votes before it has what it is said to have cannot go on from there.
+func TestBrokenLearnersAreCaught(t *testing.T) {
+	caught(t, options{broken: broken{forge: hollow}, faults: []faultKind{kill, flaky}}, 4, "impossible")
+}

@@ -32,6 +32,7 @@ type checks struct {
 	doubles map[string]time.Time // pairs of containers, since when
 	gone    map[string]time.Time // endpoints that outlive their container, since when
 	alone   map[*host]minority
+	members memberBook
 }
 
 // minority is what a manager had when it was cut off with those that it still hears.
@@ -43,7 +44,7 @@ type minority struct {
 
 func newChecks(w *world) *checks {
 	return &checks{w: w, leaders: map[uint64]string{}, digests: map[uint64]string{}, digestN: map[*host]uint64{}, tasks: map[string]*cluster.Task{},
-		blamed: map[*host]int{}, touched: map[*host]int{}, bad: map[*host]time.Time{}, doubles: map[string]time.Time{}, gone: map[string]time.Time{}, alone: map[*host]minority{}}
+		blamed: map[*host]int{}, touched: map[*host]int{}, bad: map[*host]time.Time{}, doubles: map[string]time.Time{}, gone: map[string]time.Time{}, alone: map[*host]minority{}, members: newMemberBook()}
 }
 
 // calmAfter is how long after its troubles a host, or the cluster, is held to what holds without any.
@@ -64,6 +65,7 @@ func (c *checks) blame(hosts []*host, by int) {
 func (c *checks) run(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; n++ {
 		c.notice()
+		c.membership()
 		c.slots()
 		c.endpoints()
 		c.minorities()
@@ -81,21 +83,18 @@ func (c *checks) notice() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range c.w.hosts {
-		down := snap == nil || snap.Node(h.id) == nil || snap.Node(h.id).Status.State != swarm.NodeStateReady
+		down := snap == nil || snap.Node(h.id()) == nil || snap.Node(h.id()).Status.State != swarm.NodeStateReady
 		if c.blamed[h] > 0 || h.process() == nil || down {
 			c.bad[h], c.allBad = time.Now(), time.Now()
 		}
 	}
-	for _, h := range c.w.hosts[:c.w.managers] {
-		p := h.process()
-		if p == nil {
-			continue
-		}
+	for _, p := range c.w.managing() {
 		if l := p.store.Leadership(); l.Leader { // I2
-			if other, ok := c.leaders[l.Term]; ok && other != h.id {
-				c.w.violate("I2: %s and %s both lead in term %d", other, h.id, l.Term)
+			self := fmt.Sprintf("%s (member %x)", p.h, p.raftID)
+			if other, ok := c.leaders[l.Term]; ok && other != self {
+				c.w.violate("I2: %s and %s both lead in term %d", other, self, l.Term)
 			}
-			c.leaders[l.Term] = h.id
+			c.leaders[l.Term] = self
 		}
 	}
 }
@@ -151,14 +150,12 @@ func (c *checks) slots() {
 
 // taskLocked gives a task that a manager has or had, however slow its followers are.
 func (c *checks) taskLocked(id string) *cluster.Task {
-	for _, h := range c.w.hosts[:c.w.managers] {
+	for _, p := range c.w.managing() {
 		if c.tasks[id] != nil {
 			break
 		}
-		if p := h.process(); p != nil {
-			if t := p.store.Snapshot().Task(id); t != nil {
-				c.tasks[id] = t
-			}
+		if t := p.store.Snapshot().Task(id); t != nil {
+			c.tasks[id] = t
 		}
 	}
 	return c.tasks[id]
@@ -202,8 +199,8 @@ func (c *checks) endpoints() {
 func (c *checks) minorities() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, h := range c.w.hosts[:c.w.managers] {
-		p := h.process()
+	for _, h := range c.w.hosts {
+		p := h.managing()
 		with, minor := c.w.hears(h)
 		with += fmt.Sprint(" at change ", c.w.cuts.Load())
 		if p == nil || !minor {
@@ -245,7 +242,11 @@ func (c *checks) keeps(h *host, let func(time.Duration), lasts time.Duration) {
 	touched := c.touched[h]
 	c.mu.Unlock()
 	before := h.running()
+	_, minor := c.w.hears(h)
 	let(lasts - settle)
+	if _, still := c.w.hears(h); !minor || !still {
+		return // where it is the only manager it goes on
+	}
 	c.mu.Lock()
 	same := touched == c.touched[h]
 	c.mu.Unlock()
@@ -260,14 +261,14 @@ func (c *checks) keeps(h *host, let func(time.Duration), lasts time.Duration) {
 	}
 }
 
-// hears tells from which managers something can come to one, also by way of others, and whether they are a minority.
+// hears tells from which hosts something can come to one, also by way of others, and whether the managers among them are a minority
+// of the group as each of them knows it.
 func (w *world) hears(h *host) (with string, minor bool) {
 	w.net.mu.Lock()
-	defer w.net.mu.Unlock()
 	heard := map[*host]bool{h: true}
 	for again := true; again; {
 		again = false
-		for _, o := range w.hosts[:w.managers] {
+		for _, o := range w.hosts {
 			for by := range heard {
 				if !heard[o] && !w.net.isCutLocked(o.i, by.i) {
 					heard[o], again = true, true
@@ -275,12 +276,30 @@ func (w *world) hears(h *host) (with string, minor bool) {
 			}
 		}
 	}
-	for _, o := range w.hosts[:w.managers] {
-		if heard[o] {
-			with += " " + o.String()
+	w.net.mu.Unlock()
+	minor = true
+	for _, o := range w.hosts {
+		if !heard[o] {
+			continue
 		}
+		with += " " + o.String()
+		g := o.managing()
+		if g == nil {
+			minor = minor && (!w.changing || o.raftID.Load() == 0) // what a daemon that is down knows of the group is on its disk
+			continue
+		}
+		with += fmt.Sprint(g.store.Members())
+		there, of := 0, voters(g.store.Members())
+		for _, id := range of {
+			for o := range heard {
+				if o.raftID.Load() == id {
+					there++
+				}
+			}
+		}
+		minor = minor && there <= len(of)/2
 	}
-	return with, len(heard) <= w.managers/2
+	return with, minor
 }
 
 // states: what managers have at the same index is the same (I3), addresses are nobody else's (I9), and what the
@@ -289,12 +308,8 @@ func (c *checks) states() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var newest *cluster.Snapshot
-	for _, h := range c.w.hosts[:c.w.managers] {
-		p := h.process()
-		if p == nil {
-			continue
-		}
-		snap := p.store.Snapshot()
+	for _, p := range c.w.managing() {
+		h, snap := p.h, p.store.Snapshot()
 		if snap.Index() == c.digestN[h] {
 			continue
 		}

@@ -40,7 +40,7 @@ func (c *clients) client(ctx context.Context, id int) {
 	r := c.w.stream(10 + uint64(id))
 	seen := map[string]outcome{} // what this client read last of each name
 	for n := 0; ctx.Err() == nil; n++ {
-		h := c.w.hosts[r.IntN(c.w.managers)]
+		h := c.w.someManager(r)
 		in := call{name: configName(r.IntN(4)), label: fmt.Sprintf("%d-%d", id, n)}
 		switch k := r.IntN(10); {
 		case k < 2:
@@ -107,6 +107,8 @@ func (c *clients) do(ctx context.Context, h *host, in call) (out outcome, answer
 		return out, false, false
 	case status == noAnswer:
 		return out, false, true
+	case status == http.StatusForbidden && c.w.changing: // it has been demoted, and hears so from the leader
+		return out, false, false
 	case status == http.StatusNotFound:
 		return outcome{kind: "absent"}, true, true
 	case status == http.StatusConflict:
@@ -130,7 +132,7 @@ func (c *clients) do(ctx context.Context, h *host, in call) (out outcome, answer
 
 // readHere reads from a manager's own replica, whether it leads or not, as a linearizable read.
 func (c *clients) readHere(ctx context.Context, h *host, in call) (out outcome, answered, sent bool) {
-	p := h.process()
+	p := h.managing()
 	if p == nil {
 		return out, false, false
 	}
@@ -153,7 +155,8 @@ func (c *clients) conclude(ctx context.Context) {
 	for i := range 4 {
 		in := call{verb: read, name: configName(i)}
 		begin := c.clock.Add(1)
-		out, answered, _ := c.do(ctx, c.w.hosts[i%c.w.managers], in)
+		all := c.w.managing()
+		out, answered, _ := c.do(ctx, all[i%len(all)].h, in)
 		if !answered {
 			c.w.violate("a healthy cluster did not answer %+v", in)
 			continue
@@ -190,13 +193,13 @@ const overlay = "net-0"
 func (o *operator) run(ctx context.Context) {
 	for ctx.Err() == nil { // the network that some services are on
 		req := dockernetwork.CreateRequest{Name: overlay, CreateOptions: dockernetwork.CreateOptions{Driver: "overlay"}}
-		if status, _ := o.w.api(ctx, o.w.hosts[0], http.MethodPost, "/networks/create", req); status == http.StatusCreated || status == http.StatusConflict {
+		if status, _ := o.w.api(ctx, o.w.someManager(o.rand), http.MethodPost, "/networks/create", req); status == http.StatusCreated || status == http.StatusConflict {
 			break
 		}
 		_ = pause(ctx, 500*time.Millisecond)
 	}
 	for ctx.Err() == nil {
-		h := o.w.hosts[o.rand.IntN(o.w.managers)]
+		h := o.w.someManager(o.rand)
 		i := o.rand.IntN(len(o.services))
 		switch k := o.rand.IntN(12); {
 		case k == 0:
@@ -353,16 +356,19 @@ func (o *operator) setNode(ctx context.Context, h *host) {
 }
 
 func (o *operator) availability(ctx context.Context, h, n *host, to swarm.NodeAvailability) string {
-	status, answer := o.w.api(ctx, h, http.MethodGet, "/nodes/"+n.id, nil)
-	if status != http.StatusOK {
-		return statusText(status, answer)
+	return statusText(o.w.changeNode(ctx, h, n, func(s *swarm.NodeSpec) { s.Availability = to }))
+}
+
+// changeNode changes the spec of a node, as the command line does: it is read first.
+func (w *world) changeNode(ctx context.Context, at, n *host, edit func(*swarm.NodeSpec)) (status int, answer []byte) {
+	if status, answer = w.api(ctx, at, http.MethodGet, "/nodes/"+n.id(), nil); status != http.StatusOK {
+		return status, answer
 	}
 	var node swarm.Node
 	if err := json.Unmarshal(answer, &node); err != nil {
-		o.w.violate("inspect %s: %v", n, err)
-		return err.Error()
+		w.violate("inspect %s: %v", n, err)
+		return noAnswer, nil
 	}
-	node.Spec.Availability = to
-	status, answer = o.w.api(ctx, h, http.MethodPost, fmt.Sprintf("/nodes/%s/update?version=%d", n.id, node.Version.Index), node.Spec)
-	return statusText(status, answer)
+	edit(&node.Spec)
+	return w.api(ctx, at, http.MethodPost, fmt.Sprintf("/nodes/%s/update?version=%d", node.ID, node.Version.Index), node.Spec)
 }

@@ -15,18 +15,18 @@ import (
 // nil.
 type local struct {
 	engineapi.Local
-	p *process
+	p *managing
 }
 
 func (l local) Info() swarm.Info {
-	return swarm.Info{NodeID: l.p.h.id, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
+	return swarm.Info{NodeID: l.p.h.id(), LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
 }
 func (l local) Control() (engineapi.Control, error) { return control{p: l.p}, nil }
 
 // control is the same for the cluster.
 type control struct {
 	engineapi.Control
-	p *process
+	p *managing
 }
 
 func (c control) Leader() (self bool, nodeID, addr string) {

@@ -40,11 +40,11 @@ func (w *world) play(ctx context.Context, o options) (r result) {
 		w.violate("build: %v", err)
 		return r
 	}
-	if err := w.assemble(ctx, life, &running); err != nil {
+	if err := w.assemble(life, &running); err != nil {
 		w.violate("assemble: %v", err)
 		return r
 	}
-	w.trace("%d managers and %d workers are ready; messages of their own: %v", w.managers, len(w.hosts)-w.managers, w.messages != nil)
+	w.trace("%d managers and %d workers are ready; messages of their own: %v; roles change: %v", w.managers, len(w.hosts)-w.managers, w.messages != nil, w.changing)
 	running.Go(func() { w.checks.run(life) })
 
 	cl := &clients{w: w}
@@ -55,6 +55,10 @@ func (w *world) play(ctx context.Context, o options) (r result) {
 		workers.Go(func() { cl.client(work, i) })
 	}
 	workers.Go(func() { op.run(work) })
+	if w.changing {
+		mv := &mover{w: w, rand: w.stream(3)}
+		workers.Go(func() { mv.run(work) })
+	}
 	w.trouble(ctx, w.plan(w.stream(2), o.faults))
 	_ = pause(ctx, 2*time.Second)
 	rest()
@@ -70,6 +74,10 @@ func (w *world) play(ctx context.Context, o options) (r result) {
 // settle waits for the cluster to converge, tells how long that took, and holds it against what was acknowledged.
 func (w *world) settle(ctx context.Context, cl *clients, op *operator) (took time.Duration) {
 	begin := time.Now()
+	if w.changing {
+		w.wait(10*time.Second, func() bool { return w.leader() != nil })
+		w.rejoin()
+	}
 	for _, n := range w.hosts[w.managers:] {
 		if !w.wait(30*time.Second, func() bool {
 			l := w.leader()
@@ -117,13 +125,16 @@ func (w *world) lacks() string {
 		if h.process() == nil {
 			return h.String() + " has no daemon"
 		}
-		if n := snap.Node(h.id); n == nil || n.Status.State != swarm.NodeStateReady {
+		if n := snap.Node(h.id()); n == nil || n.Status.State != swarm.NodeStateReady {
 			return h.String() + " is not ready"
 		}
 	}
-	for _, h := range w.hosts[:w.managers] {
-		if p := h.process(); p == nil || p.store.Snapshot().Index() < snap.Index() {
-			return h.String() + " lags"
+	if why := w.misplaced(snap); why != "" {
+		return why
+	}
+	for _, g := range w.managing() {
+		if g.store.Snapshot().Index() < snap.Index() {
+			return g.h.String() + " lags"
 		}
 	}
 	expected := map[string]*host{}
@@ -206,7 +217,7 @@ func (w *world) routes(snap *cluster.Snapshot, h *host) string {
 
 func (w *world) hostOf(nodeID string) *host {
 	for _, h := range w.hosts {
-		if h.id == nodeID {
+		if h.id() == nodeID {
 			return h
 		}
 	}
@@ -291,10 +302,10 @@ func (w *world) bounded() {
 			w.violate("I11: slot %s has %d ended tasks, the limit is %d", slot, n, history)
 		}
 	}
-	for _, h := range w.hosts[:w.managers] {
-		st := h.process().store.Status()
+	for _, g := range w.managing() {
+		st := g.store.Status()
 		if st.LogEntries > snapshotEvery+keepEntries+200 || st.DiskBytes > 8<<20 {
-			w.violate("I11: %s has %d entries in memory and %d bytes on disk", h, st.LogEntries, st.DiskBytes)
+			w.violate("I11: %s has %d entries in memory and %d bytes on disk", g.h, st.LogEntries, st.DiskBytes)
 		}
 	}
 }
@@ -303,8 +314,8 @@ func (w *world) bounded() {
 func (w *world) agreed() {
 	same := func() bool {
 		digests := map[string]bool{}
-		for _, h := range w.hosts[:w.managers] {
-			d, err := h.process().store.Snapshot().Digest()
+		for _, g := range w.managing() {
+			d, err := g.store.Snapshot().Digest()
 			if err != nil {
 				w.violate("I3: %v", err)
 			}

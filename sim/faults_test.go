@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
 
@@ -38,10 +39,15 @@ const (
 	exit      faultKind = "exit"     // a container ends by itself
 	transfer  faultKind = "transfer" // leadership is handed over
 	blackout  faultKind = "blackout" // all managers are killed at once
+	away      faultKind = "away"     // SIGKILL, and for long
+	lost      faultKind = "lost"     // a machine is gone for good; its node is removed, and another machine joins in its place
 )
 
 var allFaults = []faultKind{kill, kill, amnesia, power, die, die, die, freeze, isolate, isolate, oneWay, oneLink, split, flaky, flaky, slowDisk, fullDisk, sickDisk,
 	engineOff, engineDie, engineHup, clockJump, exit, exit, transfer, blackout}
+
+// memberFaults are drawn as well where roles change.
+var memberFaults = []faultKind{away, away, lost, lost}
 
 // fault is one entry of the plan.
 type fault struct {
@@ -74,6 +80,9 @@ const troubles = 40 * time.Second
 func (w *world) plan(r *rand.Rand, kinds []faultKind) []fault {
 	if kinds == nil {
 		kinds = allFaults
+		if w.changing {
+			kinds = slices.Concat(allFaults, memberFaults)
+		}
 	}
 	var all []fault
 	for range 4 + r.IntN(14) {
@@ -81,7 +90,10 @@ func (w *world) plan(r *rand.Rand, kinds []faultKind) []fault {
 		f.host, f.other = w.hosts[r.IntN(len(w.hosts))], w.hosts[r.IntN(len(w.hosts))]
 		switch f.kind {
 		case die, slowDisk, fullDisk, sickDisk, clockJump:
-			f.host = w.hosts[r.IntN(w.managers)]
+			may := w.eligible()
+			f.host = may[r.IntN(len(may))]
+		case away:
+			f.lasts += surelyAway
 		case freeze:
 			f.lasts = min(f.lasts, 4*time.Second)
 		}
@@ -151,8 +163,10 @@ func (f fault) strike(ctx context.Context, w *world) {
 		}
 	}
 	switch f.kind {
-	case kill:
+	case kill, away:
 		h.down(wait)
+	case lost:
+		w.replace(ctx, h, []identity.Role{identity.Worker, identity.Manager}[f.size&1])
 	case amnesia:
 		h.down(func() {
 			if err := os.Remove(h.tasks()); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -161,28 +175,11 @@ func (f fault) strike(ctx context.Context, w *world) {
 			wait()
 		})
 	case power:
-		h.disk.powerless.Store(true)
-		cuts := func(by int) {
-			for _, o := range w.hosts {
-				if o != h {
-					w.cut(h.i, o.i, by)
-					w.cut(o.i, h.i, by)
-				}
-			}
-		}
-		cuts(1)
-		h.engine.Crash()
-		h.mesh.reboot()
-		h.down(func() {
-			wait()
-			h.engine.Return()
-			h.disk.powerless.Store(false)
-			cuts(-1)
-		})
+		h.powerless(wait)
 	case blackout:
 		var all sync.WaitGroup
-		for _, m := range w.hosts[:w.managers] {
-			all.Go(func() { m.down(wait) })
+		for _, m := range w.managing() {
+			all.Go(func() { m.h.down(wait) })
 		}
 		all.Wait()
 	case die:
@@ -253,6 +250,9 @@ func (f fault) strike(ctx context.Context, w *world) {
 		release()
 	case clockJump:
 		jump := time.Duration(f.size % int64(time.Hour))
+		if w.changing {
+			jump /= 8 // certificates are made, and clocks that are an hour apart do not agree on new ones
+		}
 		h.skew.Add(int64(jump))
 		w.trace("%s: clock jumps by %s", h, jump)
 		wait()

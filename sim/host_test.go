@@ -1,16 +1,11 @@
 package sim
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,8 +19,6 @@ import (
 	"github.com/miniswarm/miniswarm/agent/docker/fake"
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
-	"github.com/miniswarm/miniswarm/manager"
-	"github.com/miniswarm/miniswarm/manager/engineapi"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
@@ -34,24 +27,37 @@ import (
 type host struct {
 	w       *world
 	i       int
-	id      string // of the node
-	manager bool
+	manager bool // at first
 	engine  *fake.Engine
 	mesh    *mesh
-	creds   *identity.Store
 	disk    *disk
-	state   string // directory of what is not the store
 
-	raftID  uint64            // set before the host starts
-	peers   []protocol.Member // known when it joined
-	skew    atomic.Int64      // of its clock, in nanoseconds
-	wanted  atomic.Bool       // its daemon is to run
-	frozen  atomic.Int32      // how many faults freeze it
+	raftID  atomic.Uint64 // on disk; 0 while it is no member of the raft group
+	skew    atomic.Int64  // of its clock, in nanoseconds
+	wanted  atomic.Bool   // its daemon is to run
+	frozen  atomic.Int32  // how many faults freeze it
 	strikes strikes
 
-	mu   sync.Mutex
-	proc *process // guarded by mu; nil while no daemon runs
+	replacing atomic.Bool // see replace
+
+	// These change only while no daemon runs.
+	node  atomic.Pointer[string] // the node's id
+	creds *identity.Store
+	state string // directory of what is not the store
+
+	mu      sync.Mutex
+	proc    *process               // guarded by mu; nil while no daemon runs
+	manages *managing              // guarded by mu; nil while it is no manager
+	known   []protocol.ManagerAddr // guarded by mu; on disk: the managers that it was told of last
 }
+
+// id is that of the node. A machine that was removed and joined anew has another.
+func (h *host) id() string { return *h.node.Load() }
+
+func (h *host) setID(id string) { h.node.Store(&id) }
+
+// role is what the certificate says.
+func (h *host) role() identity.Role { return h.creds.Current().Identity.Role }
 
 func (h *host) now() time.Time { return time.Now().Add(time.Duration(h.skew.Load())) }
 
@@ -70,17 +76,14 @@ func (h *host) setProcess(p *process) {
 
 // process is one life of a daemon, made as package node makes it, but for what a machine gives.
 type process struct {
-	h       *host
-	ctx     context.Context
-	end     context.CancelCauseFunc
-	store   *raftstore.Store // nil on a worker
-	manager *manager.Manager
-	api     *engineapi.Server
-	agent   *agent.Agent
-	server  *http.Server
-	pool    *http.Transport // to other managers
-	done    chan struct{}
-	err     error // why it ended; read after done
+	h           *host
+	ctx         context.Context
+	end         context.CancelCauseFunc
+	agent       *agent.Agent
+	renewer     *identity.Renewer
+	roleChanged chan struct{} // of capacity 1: the certificate has another role than before
+	done        chan struct{}
+	err         error // why it ended; read after done
 }
 
 // supervise runs one daemon after the other, as systemd does, until the world ends.
@@ -97,7 +100,6 @@ func (h *host) supervise(ctx context.Context) {
 			continue
 		}
 		h.w.trace("%s: daemon started", h)
-		h.w.checks.follow(p)
 		<-p.done
 		h.setProcess(nil)
 		h.w.trace("%s: daemon ended: %v", h, p.err)
@@ -116,18 +118,21 @@ func (h *host) String() string {
 }
 
 func (h *host) start(ctx context.Context) (*process, error) {
-	p := &process{h: h, done: make(chan struct{})}
+	p := &process{h: h, roleChanged: make(chan struct{}, 1), done: make(chan struct{})}
 	p.ctx, p.end = context.WithCancelCause(ctx)
 	log := h.w.logger.With("host", h.String())
-	p.pool = &http.Transport{DialContext: h.dial, TLSClientConfig: identity.ClientTLS(h.creds, identity.Manager, "", "http/1.1"), TLSHandshakeTimeout: 5 * time.Second}
-	if h.manager {
-		if err := p.openManager(log); err != nil {
+	var first *managing
+	var err error
+	if h.role() == identity.Manager && (h.i == 0 && !h.w.founded.Load() || h.raftID.Load() != 0) {
+		if first, err = p.open(nil); err != nil {
 			return nil, err
 		}
 	}
-	var err error
-	p.agent, err = agent.New(agent.Config{NodeID: h.id, StateDir: h.state, Engine: h.w.engineOf(h), Mesh: h.mesh, Hostname: h.String(), Version: "sim", Logger: log,
-		Managers: h.w.known(), DataAddr: fmt.Sprintf("10.0.0.%d", h.i+1),
+	if p.renewer, err = p.newRenewer(log); err != nil {
+		return nil, err
+	}
+	p.agent, err = agent.New(agent.Config{NodeID: h.id(), StateDir: h.state, Engine: h.w.engineOf(h), Mesh: h.mesh, Hostname: h.String(), Version: "sim", Logger: log,
+		Managers: h.remembered(), DataAddr: fmt.Sprintf("10.0.0.%d", h.i+1), OnNode: p.learnNode, OnManagers: h.learnManagers,
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
 			raw, err := h.w.net.dial(ctx, h.i, addr)
 			if err != nil {
@@ -144,7 +149,7 @@ func (h *host) start(ctx context.Context) (*process, error) {
 		return nil, err
 	}
 	h.setProcess(p)
-	go p.run(ctx)
+	go p.run(ctx, first)
 	return p, nil
 }
 
@@ -152,45 +157,8 @@ func (h *host) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	return h.w.net.dial(ctx, h.i, addr)
 }
 
-func (p *process) openManager(log *slog.Logger) error {
-	h := p.h
-	cfg := raftstore.Config{Dir: h.disk.dir, NodeID: h.id, ClusterID: clusterID, RaftID: h.raftID, Addr: address(h.i), Bootstrap: h.i == 0, Peers: h.peers,
-		Key: make([]byte, raftstore.KeySize), Logger: log, Now: h.now, SnapshotEvery: snapshotEvery, KeepEntries: keepEntries,
-		Hooks: raftstore.Hooks{At: h.at, Crashed: h.disk.crashed}}
-	if h.w.messages != nil {
-		cfg.Transport = h.w.messages.Transport()
-	} else {
-		cfg.Transport = raftstore.NewHTTPTransport(raftstore.HTTPTransportConfig{Dial: h.dial, Logger: log,
-			TLS: func(nodeID string) *tls.Config {
-				return identity.ClientTLS(h.creds, identity.Manager, nodeID, "http/1.1")
-			}})
-	}
-	var err error
-	if p.store, err = raftstore.Open(cfg); err != nil {
-		return err
-	}
-	h.raftID = p.store.Status().RaftID
-	if p.api, err = engineapi.New(engineapi.Config{Local: local{p: p}, Engine: "unix:///nowhere", Logger: log, Version: "sim"}); err != nil {
-		return err
-	}
-	mc := manager.Config{NodeID: h.id, Addr: address(h.i), Store: p.store, Credentials: h.creds, Logger: log, EngineAPI: p.api.Cluster(), Now: h.now}
-	if h.i == 0 {
-		mc.Bootstrap = h.w.found
-	}
-	p.manager, err = manager.New(mc)
-	return err
-}
-
-// at is what the machine does to its store at a point: nothing, mostly.
-func (h *host) at(p raftstore.Point) error {
-	for h.frozen.Load() > 0 && h.wanted.Load() {
-		time.Sleep(10 * time.Millisecond)
-	}
-	return h.disk.at(p)
-}
-
 // run works until the process ends: of itself, when the store fails; stopped by the world's end; or killed.
-func (p *process) run(ctx context.Context) {
+func (p *process) run(ctx context.Context, first *managing) {
 	defer close(p.done)
 	h := p.h
 	var parts sync.WaitGroup
@@ -202,22 +170,8 @@ func (p *process) run(ctx context.Context) {
 			}
 		})
 	}
-	storeCtx, stopStore := context.WithCancelCause(context.WithoutCancel(ctx))
-	stored := make(chan error, 1)
-	if h.manager {
-		listener := h.w.net.listen(h.i)
-		p.server = &http.Server{Handler: p.manager.Handler(), TLSConfig: identity.ServerTLS(h.creds, "http/1.1"), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-			ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return p.ctx }}
-		go func() {
-			err := p.store.Run(storeCtx)
-			stored <- err
-			failed <- fmt.Errorf("the store ended: %w", err)
-		}()
-		part(func(context.Context) error { _ = p.server.ServeTLS(listener, "", ""); return nil })
-		part(p.manager.Run)
-	} else {
-		stored <- nil
-	}
+	part(func(ctx context.Context) error { return p.manage(ctx, first) })
+	part(p.renewer.Run)
 	part(p.agent.Run)
 	select {
 	case p.err = <-failed:
@@ -229,16 +183,9 @@ func (p *process) run(ctx context.Context) {
 	if killed { // what the agent has yet to write is lost
 		tasks, _ = os.ReadFile(h.tasks())
 		h.w.net.end(h.i, !h.disk.powerless.Load())
-		stopStore(raftstore.ErrCrash)
 	}
 	p.end(p.err)
-	if p.server != nil {
-		_ = p.server.Close()
-	}
 	parts.Wait()
-	stopStore(nil)
-	<-stored
-	p.pool.CloseIdleConnections()
 	h.w.net.end(h.i, true)
 	if killed && tasks != nil {
 		if err := os.WriteFile(h.tasks(), tasks, 0o600); err != nil {
@@ -260,31 +207,6 @@ func (h *host) kill() {
 
 func (h *host) revive() { h.wanted.Store(true) }
 
-// askToJoin has the leader give this manager its place in the raft group, as node does.
-func (h *host) askToJoin(ctx context.Context) error {
-	client := &http.Client{Transport: &http.Transport{DialContext: h.dial, TLSClientConfig: identity.ClientTLS(h.creds, identity.Manager, "", "http/1.1"), DisableKeepAlives: true}}
-	body, _ := json.Marshal(protocol.JoinRequest{Addr: address(h.i)})
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+address(0)+protocol.PathMembers, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	text, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("join: %s: %s", resp.Status, text)
-	}
-	var answer protocol.JoinResponse
-	if err := json.Unmarshal(text, &answer); err != nil {
-		return err
-	}
-	h.raftID, h.peers = answer.RaftID, answer.Members
-	return nil
-}
-
 // credentials gives the host its certificate.
 func (h *host) credentials(ca *identity.CA) error {
 	role := identity.Worker
@@ -295,7 +217,7 @@ func (h *host) credentials(ca *identity.CA) error {
 	if h.creds, err = identity.NewStore(identity.StoreConfig{Dir: h.state}); err != nil {
 		return err
 	}
-	_, err = identity.Found(ca, h.creds, identity.Identity{NodeID: h.id, ClusterID: clusterID, Role: role}, 0)
+	_, err = identity.Found(ca, h.creds, identity.Identity{NodeID: h.id(), ClusterID: clusterID, Role: role}, 0)
 	return err
 }
 

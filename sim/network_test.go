@@ -29,8 +29,8 @@ func newNetwork(seed uint64) *network {
 	return &network{rand: rand.New(rand.NewPCG(seed, 100)), cut: map[[2]int]int{}, ports: map[string]*listener{}, conns: map[*conn]struct{}{}}
 }
 
-// change adds a cut of the way from one host to another, or takes one away (by is 1 or -1). It tells whether the way is cut.
-func (n *network) change(from, to, by int) bool {
+// change adds a cut of the way from one host to another, or takes one away (by is 1 or -1).
+func (n *network) change(from, to, by int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cut[[2]int{from, to}] += by
@@ -39,6 +39,11 @@ func (n *network) change(from, to, by int) bool {
 			c.moved.Broadcast()
 		}
 	}
+}
+
+func (n *network) isCut(from, to int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	return n.isCutLocked(from, to)
 }
 

@@ -17,6 +17,7 @@ var (
 	oneSeed = flag.Uint64("seed", 0, "play this seed only and show its trace")
 	times   = flag.Int("times", 1, "how often to play it")
 	seeds   = flag.Int("seeds", 0, "how many seeds to play, from a random one on; 0: those of the ordinary tests")
+	members = flag.Bool("members", false, "nodes are promoted and demoted in every seed")
 	verbose = flag.Bool("logs", false, "the trace has the daemons' logs, too")
 )
 
@@ -52,7 +53,11 @@ func play(t *testing.T, seed uint64) {
 		if *oneSeed == 0 {
 			t.Logf("trace:\n%s", r.trace)
 		}
-		t.Errorf("seed %d, to be played again by make sim SEED=%d:\n%s", seed, seed, strings.Join(r.violations[:min(len(r.violations), 20)], "\n"))
+		again := fmt.Sprint("SEED=", seed)
+		if *members {
+			again += " MEMBERS=1"
+		}
+		t.Errorf("seed %d, to be played again by make sim %s:\n%s", seed, again, strings.Join(r.violations[:min(len(r.violations), 20)], "\n"))
 	}
 	t.Logf("%d of %d requests were carried out; converged after %s", r.acked, r.ops, r.converged)
 }

@@ -25,6 +25,28 @@ func (h *host) down(during func()) {
 	}
 }
 
+// powerless cuts the machine's power while during runs.
+func (h *host) powerless(during func()) {
+	h.disk.powerless.Store(true)
+	cuts := func(by int) {
+		for _, o := range h.w.hosts {
+			if o != h {
+				h.w.cut(h.i, o.i, by)
+				h.w.cut(o.i, h.i, by)
+			}
+		}
+	}
+	cuts(1)
+	h.engine.Crash()
+	h.mesh.reboot()
+	h.down(func() {
+		during()
+		h.engine.Return()
+		h.disk.powerless.Store(false)
+		cuts(-1)
+	})
+}
+
 // back brings the engine back, unless the machine has no power.
 func (h *host) back() {
 	if !h.disk.powerless.Load() {

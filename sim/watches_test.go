@@ -8,10 +8,7 @@ import (
 
 // follow watches a manager's store for as long as it lives: every change of every object comes once and in order, also
 // across watches that were too slow.
-func (c *checks) follow(p *process) {
-	if p.store == nil {
-		return
-	}
+func (c *checks) follow(p *managing) {
 	slow := c.w.stream(2000 + uint64(p.h.i))
 	c.followers.Go(func() {
 		last := uint64(0)
@@ -48,8 +45,8 @@ func (c *checks) follow(p *process) {
 	})
 }
 
-// live says whether the process's store still works.
-func (p *process) live() bool {
+// live says whether the manager's store still works.
+func (p *managing) live() bool {
 	select {
 	case <-p.done:
 		return false
@@ -90,7 +87,7 @@ func (c *checks) event(h *host, have map[string]uint64, last uint64, ev cluster.
 }
 
 // compare holds what the events made against the tables when both have come to rest.
-func (c *checks) compare(p *process, have map[string]uint64, last uint64) {
+func (c *checks) compare(p *managing, have map[string]uint64, last uint64) {
 	snap := p.store.Snapshot()
 	if snap.Index() != last { // entries that were applied and not published when it was killed
 		return

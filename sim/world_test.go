@@ -44,6 +44,8 @@ type broken struct {
 	hasty bool
 	// staleReads: managers answer reads by what they have themselves.
 	staleReads bool
+	// forge: somebody answers the leader in the name of other members.
+	forge forgery
 }
 
 // options are what a test wants of a world.
@@ -61,13 +63,16 @@ type world struct {
 	net      *network
 	messages *raftstore.Network // between stores; nil where they speak over net
 	hosts    []*host
-	managers int
+	managers int         // at first; the first hosts
+	changing bool        // nodes are promoted and demoted
+	founded  atomic.Bool // the first manager has made the cluster
 	ca       *identity.CA
 	logger   *slog.Logger
 	broken   broken
 	begin    time.Time
 	checks   *checks
 	cuts     atomic.Int64 // counts changes of what is cut
+	aligning sync.Mutex   // see align
 
 	mu         sync.Mutex // guards all below
 	lines      []string
@@ -151,9 +156,39 @@ func (w *world) stream(purpose uint64) *rand.Rand { return rand.New(rand.NewPCG(
 func (w *world) known() []protocol.ManagerAddr {
 	var out []protocol.ManagerAddr
 	for _, h := range w.hosts[:w.managers] {
-		out = append(out, protocol.ManagerAddr{NodeID: h.id, Addr: address(h.i)})
+		out = append(out, protocol.ManagerAddr{NodeID: h.id(), Addr: address(h.i)})
 	}
 	return out
+}
+
+// eligible are the hosts that may be managers.
+func (w *world) eligible() []*host {
+	if w.changing {
+		return w.hosts
+	}
+	return w.hosts[:w.managers]
+}
+
+// managing lists the managers of all hosts that have one now.
+func (w *world) managing() (all []*managing) {
+	for _, h := range w.hosts {
+		if g := h.managing(); g != nil {
+			all = append(all, g)
+		}
+	}
+	return all
+}
+
+// someManager draws a host that clients turn to.
+func (w *world) someManager(r *rand.Rand) *host {
+	may := w.eligible()
+	n := r.IntN(len(may))
+	for i := range may {
+		if h := may[(n+i)%len(may)]; !w.changing || h.managing() != nil {
+			return h
+		}
+	}
+	return may[n]
 }
 
 // build makes the machines.
@@ -162,15 +197,17 @@ func (w *world) build(size *rand.Rand) error {
 	if size.IntN(4) == 0 {
 		w.managers = 5
 	}
-	if size.IntN(2) == 0 {
+	if size.IntN(2) == 0 && w.broken.forge != hollow { // which leads to more messages at once than there is time for, if they take none
 		w.messages = raftstore.NewNetwork(w.seed)
 	}
+	w.changing = size.IntN(4) == 0 || w.broken.forge != "" || *members
 	var err error
 	if w.ca, err = identity.NewCA(identity.CAConfig{}); err != nil {
 		return err
 	}
 	for i := range w.managers + 2 {
-		h := &host{w: w, i: i, id: fmt.Sprintf("node%021d", i), manager: i < w.managers, engine: fake.New(), mesh: &mesh{}}
+		h := &host{w: w, i: i, manager: i < w.managers, engine: fake.New(), mesh: &mesh{}}
+		h.setID(fmt.Sprintf("node%021d", i))
 		h.state = filepath.Join(w.dir, h.String())
 		h.disk = &disk{h: h, dir: filepath.Join(w.dir, h.String()+"-store-0"), rand: w.stream(1000 + uint64(i))}
 		if err := os.Mkdir(h.state, 0o700); err != nil {
@@ -194,6 +231,9 @@ func (w *world) build(size *rand.Rand) error {
 			return err
 		}
 		w.hosts = append(w.hosts, h)
+	}
+	for _, h := range w.hosts {
+		h.learnManagers(w.known())
 	}
 	return nil
 }
@@ -222,34 +262,23 @@ func (w *world) found() *cluster.Txn {
 		if h.manager {
 			n.Role = swarm.NodeRoleManager
 		}
-		n.ID, n.Spec.Role, n.Spec.Availability, n.Spec.Labels = h.id, n.Role, swarm.NodeAvailabilityActive, map[string]string{}
+		n.ID, n.Spec.Role, n.Spec.Availability, n.Spec.Labels = h.id(), n.Role, swarm.NodeAvailabilityActive, map[string]string{}
 		n.Status = swarm.NodeStatus{State: swarm.NodeStateUnknown}
 		txn.Changes = append(txn.Changes, cluster.CreateOf(n))
 	}
 	return txn
 }
 
-// assemble starts the first manager, then has the others join, then the workers.
-func (w *world) assemble(ctx context.Context, life context.Context, running *sync.WaitGroup) error {
+// assemble starts the first manager, then the others, which join it.
+func (w *world) assemble(life context.Context, running *sync.WaitGroup) error {
 	for i, h := range w.hosts {
-		if h.manager && i > 0 {
-			try, cancel := context.WithTimeout(ctx, time.Minute)
-			err := h.askToJoin(try)
-			for err != nil && try.Err() == nil {
-				_ = pause(try, 100*time.Millisecond)
-				err = h.askToJoin(try)
-			}
-			cancel()
-			if err != nil {
-				return err
-			}
-		}
 		h.wanted.Store(true)
 		running.Go(func() { h.supervise(life) })
 		if i == 0 {
 			if !w.wait(time.Minute, func() bool { s := w.leaderSnapshot(); return s != nil && s.Cluster() != nil }) {
 				return fmt.Errorf("the first manager makes no cluster")
 			}
+			w.founded.Store(true)
 		}
 	}
 	if !w.wait(time.Minute, func() bool {
@@ -285,22 +314,20 @@ func (w *world) wait(limit time.Duration, ok func() bool) bool {
 	return false
 }
 
-// leader is the process of the manager that leads and can do so, nil if none does.
-func (w *world) leader() *process {
-	var best *process
+// leader is the manager that leads and can do so, nil if none does.
+func (w *world) leader() *managing {
+	var best *managing
 	var term uint64
-	for _, h := range w.hosts[:w.managers] {
-		if p := h.process(); p != nil {
-			if l := p.store.Leadership(); l.Leader && l.Term >= term && p.manager.Dispatcher() != nil {
-				best, term = p, l.Term
-			}
+	for _, g := range w.managing() {
+		if l := g.store.Leadership(); l.Leader && l.Term >= term && g.manager.Dispatcher() != nil {
+			best, term = g, l.Term
 		}
 	}
 	return best
 }
 
-// led is the leader's process. It waits for one, for a change of leaders is no fault; nil if nobody comes to lead, which is one.
-func (w *world) led() (p *process) {
+// led is the manager that leads. It waits for one, for a change of leaders is no fault; nil if nobody comes to lead, which is one.
+func (w *world) led() (p *managing) {
 	if !w.wait(30*time.Second, func() bool { p = w.leader(); return p != nil }) {
 		w.violate("I5: nobody leads")
 	}
@@ -318,9 +345,23 @@ func (w *world) leaderSnapshot() *cluster.Snapshot {
 // cut cuts the way from one host to another (by 1), or takes that cut away (by -1).
 func (w *world) cut(from, to, by int) {
 	w.cuts.Add(1)
-	cut := w.net.change(from, to, by)
-	if w.messages != nil && from < w.managers && to < w.managers {
-		w.messages.Cut(w.hosts[from].raftID, w.hosts[to].raftID, cut)
+	w.net.change(from, to, by)
+	w.align()
+}
+
+// align has the messages between stores cut where the ways between their hosts are.
+func (w *world) align() {
+	if w.messages == nil {
+		return
+	}
+	w.aligning.Lock()
+	defer w.aligning.Unlock()
+	for _, a := range w.hosts {
+		for _, b := range w.hosts {
+			if a != b {
+				w.messages.Cut(a.raftID.Load(), b.raftID.Load(), w.net.isCut(a.i, b.i))
+			}
+		}
 	}
 }
 
@@ -332,7 +373,7 @@ const (
 
 // api sends a request to the Engine API of a host, as a client on that machine would.
 func (w *world) api(ctx context.Context, h *host, method, path string, body any) (status int, answer []byte) {
-	p := h.process()
+	p := h.managing()
 	if p == nil || h.disk.powerless.Load() {
 		return notSent, nil
 	}
