@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/miniswarm/miniswarm/ingress/plan"
 )
@@ -78,8 +80,25 @@ func TestNeighboursAreReachedWithoutVXLAN(t *testing.T) {
 			if after := carried(t, c); after != before {
 				t.Errorf("VXLAN carried packets: %s before, %s after", before, after)
 			}
+			for _, h := range c.hosts {
+				for _, f := range h.ours() {
+					if f.Forward.DstPort == plan.ProbePort {
+						t.Errorf("%s: a probe is tracked: %v", h.name, f)
+					}
+				}
+			}
 		})
 	}
+}
+
+// ours are the connections of a host that have a mark of ours.
+func (h *host) ours() (ours []*netlink.ConntrackFlow) {
+	h.must(func() error {
+		all, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+		ours = slices.DeleteFunc(all, func(f *netlink.ConntrackFlow) bool { return f.Mark&plan.MarkMask != plan.MarkOurs })
+		return err
+	})
+	return ours
 }
 
 // carried is what the ingress network's VXLAN devices have sent so far.

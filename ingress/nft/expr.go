@@ -142,6 +142,15 @@ func newConnection() []expr.Any {
 	}
 }
 
+// tracked holds for packets that no rule before has left out of the connection table.
+func tracked() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: reg},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: host32(expr.CtStateBitUNTRACKED), Xor: make([]byte, 4)},
+		equals(make([]byte, 4)),
+	}
+}
+
 func connectionMark(mask, v uint32) []expr.Any {
 	return append([]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: reg}}, masked(host32(mask), host32(v))...)
 }

@@ -135,7 +135,8 @@ func baseChains(base plan.Base) []baseChain {
 	// The first comment carries a fingerprint of all of it, so that a table written
 	// by another version of this program is recognised and made anew.
 	first := &chains[0].rules[0]
-	first.comment = fmt.Sprintf("%s (%s)", first.comment, fingerprint(chains))
+	zones := baseChain{zoneChain(), []rule{{zoneComment, fromPeers(base)}}}
+	first.comment = fmt.Sprintf("%s (%s)", first.comment, fingerprint(append(slices.Clone(chains), zones)))
 	return chains
 }
 
@@ -157,7 +158,6 @@ func fingerprint(chains []baseChain) string {
 	for _, s := range sharedSets() {
 		fmt.Fprintln(h, s.Name, s.KeyType, s.DataType)
 	}
-	fmt.Fprintln(h, zoneChain().Name, *zoneChain().Priority, zoneComment)
 	for _, c := range chains {
 		fmt.Fprintln(h, c.chain.Name, *c.chain.Hooknum, *c.chain.Priority)
 		for _, r := range slices.Concat(c.rules, portRules(plan.PortKey{Protocol: plan.TCP}, 1), portRules(plan.PortKey{Protocol: plan.UDP}, 1),

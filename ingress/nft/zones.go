@@ -46,9 +46,10 @@ func zoneChain() *nftables.Chain {
 	return hooked(table, "zones", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -290) // connections are looked up at -200
 }
 
-// fromPeers leaves the mark of the peer that sent a packet for a replica here in the register.
+// fromPeers leaves the mark of the peer that sent a packet for a replica here in the register. Probes are untracked, and a zone would
+// make them connections all the same.
 func fromPeers(base plan.Base) []expr.Any {
-	return match(destinationIn(base.Ingress), loadNeighbour(), []expr.Any{mapped(setPeers)})
+	return match(destinationIn(base.Ingress), tracked(), loadNeighbour(), []expr.Any{mapped(setPeers)})
 }
 
 // unzoned holds the packets of connections that have a zone back for the moment in which the chain has no rule for them yet: without
