@@ -40,6 +40,7 @@ func TestOnePortThroughSeveralEntries(t *testing.T) {
 				if plain {
 					c.awaitPlain(all)
 				}
+				replicas := c.hosts[2] // the others have no connection in any zone
 				for round := range 3 {
 					var conns []net.Conn
 					for _, h := range c.hosts {
@@ -63,13 +64,20 @@ func TestOnePortThroughSeveralEntries(t *testing.T) {
 					}
 					askAll("all open")
 					if round == 1 {
-						c.hosts[2].run("nft", "delete", "table", "ip", "miniswarm")
-						c.hosts[2].must(func() error { _, err := c.hosts[2].mesh.Verify(t.Context()); return err })
+						replicas.run("nft", "delete", "table", "ip", "miniswarm")
+						replicas.must(func() error { _, err := replicas.mesh.Verify(t.Context()); return err })
 						askAll("after the rules were made anew")
 					}
 					for _, conn := range conns {
 						conn.Close()
 					}
+				}
+				if n := len(replicas.ours()); n < 2 {
+					t.Errorf("%d connections, want those through other nodes at least", n)
+				}
+				replicas.must(func() error { return replicas.mesh.Remove(t.Context()) })
+				if left := replicas.ours(); len(left) > 0 {
+					t.Errorf("left behind: %v", left)
 				}
 			})
 		}
