@@ -20,7 +20,7 @@ import (
 type Table struct {
 	// conn is nil after it had to be given up and no other could be opened.
 	conn *nftables.Conn
-	// ask is for single questions. Closing a socket of this family waits for the
+	// ask is for single questions, and nil as conn is. Closing a socket of this family waits for the
 	// kernel's housekeeping, so it stays open as well.
 	ask *netlink.Conn
 	// keeps says whether the kernel has family bridge.
@@ -60,6 +60,7 @@ func (t *Table) askAnew() error {
 	var closed error
 	if t.ask != nil {
 		closed = t.ask.Close()
+		t.ask = nil
 	}
 	ask, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -67,6 +68,20 @@ func (t *Table) askAnew() error {
 	}
 	t.ask = ask
 	return closed
+}
+
+// question asks, on another socket if the last one had to be given up. After an error the rest of the answer may be on its way.
+func (t *Table) question(m netlink.Message) ([]netlink.Message, error) {
+	if t.ask == nil {
+		if err := t.askAnew(); err != nil {
+			return nil, err
+		}
+	}
+	answer, err := t.ask.Execute(m)
+	if err != nil {
+		return nil, errors.Join(err, t.askAnew())
+	}
+	return answer, nil
 }
 
 // hasBridge tries whether the kernel takes our chain of family bridge, in a table that is gone when it is there.
@@ -134,7 +149,10 @@ func (t *Table) connect() error {
 
 // Close ends the connection and leaves the table as it is, at work.
 func (t *Table) Close() error {
-	err := t.ask.Close()
+	var err error
+	if t.ask != nil {
+		err = t.ask.Close()
+	}
 	if t.conn != nil {
 		err = errors.Join(t.conn.CloseLasting(), err)
 	}
@@ -315,7 +333,7 @@ func explain(err error) error {
 // currentGeneration asks the kernel how often its ruleset, everybody's, was
 // changed.
 func (t *Table) currentGeneration() (uint32, error) {
-	reply, err := t.ask.Execute(netlink.Message{
+	reply, err := t.question(netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
 		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
 	})

@@ -272,7 +272,6 @@ func BenchmarkChange(b *testing.B) {
 	})
 }
 
-// A connection that has failed is given up, and another opened as soon as there can be one.
 // The rule that gives each entry node a zone is there from the first, and is put back.
 func TestEntryNodesAreKeptApart(t *testing.T) {
 	namespace(t)
@@ -300,6 +299,7 @@ func TestEntryNodesAreKeptApart(t *testing.T) {
 	}
 }
 
+// A connection that has failed is given up, and another opened as soon as there can be one, whichever of the two it is.
 func TestAConnectionThatWasGivenUpIsReplaced(t *testing.T) {
 	namespace(t)
 	table := open(t)
@@ -314,5 +314,17 @@ func TestAConnectionThatWasGivenUpIsReplaced(t *testing.T) {
 	}
 	if after := nftList(t); after != before {
 		t.Errorf("the rules have changed:\n%s\n%s", before, after)
+	}
+	table.ask.Close()
+	if _, err := table.Disturbed(); err == nil {
+		t.Error("an answer by a connection that is closed")
+	}
+	if disturbed, err := table.Disturbed(); disturbed || err != nil {
+		t.Errorf("after that: disturbed %t, %v", disturbed, err)
+	}
+	table.ask.Close()
+	table.ask = nil // as when no other could be opened
+	if repaired, err := table.Verify(t.Context(), sample()); repaired || err != nil {
+		t.Errorf("repaired %t, %v", repaired, err)
 	}
 }

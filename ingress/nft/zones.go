@@ -64,12 +64,12 @@ func (t *Table) separated() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	rules, err := t.ask.Execute(netlink.Message{
+	rules, err := t.question(netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
 		Data:   append([]byte{byte(table.Family), unix.NFNETLINK_V0, 0, 0}, data...),
 	})
 	if err != nil {
-		return false, errors.Join(fmt.Errorf("read rule %q: %w", zoneComment, err), t.askAnew())
+		return false, fmt.Errorf("read rule %q: %w", zoneComment, err)
 	}
 	if len(rules) != 1 {
 		return false, nil
