@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -51,7 +52,7 @@ func (l *Lab) spawnShifted(ctx context.Context, h hostRecord, log string, argv [
 	ctx, cancel := context.WithTimeoutCause(ctx, clockTimeout, fmt.Errorf("not within %s", clockTimeout))
 	defer cancel()
 	if err := atExec(ctx, p, func() error { return shiftClock(ctx, p, h.Ahead, false) }); err != nil {
-		return p, fmt.Errorf("set its clock: %w", err)
+		return p, errors.Join(fmt.Errorf("set its clock: %w", err), signalProcess(p, sigKill)) // nobody would ever let it go on
 	}
 	return p, nil
 }

@@ -71,10 +71,11 @@ func (l *Lab) still(ctx context.Context, h hostRecord, do func() error) error {
 	if err != nil {
 		return err
 	}
-	if err := freeze(ctx, at, unified, true); err != nil {
-		return err
+	err = freeze(ctx, at, unified, true)
+	if err == nil {
+		err = do()
 	}
-	return errors.Join(do(), freeze(context.WithoutCancel(ctx), at, unified, false))
+	return errors.Join(err, freeze(context.WithoutCancel(ctx), at, unified, false))
 }
 
 // copyDisk copies what a host has on its disk to where another one's will be: not its logs and sockets.
