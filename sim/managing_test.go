@@ -119,7 +119,11 @@ func (p *process) certify(ctx context.Context, csrPEM []byte) (identity.IssueRes
 	}
 	client := identity.NewClient(identity.ClientConfig{Now: h.now, Dial: h.dial, DialTimeout: 2 * time.Second})
 	errs := []error{errors.New("no other manager is known")}
-	for _, a := range h.others() {
+	all := h.others()
+	if leader := p.agent.Leader(); leader != "" && leader != address(h.i) {
+		all = slices.Insert(all, 0, protocol.ManagerAddr{Addr: leader}) // this manager's own log may be of before its removal
+	}
+	for _, a := range all {
 		resp, err := client.RenewCertificate(ctx, a.Addr, h.creds, csrPEM)
 		if err == nil {
 			return resp, nil
