@@ -82,8 +82,9 @@ func certifiedSince(r *http.Request) time.Time {
 
 // impostor says why a node is not the member that it says it is. One that this member has not heard of yet may be its new leader, also if
 // the node is a worker by what is known here: it may have been promoted since. But a manager that was demoted may have kept its
-// certificate, which may be valid for months, and make up a member. It is told by this: what is known here is from a leader just now,
-// or the certificate was issued before the node was last seen as a worker. A promotion brings another.
+// certificate, which may be valid for months, and make up a member. It is told by this: what is known here is from a leader just now that
+// is itself known here (one that is not knows of members that this one has yet to hear of, itself for one), or the certificate was
+// issued before the node was last seen as a worker. A promotion brings another.
 func (s *Store) impostor(from uint64, node string, since time.Time) (why string) {
 	if m, ok := s.view.membership().member(from); ok {
 		if m.NodeID != node {
@@ -96,7 +97,8 @@ func (s *Store) impostor(from uint64, node string, since time.Time) (why string)
 	if n == nil || n.Role != swarm.NodeRoleWorker {
 		return ""
 	}
-	fresh := known && age < s.cfg.Tick*time.Duration(s.cfg.ElectionTicks)
+	_, led := s.view.membership().member(s.Leadership().LeaderID)
+	fresh := led && known && age < s.cfg.Tick*time.Duration(s.cfg.ElectionTicks)
 	// What a clock that was ahead has written says nothing.
 	datable := !since.IsZero() && n.UpdatedAt.Before(time.Now())
 	if fresh || datable && since.Add(certificateSlack).Before(n.UpdatedAt) {

@@ -20,6 +20,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/docker/docker/api/types/swarm"
+
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/lab/claim"
@@ -226,11 +228,24 @@ func TestTheTransportFollowsAMovedMember(t *testing.T) {
 // TestAMemberAnswersALeaderThatItHasNotHeardOf: while a member is away another one joins and comes to lead. The first has to answer it to
 // get the entry that says that it is a member.
 func TestAMemberAnswersALeaderThatItHasNotHeardOf(t *testing.T) {
-	g := newTLSGroup(t, nil)
+	g := newTLSGroup(t, func(c *Config) { c.SnapshotEvery, c.KeepEntries, c.Tick = 20, 5, 20*time.Millisecond }) // a snapshot is a call of its own
 	g.grow(3)
 	slow := g.follower()
+	n := &cluster.Node{Role: swarm.NodeRoleWorker} // by what the first one knows the newcomer is no manager
+	n.ID = "n4"
+	if _, err := g.leader().Propose(t.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.CreateOf(n)}}); err != nil {
+		t.Fatal(err)
+	}
+	g.settle()
 	if err := slow.stop(); err != nil {
 		t.Fatal(err)
+	}
+	manager := cluster.NodePatch{Role: swarm.NodeRoleManager}
+	if _, err := g.leader().Propose(t.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.PatchNode("n4", manager)}}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 60 {
+		g.leader().mustPut(fmt.Sprint("meanwhile", i))
 	}
 	newcomer := g.join("n4")
 	if err := g.leader().TransferLeadership(t.Context(), newcomer.self); err != nil {

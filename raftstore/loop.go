@@ -262,6 +262,9 @@ func (l *loop) follow(rd raft.Ready) {
 	if r.leads != was.leads || r.leader != was.leader || r.term != was.term {
 		l.s.log.Info("raft role or term changed", "term", r.term, "leader", hexID(r.leader), "leads", r.leads)
 	}
+	if r.leads && !was.leads {
+		l.noteReachable() // those who voted
+	}
 	l.s.view.setRole(r)
 }
 
