@@ -28,7 +28,7 @@
 // [Renewer.Run] replaces the certificate at a random point between half and four fifths of its validity. The current
 // certificate is the authority for the next one; the join token is not needed and not kept.
 //
-// A certificate that has expired is still good for its own renewal, for a year: see [RenewProtocol]. Where those of all managers have
+// A certificate that has expired is still good for its own renewal, a worker's for a year: see [RenewProtocol]. Where those of all managers have
 // expired there is no leader to ask, and each manager certifies itself with the key in its store: [Authority.SignOwn].
 //
 // # Rotation

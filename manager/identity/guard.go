@@ -14,7 +14,9 @@ import (
 )
 
 // maxExpired is how long a certificate that has expired is good for its own renewal: long enough for a machine that was put
-// away, and an end to what somebody can do who finds an old disk of a node that is still a member. Docker Swarm renews none.
+// away, and an end to what somebody can do who finds an old disk of a node that is still a member. Docker Swarm renews none. It is no
+// limit for managers: where all were off for longer, the first that has certified itself would else refuse the others for good; and
+// whoever has a manager's disk has the root's key.
 const maxExpired = 365 * 24 * time.Hour
 
 // Guard decides who may call a handler, by certificate. A connection keeps the certificate it was made with, and a demoted
@@ -94,7 +96,8 @@ func (g *Guard) identifyRenewing(r *http.Request) (Identity, error) {
 			at = leaf.NotAfter
 		}
 		id, err := verifyChain(cs.PeerCertificates, own.Root, at, x509.ExtKeyUsageClientAuth)
-		if err == nil && now.Sub(leaf.NotAfter) > maxExpired {
+		manager := id.Role == Manager && !g.demoted(id.NodeID)
+		if err == nil && !manager && now.Sub(leaf.NotAfter) > maxExpired {
 			err = fmt.Errorf("the certificate of node %s has expired at %s, more than %d days ago, and is not renewed any more: leave the swarm and join again",
 				id.NodeID, stamp(leaf.NotAfter), maxExpired/(24*time.Hour))
 		}

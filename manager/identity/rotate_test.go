@@ -288,7 +288,7 @@ func TestOutstanding(t *testing.T) {
 // TestAnExpiredCertificateIsGoodForItsRenewal and for nothing else.
 func TestAnExpiredCertificateIsGoodForItsRenewal(t *testing.T) {
 	tc := newTestCluster(t, 0)
-	node := tc.join(Worker)
+	node, other := tc.join(Worker), tc.join(Manager)
 	thief, removed, stranger := tc.join(Worker), tc.join(Worker), newTestCluster(t, 0).join(Worker)
 	tc.change(func() { tc.removed[removed.Current().Identity.NodeID] = true })
 	year := &clock{offset: DefaultValidity + 24*time.Hour}
@@ -298,7 +298,7 @@ func TestAnExpiredCertificateIsGoodForItsRenewal(t *testing.T) {
 	must(Found(ca, manager, tc.store.Current().Identity, 0))
 	tc.ca, tc.clock = ca, year
 	addr := tc.serve(manager, tc)
-	for _, s := range []*Store{node, thief, removed, stranger} {
+	for _, s := range []*Store{node, other, thief, removed, stranger} {
 		s.cfg.Now, s.cfg.AllowExpired = year.now, true
 		if _, err := s.Load(); err != nil {
 			t.Fatal(err)
@@ -352,6 +352,10 @@ func TestAnExpiredCertificateIsGoodForItsRenewal(t *testing.T) {
 	must(Found(ca, manager, tc.store.Current().Identity, 0))
 	if resp, err := renew(node); err == nil || errors.Is(err, ErrRemoved) || !strings.Contains(err.Error(), "leave the swarm and join again") {
 		t.Errorf("renewal a year after it expired: %+v, %v", resp, err)
+	}
+	// Where all managers were off for so long, the first that is back must not keep the others out.
+	if resp, err := renew(other); err != nil || resp.Role != Manager {
+		t.Errorf("renewal of a manager a year after it expired: %+v, %v", resp, err)
 	}
 }
 
