@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -14,6 +15,9 @@ const (
 	addressPause = 500 * time.Millisecond
 	// addressPatience is how many times in a row it must not: what configures interfaces takes addresses away and gives them back.
 	addressPatience = 2
+	// besidePatience is how many times in a row where the interface has no address but what it had beside the lost one: that may be
+	// another network's, or one that wanders between machines, and the lost one be back in a moment.
+	besidePatience = 60
 )
 
 // errMoved ends the member of a machine that has another address, to make place for one there.
@@ -32,40 +36,92 @@ func (n *Node) followAddress(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if missing++; !n.moved() {
+		moved, patience := n.moved()
+		if missing++; !moved {
 			missing = 0
 		}
-		if missing >= addressPatience {
+		if missing >= max(patience, addressPatience) {
 			missing = 0
 			n.moveHere(ctx)
 		}
 	}
 }
 
-// moved says whether the address that others look for is gone from this machine, and its interface has another in its place.
-func (n *Node) moved() bool {
+// moved says whether the address that others look for is gone from this machine, and its interface has another in its place; and how
+// many times in a row it must be so.
+func (n *Node) moved() (moved bool, patience int) {
 	m := n.current()
 	if m == nil || m.locked { // which takes it up with the key
-		return false
+		return false, 0
 	}
 	m.mu.Lock()
 	st := *m.state
 	m.mu.Unlock()
 	host := st.host()
-	if !host.IsValid() || st.Interface == "" || present(host) {
-		return false
+	if !host.IsValid() || st.Interface == "" {
+		return false, 0
 	}
-	now, err := ipOf(st.Interface)
-	return err == nil && now.Is4() == host.Is4()
+	all, err := present()
+	switch {
+	case err != nil:
+		return false, 0
+	case slices.Contains(all, host):
+		n.noteBeside(all)
+		return false, 0
+	}
+	_, fresh, err := n.successor(st.Interface, host)
+	if !fresh {
+		return err == nil, besidePatience
+	}
+	return err == nil, addressPatience
 }
 
-// present says whether this machine has an address. It is one question to the kernel, however many interfaces there are.
-func present(ip netip.Addr) bool {
+// present are the addresses of this machine. It is one question to the kernel, however many interfaces there are.
+func present() (ips []netip.Addr, err error) {
 	all, err := net.InterfaceAddrs()
-	return err != nil || slices.ContainsFunc(all, func(a net.Addr) bool {
-		p, err := netip.ParsePrefix(a.String())
-		return err == nil && p.Addr() == ip
-	})
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			ips = append(ips, p.Addr())
+		}
+	}
+	return ips, err
+}
+
+// noteBeside remembers what the machine has together with the address that others look for.
+func (n *Node) noteBeside(all []netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.beside = all
+}
+
+// successor gives the address that an interface has in the place of one that is lost: of the same family, and rather one that the machine
+// did not have beside the lost one; fresh says whether it is such a one.
+func (n *Node) successor(name string, lost netip.Addr) (now netip.Addr, fresh bool, err error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return now, false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	found, err := addressesOf(ifi)
+	if err != nil {
+		return now, false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	n.mu.Lock()
+	beside := n.beside
+	n.mu.Unlock()
+	return inPlaceOf(lost, found, beside)
+}
+
+func inPlaceOf(lost netip.Addr, found, beside []netip.Addr) (now netip.Addr, fresh bool, err error) {
+	found = slices.DeleteFunc(slices.Clone(found), func(ip netip.Addr) bool { return ip.Is4() != lost.Is4() })
+	if len(found) == 0 {
+		return now, false, errors.New("the interface has no usable address of that family")
+	}
+	for _, ip := range found {
+		if !slices.Contains(beside, ip) {
+			return ip, true, nil
+		}
+	}
+	return found[0], false, nil
 }
 
 // moveHere ends the member and resumes with the addresses that the machine has now.
@@ -73,7 +129,7 @@ func (n *Node) moveHere(ctx context.Context) {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	m := n.current()
-	if ctx.Err() != nil || !n.moved() {
+	if moved, _ := n.moved(); ctx.Err() != nil || !moved {
 		return
 	}
 	m.stop(errMoved)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -72,6 +73,7 @@ type Node struct {
 	member *member              // guarded by mu; nil while part of no swarm
 	local  swarm.LocalNodeState // guarded by mu
 	failed error                // guarded by mu; why local is error
+	beside []netip.Addr         // guarded by mu; what the machine had when it had the address that others look for, last: see successor
 }
 
 // New gives a node that is idle until Run. It creates the state directory.

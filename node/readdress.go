@@ -28,7 +28,7 @@ func (n *Node) readdress(st *state) (changed bool, err error) {
 		st.Flags = now
 	}
 	if lost := st.host(); st.Interface != "" && lost.IsValid() && interfaceOf(lost) == "" {
-		if now, err := ipOf(st.Interface); err == nil && now.Is4() == lost.Is4() {
+		if now, _, err := n.successor(st.Interface, lost); err == nil {
 			st.move(lost, now)
 		} else {
 			n.cfg.Logger.Warn("this machine does not have the address any more at which others look for it; give the daemon --advertise-addr if it has another",

@@ -3,6 +3,7 @@ package node
 import (
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -174,4 +175,35 @@ func TestAnAddressThatChangesMeanwhile(t *testing.T) {
 		return snap != nil && snap.Node(id).ManagerAddr == now && snap.Node(id).Status.Addr == "127.0.0.1" &&
 			slices.Contains(worker.Info().RemoteManagers, swarm.Peer{NodeID: id, Addr: now})
 	})
+}
+
+func TestWhatAnAddressGivesWayTo(t *testing.T) {
+	addrs := func(all ...string) (ips []netip.Addr) {
+		for _, a := range all {
+			ips = append(ips, netip.MustParseAddr(a))
+		}
+		return ips
+	}
+	for _, c := range []struct {
+		name          string
+		lost          string
+		found, beside []netip.Addr
+		want          string // empty: none
+		fresh         bool
+	}{
+		{"another from DHCP", "192.0.2.1", addrs("192.0.2.2"), addrs("127.0.0.1", "192.0.2.1"), "192.0.2.2", true},
+		{"another beside one that wanders", "192.0.2.1", addrs("192.0.2.100", "192.0.2.2"), addrs("192.0.2.1", "192.0.2.100"), "192.0.2.2", true},
+		{"only what was there before", "192.0.2.1", addrs("198.51.100.1"), addrs("192.0.2.1", "198.51.100.1"), "198.51.100.1", false},
+		{"nothing is known of before", "192.0.2.1", addrs("198.51.100.1"), nil, "198.51.100.1", true},
+		{"only the other family", "192.0.2.1", addrs("2001:db8::2"), addrs("192.0.2.1"), "", false},
+		{"IPv6 where there is IPv4 as well", "2001:db8::1", addrs("192.0.2.1", "2001:db8::2"), addrs("192.0.2.1", "2001:db8::1"), "2001:db8::2", true},
+		{"none", "192.0.2.1", nil, addrs("192.0.2.1"), "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, fresh, err := inPlaceOf(netip.MustParseAddr(c.lost), c.found, c.beside)
+			if want, _ := netip.ParseAddr(c.want); got != want || fresh != c.fresh || (err != nil) != (c.want == "") {
+				t.Errorf("%v, fresh %v, %v", got, fresh, err)
+			}
+		})
+	}
 }
