@@ -181,6 +181,29 @@ func TestAnExternalCAIsTriedOutFirst(t *testing.T) {
 	}
 }
 
+// A shorter --cert-expiry than an external CA's certificates live would have every renewal refused.
+func TestAnExternalCASignsForTheExpiryThatIsAskedFor(t *testing.T) {
+	a := newAuthority(t)
+	cert, key := operatorsRoot(t, time.Now().Add(2*year), false)
+	e := newCFSSL(t, cert, key)
+	long := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(year) }
+	e.set(long, nil)
+	if err := a.change(func(c *swarm.CAConfig) {
+		c.SigningCACert, c.ExternalCAs, c.NodeCertExpiry = string(cert), []*swarm.ExternalCA{e.spec(cert)}, year
+	}); err != nil {
+		t.Fatal(err)
+	}
+	a.c = must(a.Complete(a.c))
+	shorten := func(c *swarm.CAConfig) { c.SigningCACert, c.NodeCertExpiry = "", DefaultValidity }
+	if err := a.change(shorten); err == nil || !strings.Contains(err.Error(), "shorten \"expiry\"") {
+		t.Errorf("shorter than its certificates live: %v", err)
+	}
+	e.set(nil, nil)
+	if err := a.change(shorten); err != nil {
+		t.Errorf("its certificates live as long: %v", err)
+	}
+}
+
 // TestAMachineWithoutCertificateAsksAnExternalCA: a new one, on which a cluster is recovered.
 func TestAMachineWithoutCertificateAsksAnExternalCA(t *testing.T) {
 	cert, key := operatorsRoot(t, time.Now().Add(2*year), false)

@@ -37,9 +37,11 @@ func (a *Authority) Configure(ctx context.Context, c *cluster.Cluster, want swar
 }
 
 // sameCA reports whether want asks for nothing that concerns who signs. Then nobody needs to be asked: settings and tokens can be
-// changed while an external CA is away.
+// changed while an external CA is away. Certificates that must not live as long as they might so far are another matter: an external
+// CA decides how long they do, and would have none renewed that live longer.
 func sameCA(c *cluster.Cluster, want swarm.CAConfig) bool {
 	return want.SigningCACert == "" && want.SigningCAKey == "" && want.ForceRotate == c.LastForcedRotation &&
+		RemovedFor(want.NodeCertExpiry) >= RemovedFor(c.Spec.CAConfig.NodeCertExpiry) &&
 		slices.EqualFunc(want.ExternalCAs, c.Spec.CAConfig.ExternalCAs, func(a, b *swarm.ExternalCA) bool {
 			return a.Protocol == b.Protocol && a.URL == b.URL && a.CACert == b.CACert && maps.Equal(a.Options, b.Options)
 		})
