@@ -56,10 +56,12 @@ func (n *Node) Control() (engineapi.Control, error) {
 // Attach implements engineapi.Local.
 func (n *Node) Attach(ctx context.Context, req protocol.AttachRequest) (*engineapi.Attachment, error) {
 	m := n.current()
-	if m == nil {
+	switch {
+	case m == nil && n.inSwarm():
+		return nil, unavailable("this node is just taking its part in the swarm up again: try once more in a moment")
+	case m == nil:
 		return nil, unavailable(textNever)
-	}
-	if m.locked {
+	case m.locked:
 		return nil, unavailable(textLocked)
 	}
 	at, err := m.agent.Attach(ctx, req)

@@ -5,10 +5,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/swarm"
 
+	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/node/doctor"
 )
 
@@ -205,5 +207,15 @@ func TestWhatAnAddressGivesWayTo(t *testing.T) {
 				t.Errorf("%v, fresh %v, %v", got, fresh, err)
 			}
 		})
+	}
+}
+
+// While a node takes its part up at another address it is not to say that it has none.
+func TestAContainerThatComesWhileANodeMoves(t *testing.T) {
+	for local, want := range map[swarm.LocalNodeState]string{swarm.LocalNodeStateActive: "try once more", swarm.LocalNodeStateInactive: textNever} {
+		n := &Node{local: local}
+		if _, err := n.Attach(t.Context(), protocol.AttachRequest{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", local, err, want)
+		}
 	}
 }
