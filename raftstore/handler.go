@@ -84,7 +84,9 @@ func certifiedSince(r *http.Request) time.Time {
 // the node is a worker by what is known here: it may have been promoted since. But a manager that was demoted may have kept its
 // certificate, which may be valid for months, and make up a member. It is told by this: what is known here is from a leader just now that
 // is itself known here (one that is not knows of members that this one has yet to hear of, itself for one), or the certificate was
-// issued before the node was last seen as a worker. A promotion brings another.
+// issued before the node was last seen as a worker. A promotion brings another. One that was removed is told by a certificate from
+// before what is known here of the cluster, with which the node would be known: it may live for longer than the cluster remembers the
+// removal, if --cert-expiry was longer once.
 func (s *Store) impostor(from uint64, node string, since time.Time) (why string) {
 	if m, ok := s.view.membership().member(from); ok {
 		if m.NodeID != node {
@@ -93,16 +95,22 @@ func (s *Store) impostor(from uint64, node string, since time.Time) (why string)
 		return ""
 	}
 	snap, age, known := s.Stale()
-	n := snap.Node(node)
-	if n == nil || n.Role != swarm.NodeRoleWorker {
-		return ""
-	}
 	_, led := s.view.membership().member(s.Leadership().LeaderID)
 	fresh := led && known && age < s.cfg.Tick*time.Duration(s.cfg.ElectionTicks)
 	// What a clock that was ahead has written says nothing.
-	datable := !since.IsZero() && n.UpdatedAt.Before(time.Now())
-	if fresh || datable && since.Add(certificateSlack).Before(n.UpdatedAt) {
-		return "node " + node + " is a worker"
+	predates := func(at time.Time) bool {
+		return !since.IsZero() && at.Before(time.Now()) && since.Add(certificateSlack).Before(at)
+	}
+	switch n := snap.Node(node); {
+	case n == nil:
+		// The cluster was changed last by the removal, or later.
+		if c := snap.Cluster(); c != nil && predates(c.UpdatedAt) {
+			return "node " + node + " was removed"
+		}
+	case n.Role == swarm.NodeRoleWorker:
+		if fresh || predates(n.UpdatedAt) {
+			return "node " + node + " is a worker"
+		}
 	}
 	return ""
 }

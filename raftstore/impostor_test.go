@@ -77,5 +77,22 @@ func TestNobodySpeaksForAnotherMember(t *testing.T) {
 				t.Errorf("without a leader, %q with a certificate of %s: status %d, want %d", c.node, c.since, got, c.want)
 			}
 		}
+		// Removals are noted in the cluster.
+		g.net.Partition()
+		g.settle()
+		cl := &cluster.Cluster{}
+		cl.ID = "cluster"
+		if _, err := g.leader().Propose(t.Context(), &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.CreateOf(cl)}}); err != nil {
+			t.Fatal(err)
+		}
+		g.settle()
+		time.Sleep(time.Second)
+		noted := follower.Snapshot().Cluster().UpdatedAt
+		for since, want := range map[time.Duration]int{-30 * 24 * time.Hour: http.StatusForbidden, time.Minute - time.Hour: welcome} {
+			certified = noted.Add(since)
+			if got := ask(follower, unknown, "unheard of"); got != want {
+				t.Errorf("a node that is not known, with a certificate of %s: status %d, want %d", certified, got, want)
+			}
+		}
 	})
 }
