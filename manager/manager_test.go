@@ -398,4 +398,20 @@ func TestARemovedNodeHearsSo(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "removed") {
 		t.Errorf("a removed node renewed its certificate: %v", err)
 	}
+
+	// The removal may be forgotten before the certificate has expired, where certificates lived longer once.
+	if s.m.gone(s.creds.Current().Identity.NodeID) {
+		t.Error("the leader itself counts as gone")
+	}
+	_, err = s.store.Update(t.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+		c := *snap.Cluster()
+		c.Removed = nil
+		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&c)}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.m.gone(id) {
+		t.Error("a node that was removed long ago is let in with a certificate that lives on")
+	}
 }

@@ -14,7 +14,7 @@ import (
 
 // newHandler builds the cluster port's handler.
 func (m *Manager) newHandler() (http.Handler, error) {
-	guard, err := identity.NewGuard(identity.GuardConfig{Store: m.cfg.Credentials, Logger: m.cfg.Logger, Removed: m.removed, Demoted: m.demoted})
+	guard, err := identity.NewGuard(identity.GuardConfig{Store: m.cfg.Credentials, Logger: m.cfg.Logger, Removed: m.gone, Demoted: m.demoted})
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +88,12 @@ func (m *Manager) removed(nodeID string) bool {
 	}
 	until, ok := c.Removed[nodeID]
 	return ok && time.Now().Before(until)
+}
+
+// gone says whether a node is none of the cluster: it was removed, or it is not known to a leader, who knows all there are. A certificate
+// from when --cert-expiry was longer may outlive what the cluster remembers of its node's removal.
+func (m *Manager) gone(nodeID string) bool {
+	return m.removed(nodeID) || m.cfg.Store.Leadership().Leader && m.cfg.Store.Snapshot().Node(nodeID) == nil
 }
 
 // demoted says whether a node is a worker by now, as far as this manager knows.
