@@ -287,6 +287,45 @@ func TestMembersComeAndGo(t *testing.T) {
 	})
 }
 
+// TestALeaderOfAMomentChangesMembers: raft makes an empty entry of a membership change that is proposed before the leader has applied an
+// entry of its own term, and tells nobody. The new leader has applied entries of its term before, as a follower, but none since.
+func TestALeaderOfAMomentChangesMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var slow atomic.Bool
+		g := newGroup(t, 1, func(c *Config) {
+			c.Hooks.At = func(p Point) error {
+				if p == Apply && slow.Load() {
+					time.Sleep(time.Second)
+				}
+				return nil
+			}
+		})
+		g.grow(3)
+		g.leader().mustPut("a")
+		g.settle()
+		next := g.follower()
+		slow.Store(true)
+		old := g.leader()
+		wrote := make(chan error, 1)
+		go func() { wrote <- old.put("b") }() // in next's log before it leads, and not applied
+		time.Sleep(50 * time.Millisecond)
+		if err := old.TransferLeadership(t.Context(), next.self); err != nil {
+			t.Fatal(err)
+		}
+		for next.view.notLeader() != nil {
+			time.Sleep(time.Millisecond)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := next.AddMember(ctx, protocol.Member{NodeID: "absent", Addr: "absent:1"}); err != nil {
+			t.Error(err)
+		}
+		slow.Store(false)
+		<-wrote // whatever became of it
+		g.join("n4")
+	})
+}
+
 func TestUpdateTriesAgainWhenOthersWereFaster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t, 1, nil)

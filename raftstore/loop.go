@@ -83,7 +83,8 @@ type loop struct {
 	writes      int // appends with entries handed to the appender and not done
 	// held are proposals that wait for the disk, so that they share the next write.
 	held []*proposal
-	// caughtUp is true for a leader once an entry of its own term is applied.
+	// caughtUp is true for a leader once an entry of its own term is applied. Raft makes an empty entry of a membership change that
+	// comes before, and nobody hears of that.
 	caughtUp bool
 	reads    readRounds
 	confs    []*confRequest
@@ -200,7 +201,7 @@ func (l *loop) noteApplied(m *raftpb.Message) {
 		if e.GetType() != raftpb.EntryNormal {
 			l.confPending = false
 		}
-		if e.GetTerm() == l.role.term {
+		if l.role.leads && e.GetTerm() == l.role.term {
 			l.caughtUp = true
 		}
 	}
@@ -262,7 +263,8 @@ func (l *loop) follow(rd raft.Ready) {
 	if r.leads != was.leads || r.leader != was.leader || r.term != was.term {
 		l.s.log.Info("raft role or term changed", "term", r.term, "leader", hexID(r.leader), "leads", r.leads)
 	}
-	if r.leads && !was.leads {
+	if r.leads && (!was.leads || r.term != was.term) {
+		l.caughtUp = false
 		l.noteReachable() // those who voted
 	}
 	l.s.view.setRole(r)
