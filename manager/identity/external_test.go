@@ -181,6 +181,52 @@ func TestAnExternalCAIsTriedOutFirst(t *testing.T) {
 	}
 }
 
+// TestAnExternalCAForTheManagersOwnRootIsTriedOut: once it is named nobody else signs, though the managers have the key.
+func TestAnExternalCAForTheManagersOwnRootIsTriedOut(t *testing.T) {
+	a := newAuthority(t)
+	key := a.c.RootCAKey
+	e, strange := newCFSSL(t, a.c.RootCA, key), newCFSSL(t, a.c.RootCA, key)
+	strange.ca = must(NewCA(CAConfig{}))
+	named := func(cas ...*swarm.ExternalCA) func(*swarm.CAConfig) { return func(c *swarm.CAConfig) { c.ExternalCAs = cas } }
+	nobody := &swarm.ExternalCA{Protocol: swarm.ExternalCAProtocolCFSSL, URL: "https://127.0.0.1:1/x"}
+	for what, words := range map[*swarm.ExternalCA]string{nobody: "connection refused", strange.spec(a.c.RootCA): "not signed by this cluster's root"} {
+		const refused = "there must be at least one valid, reachable external CA corresponding to the current CA certificate: external CA "
+		if err := a.change(named(what)); err == nil || !strings.HasPrefix(err.Error(), refused+what.URL) || !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v, want %q", what.URL, err, words)
+		}
+	}
+	if err := a.change(named(e.spec(nil))); err != nil {
+		t.Fatal(err)
+	}
+	// Named already, it may be away; another that comes to it must sign then.
+	e.Close()
+	for what, edit := range map[string]func(*swarm.CAConfig){
+		"another setting":     func(c *swarm.CAConfig) { c.NodeCertExpiry = 2 * DefaultValidity },
+		"named with its root": named(e.spec(a.c.RootCA)),
+		"none":                named(),
+	} {
+		was := *a.c
+		if err := a.change(edit); err != nil {
+			t.Errorf("%s, while it is away: %v", what, err)
+		}
+		a.c = &was
+	}
+	if err := a.change(named(e.spec(nil), nobody)); err == nil {
+		t.Error("two of which none answers were accepted")
+	}
+	// A root that is brought with its key and with an external CA.
+	cert, certKey := operatorsRoot(t, time.Now().Add(2*year), false)
+	brought := func(ca *swarm.ExternalCA) func(*swarm.CAConfig) {
+		return func(c *swarm.CAConfig) { bring(cert, certKey)(c); c.ExternalCAs = []*swarm.ExternalCA{ca} }
+	}
+	if err := a.change(brought(&swarm.ExternalCA{Protocol: "cfssl", URL: nobody.URL, CACert: string(cert)})); err == nil || !strings.Contains(err.Error(), "the desired CA certificate") {
+		t.Errorf("with a new root: %v", err)
+	}
+	if err := a.change(brought(newCFSSL(t, cert, certKey).spec(cert))); err != nil || a.c.Rotation == nil {
+		t.Errorf("with a new root, by one that signs: %v", err)
+	}
+}
+
 // A shorter --cert-expiry than an external CA's certificates live would have every renewal refused.
 func TestAnExternalCASignsForTheExpiryThatIsAskedFor(t *testing.T) {
 	a := newAuthority(t)

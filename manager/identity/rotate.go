@@ -32,6 +32,9 @@ func (a *Authority) Configure(ctx context.Context, c *cluster.Cluster, want swar
 	if err := a.configure(ctx, &next, want); err != nil {
 		return nil, err
 	}
+	if err := a.tryNamed(ctx, c, &next); err != nil {
+		return nil, err
+	}
 	next.LastForcedRotation = want.ForceRotate
 	return &next, describeRoot(&next)
 }
@@ -99,6 +102,31 @@ func (a *Authority) configure(ctx context.Context, next *cluster.Cluster, want s
 		return nil
 	}
 	return a.begin(ctx, next, want, root, ca)
+}
+
+// tryNamed has external CAs sign for this manager before they do in place of a key that the managers have: once they are set up
+// nobody else signs, so that one that cannot would end joins, promotions and renewals. What was named for the root before needs no
+// trial, unless certificates are not to live as long as they might so far. Where there is no key configure has tried them.
+func (a *Authority) tryNamed(ctx context.Context, before, next *cluster.Cluster) error {
+	root, key, _ := signing(next)
+	if len(key) == 0 {
+		return nil
+	}
+	var known []string
+	if was, _, _ := signing(before); bytes.Equal(normalised(was), normalised(root)) || bytes.Equal(normalised(before.RootCA), normalised(root)) {
+		known = externalURLs(before.Spec.CAConfig.ExternalCAs, before.RootCA, root)
+	}
+	urls := externalURLs(next.Spec.CAConfig.ExternalCAs, next.RootCA, root)
+	expiry := next.Spec.CAConfig.NodeCertExpiry
+	isNew := func(u string) bool { return !slices.Contains(known, u) }
+	if !slices.ContainsFunc(urls, isNew) && (len(urls) == 0 || RemovedFor(expiry) >= RemovedFor(before.Spec.CAConfig.NodeCertExpiry)) {
+		return nil
+	}
+	which := "current"
+	if next.Rotation != nil {
+		which = "desired"
+	}
+	return a.reachable(ctx, urls, root, which, expiry)
 }
 
 // FirstRoot makes the root of a new cluster, or takes the one that want brings with its key. One whose key stays with an external CA
