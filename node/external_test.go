@@ -40,23 +40,30 @@ func TestARecoveryDisturbsNobodyBeforeItBegins(t *testing.T) {
 	}
 	w := newTown(t, 1, 0)
 	n, key := w.nodes[0], backup.NewRecoveryKey()
-	_, err := n.managing().store.Update(t.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
-		c := *snap.Cluster()
-		c.Spec.CAConfig.ExternalCAs = []*swarm.ExternalCA{{Protocol: swarm.ExternalCAProtocolCFSSL, URL: ca.URL}}
-		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&c)}}, nil
-	})
-	must(t, err)
-	data := backedUp(t, n, key)
+	rootKey := snapshot(t, n).Cluster().RootCAKey
+	taken := func(rootKey []byte) []byte {
+		_, err := n.managing().store.Update(t.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
+			c := *snap.Cluster()
+			c.Spec.CAConfig.ExternalCAs = []*swarm.ExternalCA{{Protocol: swarm.ExternalCAProtocolCFSSL, URL: ca.URL}}
+			c.RootCAKey = rootKey
+			return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&c)}}, nil
+		})
+		must(t, err)
+		return backedUp(t, n, key)
+	}
+	withKey, data := taken(rootKey), taken(nil)
 
 	fresh := w.add()
 	req := backup.RecoverRequest{FromBackup: true, Secret: key.Text(), AdvertiseAddr: "127.0.0.1", ListenAddr: freePort(t), DryRun: true}
 	slow, send := io.Pipe()
 	done := make(chan error, 1)
+	var report *backup.Report
 	go func() {
-		_, err := fresh.Recover(t.Context(), req, slow)
+		var err error
+		report, err = fresh.Recover(t.Context(), req, slow)
 		done <- err
 	}()
-	_, err = send.Write(data[:len(data)/2])
+	_, err := send.Write(data[:len(data)/2])
 	must(t, err)
 	if err := fresh.Leave(t.Context(), false); err == nil || err.Error() != textNoSwarm {
 		t.Errorf("leaving meanwhile: %v", err)
@@ -65,15 +72,24 @@ func TestARecoveryDisturbsNobodyBeforeItBegins(t *testing.T) {
 	must(t, err)
 	must(t, send.Close())
 	must(t, <-done)
+	if report == nil || len(report.ExternalCAs) != 1 || report.ExternalCAs[0] != ca.URL || report.HasKey {
+		t.Errorf("the dry run does not tell of the external CA: %+v", report)
+	}
 	if len(asked) != 0 {
 		t.Errorf("a dry run has asked the external CA %d times", len(asked))
 	}
 	req.DryRun = false
-	if _, err := fresh.Recover(t.Context(), req, bytes.NewReader(data)); err == nil || !strings.Contains(err.Error(), "make a certificate for this manager") {
+	if _, err := fresh.Recover(t.Context(), req, bytes.NewReader(data)); err == nil || !strings.Contains(err.Error(), "make a certificate for this manager") ||
+		!strings.Contains(err.Error(), "bring the external CA back") {
 		t.Errorf("recovering with an external CA of another root: %v", err)
 	}
 	if len(asked) == 0 || fresh.Info().LocalNodeState != swarm.LocalNodeStateInactive {
 		t.Errorf("it was asked %d times, and the node is %s", len(asked), fresh.Info().LocalNodeState)
+	}
+	// A backup that has the root's key needs nobody.
+	report, err = fresh.Recover(t.Context(), req, bytes.NewReader(withKey))
+	if err != nil || !report.HasKey || !strings.Contains(report.NotSigned, "external CA "+ca.URL) {
+		t.Errorf("with the root's key: %+v, %v", report, err)
 	}
 }
 

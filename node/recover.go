@@ -179,17 +179,23 @@ func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, from
 	}
 	r.self = raftstore.NewMember(r.report.NodeID, r.state.AdvertiseAddr)
 	uncertified := own == nil || own.Identity.Role != identity.Manager || own.CheckTime(n.cfg.Now()) != nil
-	if uncertified && !(req.DryRun && identity.SignedExternally(c)) {
+	if uncertified {
+		if r.report.ExternalCAs = identity.SigningURLs(c); len(r.report.ExternalCAs) > 0 {
+			r.report.HasKey = identity.HasKey(c)
+		}
+	}
+	if uncertified && !(req.DryRun && len(r.report.ExternalCAs) > 0) {
 		id := identity.Identity{NodeID: r.report.NodeID, ClusterID: c.ID, Role: identity.Manager}
-		if r.credentials, err = n.certify(ctx, c, id); err != nil {
+		if r.credentials, err = n.certify(ctx, c, id, &r.report); err != nil {
 			return nil, fmt.Errorf("make a certificate for this manager: %w", err)
 		}
 	}
 	return r, n.edit(r, former, snap)
 }
 
-// certify issues a certificate for this machine as the cluster's managers would.
-func (n *Node) certify(ctx context.Context, c *cluster.Cluster, id identity.Identity) (*identity.Credentials, error) {
+// certify issues a certificate for this machine as the cluster's managers would, or with the root's key if the external CA that they
+// ask does not sign: it may be as lost as the managers are.
+func (n *Node) certify(ctx context.Context, c *cluster.Cluster, id identity.Identity, report *backup.Report) (*identity.Credentials, error) {
 	authority, err := identity.NewAuthority(identity.AuthorityConfig{Store: n.credentials, Now: n.cfg.Now, Logger: n.cfg.Logger})
 	if err != nil {
 		return nil, err
@@ -199,6 +205,14 @@ func (n *Node) certify(ctx context.Context, c *cluster.Cluster, id identity.Iden
 		return nil, err
 	}
 	certPEM, err := authority.Sign(ctx, c, csrPEM, id)
+	switch external := len(report.ExternalCAs) > 0; {
+	case err != nil && external && report.HasKey:
+		report.NotSigned = err.Error()
+		n.cfg.Logger.Warn("the external CA does not sign this manager's certificate, which is signed with the key of the root CA", "err", err)
+		certPEM, err = authority.SignHere(c, csrPEM, id)
+	case err != nil && external:
+		return nil, fmt.Errorf("%w; nobody else has the key of the root CA: bring the external CA back and have it let this machine in, or recover on a manager whose certificate is still valid", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -125,6 +125,9 @@ func printReport(w io.Writer, r *backup.Report) {
 	fmt.Fprintf(w, "  newest    the last change in it was made %s (%s ago)\n", r.LastChange.Local().Format(time.RFC3339), age(r.LastChange))
 	fmt.Fprintf(w, "  kept      %s, the CA and the join tokens\n", countObjects(r.Objects))
 	fmt.Fprintf(w, "  missing   %s\n", cmp.Or(r.MayMiss, "nothing"))
+	if len(r.ExternalCAs) > 0 {
+		fmt.Fprintf(w, "  signer    %s\n", signer(r))
+	}
 	for i, d := range r.Dropped {
 		label := "dropped"
 		if i > 0 {
@@ -147,10 +150,27 @@ func printReport(w io.Writer, r *backup.Report) {
 	} else {
 		fmt.Fprintf(w, "Nodes that still run look for managers at %s, not here. Tell each of them:\n\n    miniswarm rejoin %s\n\n", strings.Join(r.Known, ", "), r.Addr)
 	}
+	if r.NotSigned != "" {
+		fmt.Fprintln(w, "Nodes cannot join, renew or change their role until the external CA answers: bring it back, or 'miniswarm update --external-ca \"\"' if the managers are to sign.")
+	}
 	if len(r.Dropped) > 0 {
 		fmt.Fprintln(w, "Dropped managers that come back go on as workers: 'miniswarm node promote' makes them managers again. Those that do not: 'miniswarm node rm'.")
 	}
 	fmt.Fprintln(w, "One manager is no safety. To add others run 'miniswarm token manager' and follow the instructions.")
+}
+
+// signer says who certifies this machine where that is an external CA's part.
+func signer(r *backup.Report) string {
+	who := "external CA " + strings.Join(r.ExternalCAs, ", ")
+	switch {
+	case r.NotSigned != "":
+		return "the key of the root CA, which is here: " + r.NotSigned
+	case !r.DryRun:
+		return who
+	case r.HasKey:
+		return who + " is asked for this machine's certificate; if it does not sign, the key of the root CA does, which is here"
+	}
+	return who + " is asked for this machine's certificate: it must answer, nobody else has the key of the root CA"
 }
 
 func age(t time.Time) time.Duration { return max(time.Since(t), 0).Round(time.Second) }

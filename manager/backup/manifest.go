@@ -87,6 +87,12 @@ type Report struct {
 	Dropped []DroppedManager
 	// Objects counts what is kept, by kind.
 	Objects map[string]int
+	// ExternalCAs are where an external CA signs the certificate that this machine needs as a manager; none if it needs none or the
+	// cluster signs itself. HasKey says that the cluster's root key is in the source, and signs in its place if it does not.
+	ExternalCAs []string `json:",omitempty"`
+	HasKey      bool     `json:",omitempty"`
+	// NotSigned is why the external CA did not sign, so that the key had to; empty if it was not needed.
+	NotSigned string `json:",omitempty"`
 	// MayMiss says in words which acknowledged writes may be missing; empty if none can be.
 	MayMiss string
 }

@@ -51,10 +51,16 @@ func signing(c *cluster.Cluster) (root, key, crossSigned []byte) {
 	return c.RootCA, c.RootCAKey, nil
 }
 
-// SignedExternally reports whether certificates of cluster c are signed by an external CA at present.
-func SignedExternally(c *cluster.Cluster) bool {
+// SigningURLs gives where external CAs sign certificates of cluster c at present; none if the managers do.
+func SigningURLs(c *cluster.Cluster) []string {
 	root, _, _ := signing(c)
-	return len(externalURLs(c.Spec.CAConfig.ExternalCAs, c.RootCA, root)) > 0
+	return externalURLs(c.Spec.CAConfig.ExternalCAs, c.RootCA, root)
+}
+
+// HasKey reports whether c has a key by which [Authority.SignHere] can sign.
+func HasKey(c *cluster.Cluster) bool {
+	_, key, _ := signing(c)
+	return len(key) > 0 || len(c.RootCAKey) > 0
 }
 
 // Sign certifies the key of csrPEM for id in cluster c, with the validity that its spec asks for, and returns the certificate in
@@ -77,6 +83,20 @@ func (a *Authority) Sign(ctx context.Context, c *cluster.Cluster, csrPEM []byte,
 		return nil, &StatusError{http.StatusServiceUnavailable, "no certificate can be issued: the managers do not have the key of the root CA, and " +
 			"no external CA is set up for it; name one with \"swarm update --external-ca\""}
 	}
+	return a.signWith(c, rootPEM, keyPEM, crossSigned, csrPEM, id)
+}
+
+// SignHere is Sign with the key that c has, where the external CA that should sign cannot be had: for a cluster that is recovered.
+// While the root rotates to one whose key is not there, it is the key of the root before; the rotation then waits for this node.
+func (a *Authority) SignHere(c *cluster.Cluster, csrPEM []byte, id Identity) ([]byte, error) {
+	rootPEM, keyPEM, crossSigned := signing(c)
+	if len(keyPEM) == 0 {
+		rootPEM, keyPEM, crossSigned = c.RootCA, c.RootCAKey, nil
+	}
+	return a.signWith(c, rootPEM, keyPEM, crossSigned, csrPEM, id)
+}
+
+func (a *Authority) signWith(c *cluster.Cluster, rootPEM, keyPEM, crossSigned, csrPEM []byte, id Identity) ([]byte, error) {
 	ca, err := LoadCA(rootPEM, keyPEM, a.ca)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate for node %s: %w", id.NodeID, err)
