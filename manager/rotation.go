@@ -31,6 +31,15 @@ func (m *Manager) ConfigureCA(ctx context.Context, c *cluster.Cluster, want swar
 	return m.authority.Configure(ctx, c, want)
 }
 
+// ProbeExternalCAs looks whether the external CAs of the cluster answer; see [identity.Authority.ProbeExternal].
+func (m *Manager) ProbeExternalCAs(ctx context.Context) []identity.Probe {
+	c := m.cfg.Store.Snapshot().Cluster()
+	if c == nil {
+		return nil
+	}
+	return m.authority.ProbeExternal(ctx, c)
+}
+
 // rotation is what the leader remembers of a rotation of the root CA while it waits for the nodes.
 type rotation struct {
 	root       []byte // PEM; nil: there is none

@@ -44,6 +44,13 @@ func (g *managing) checkCluster(ctx context.Context) doctor.Cluster {
 	var mu sync.Mutex // guards c while nodes are asked
 	asking, gctx := errgroup.WithContext(ctx)
 	asking.SetLimit(reportsAtOnce)
+	asking.Go(func() error {
+		found := checkExternalCAs(g.manager.ProbeExternalCAs(gctx), snap, g.store.Members())
+		mu.Lock()
+		defer mu.Unlock()
+		c.Findings = append(c.Findings, found...)
+		return nil
+	})
 	for n := range snap.Nodes() {
 		if n.Status.State != swarm.NodeStateReady {
 			continue
@@ -199,6 +206,52 @@ func checkRotation(snap *cluster.Snapshot, now time.Time) []doctor.Finding {
 	}
 	return []doctor.Finding{doctor.Bad(check, "bring them back, or 'miniswarm node rm' those that are gone for good (a manager is demoted first)",
 		"the rotation of the root CA waits for %s", strings.Join(waiting, ", "))}
+}
+
+// checkExternalCAs tells of external CAs that do not answer, and names the nodes whose promotion waits for that. All others go on as
+// they are, so that nothing else shows it.
+func checkExternalCAs(probes []identity.Probe, snap *cluster.Snapshot, members []protocol.Member) []doctor.Finding {
+	const check = "external CA"
+	var out []doctor.Finding
+	answering := 0
+	for _, p := range probes {
+		if p.Err == nil {
+			answering++
+			out = append(out, doctor.Good(check, "%s answers", p.URL))
+		}
+	}
+	if answering == len(probes) {
+		return out
+	}
+	says := "another signs in its place"
+	if answering == 0 {
+		says = "no node can join, renew its certificate or change its role"
+		if waiting := unpromoted(snap, members); len(waiting) > 0 {
+			says += "; " + strings.Join(waiting, ", ") + " cannot become a manager until it answers"
+		}
+	}
+	for _, p := range probes {
+		switch cure := "bring it back; if it is gone for good see docs/operations.md, An external CA"; {
+		case p.Err == nil:
+		case answering > 0:
+			out = append(out, doctor.Bad(check, cure, "external CA %s does not answer: %v; %s", p.URL, p.Err, says))
+		default:
+			out = append(out, doctor.Broken(check, cure, "external CA %s does not answer: %v; %s", p.URL, p.Err, says))
+		}
+	}
+	return out
+}
+
+// unpromoted names the nodes that are to be managers, could be, and are not.
+func unpromoted(snap *cluster.Snapshot, members []protocol.Member) (names []string) {
+	for n := range snap.Nodes() {
+		member := slices.ContainsFunc(members, func(m protocol.Member) bool { return m.NodeID == n.ID })
+		if n.Spec.Role == swarm.NodeRoleManager && n.Status.State == swarm.NodeStateReady && !member {
+			names = append(names, nodeName(n))
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // checkVersions compares what the nodes said they run.

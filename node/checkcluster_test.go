@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/node/doctor"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
@@ -76,6 +78,34 @@ func TestARotationThatWaitsForNodes(t *testing.T) {
 	}
 	if fs := checkRotation(state.Snapshot(), now.Add(time.Minute)); !has(fs, "root rotation", doctor.Warning, "waits for vm2 (down)") || strings.Contains(fs[0].Says, "vm1") {
 		t.Errorf("%+v", fs)
+	}
+}
+
+// While an external CA is away everything goes on, but a promotion waits without a word.
+func TestAnExternalCAThatDoesNotAnswer(t *testing.T) {
+	state := cluster.NewState()
+	member, waiting := &cluster.Node{}, &cluster.Node{}
+	member.ID, member.Description.Hostname, member.Spec.Role, member.Status.State = "n1", "vm1", swarm.NodeRoleManager, swarm.NodeStateReady
+	waiting.ID, waiting.Description.Hostname, waiting.Spec.Role, waiting.Status.State = "n2", "vm2", swarm.NodeRoleManager, swarm.NodeStateReady
+	if _, err := state.Apply(&cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(member), cluster.CreateOf(waiting)}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	members := []protocol.Member{{RaftID: 1, NodeID: "n1"}}
+	away, there := identity.Probe{URL: "https://a/x", Err: errors.New("refused")}, identity.Probe{URL: "https://b/x"}
+	find := func(probes ...identity.Probe) []doctor.Finding {
+		return checkExternalCAs(probes, state.Snapshot(), members)
+	}
+	if fs := find(); len(fs) > 0 {
+		t.Errorf("without one: %+v", fs)
+	}
+	if fs := find(there); !has(fs, "external CA", doctor.Ok, "https://b/x answers") || len(fs) != 1 {
+		t.Errorf("one that answers: %+v", fs)
+	}
+	if fs := find(away); !has(fs, "external CA", doctor.Failure, "external CA https://a/x does not answer: refused; no node can join") || !strings.Contains(fs[0].Says, "; vm2 cannot become a manager") {
+		t.Errorf("one that is away: %+v", fs)
+	}
+	if fs := find(away, there); !has(fs, "external CA", doctor.Warning, "https://a/x does not answer: refused; another signs") || len(fs) != 2 {
+		t.Errorf("one of two: %+v", fs)
 	}
 }
 

@@ -187,7 +187,9 @@ func TestAnExternalCAForTheManagersOwnRootIsTriedOut(t *testing.T) {
 	key := a.c.RootCAKey
 	e, strange := newCFSSL(t, a.c.RootCA, key), newCFSSL(t, a.c.RootCA, key)
 	strange.ca = must(NewCA(CAConfig{}))
-	named := func(cas ...*swarm.ExternalCA) func(*swarm.CAConfig) { return func(c *swarm.CAConfig) { c.ExternalCAs = cas } }
+	named := func(cas ...*swarm.ExternalCA) func(*swarm.CAConfig) {
+		return func(c *swarm.CAConfig) { c.ExternalCAs = cas }
+	}
 	nobody := &swarm.ExternalCA{Protocol: swarm.ExternalCAProtocolCFSSL, URL: "https://127.0.0.1:1/x"}
 	for what, words := range map[*swarm.ExternalCA]string{nobody: "connection refused", strange.spec(a.c.RootCA): "not signed by this cluster's root"} {
 		const refused = "there must be at least one valid, reachable external CA corresponding to the current CA certificate: external CA "
@@ -198,8 +200,14 @@ func TestAnExternalCAForTheManagersOwnRootIsTriedOut(t *testing.T) {
 	if err := a.change(named(e.spec(nil))); err != nil {
 		t.Fatal(err)
 	}
+	if got := a.ProbeExternal(t.Context(), a.c); len(got) != 1 || got[0].URL != e.URL+"/sign" || got[0].Err != nil {
+		t.Errorf("one that answers is found %+v", got)
+	}
 	// Named already, it may be away; another that comes to it must sign then.
 	e.Close()
+	if got := a.ProbeExternal(t.Context(), a.c); len(got) != 1 || got[0].Err == nil || strings.Contains(got[0].Err.Error(), "Head") {
+		t.Errorf("one that is away is found %+v", got)
+	}
 	for what, edit := range map[string]func(*swarm.CAConfig){
 		"another setting":     func(c *swarm.CAConfig) { c.NodeCertExpiry = 2 * DefaultValidity },
 		"named with its root": named(e.spec(a.c.RootCA)),
