@@ -216,7 +216,8 @@ func awaitRotation(ctx context.Context, e *env, cl *client.Client, quiet bool) e
 		_, _ = io.Copy(io.Discard, reader) // whatever was not shown: nobody must wait for a reader
 	})
 	defer shown.Wait()
-	return progress.RootRotationProgress(ctx, cl, writer) // which closes the pipe
+	watch := &rotationWatch{APIClient: cl, out: writer, now: time.Now}
+	return progress.RootRotationProgress(ctx, watch, rotationWriter{watch}) // which closes the pipe
 }
 
 // printRotation prints what Docker's progress says, a line for each change.
