@@ -83,11 +83,12 @@ type Config struct {
 	// About answers the leader's requests about this node itself, below /node/; nil: not found.
 	About http.Handler
 	// OnNode is called with this node's object whenever the leader sends it, OnManagers with the managers. They must
-	// return quickly. OnRefused is called when the leader has a session with another machine that is the same node. All
-	// may be nil.
+	// return quickly. OnRefused is called when the leader has a session with another machine that is the same node, OnAlone when
+	// no manager has given a session, with what each address asked came to. All may be nil.
 	OnNode     func(*cluster.Node)
 	OnManagers func([]protocol.ManagerAddr)
 	OnRefused  func(reason string)
+	OnAlone    func(map[string]error)
 	// OnTrust is called with what the node is to trust at the beginning of a session, when that changes, and when the node is
 	// to be reminded of it. It must return quickly. It may be nil.
 	OnTrust func(protocol.Trust)
@@ -250,8 +251,13 @@ func (a *Agent) sessions(ctx context.Context) error {
 				a.cfg.OnRefused(refused.Error())
 			}
 			pause = maxReconnect
-		} else if tell, lasting := a.alone.Again(time.Now(), ""); tell {
-			a.log.Info("no session with a leader; containers go on", "since", lasting.Round(time.Second), "err", err)
+		} else {
+			if all := refusals(err); len(all) > 0 && a.cfg.OnAlone != nil {
+				a.cfg.OnAlone(all)
+			}
+			if tell, lasting := a.alone.Again(time.Now(), ""); tell {
+				a.log.Info("no session with a leader; containers go on", "since", lasting.Round(time.Second), "err", err)
+			}
 		}
 		// Jitter keeps the agents of a large cluster from asking a new leader all at once.
 		if !pauseFor(ctx, pause/2+rand.N(pause/2)) {

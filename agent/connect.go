@@ -63,6 +63,29 @@ type unready struct{ error }
 
 func (e *unready) Unwrap() error { return e.error }
 
+// refusal is why one manager gave no session, in words that name it.
+type refusal struct {
+	addr string
+	error
+}
+
+func (e *refusal) Unwrap() error { return e.error }
+
+// refusals are the errors in what connectAny returned, by the managers' addresses.
+func refusals(err error) map[string]error {
+	all := map[string]error{}
+	joined, _ := err.(interface{ Unwrap() []error })
+	if joined == nil {
+		return nil
+	}
+	for _, err := range joined.Unwrap() {
+		if r, ok := errors.AsType[*refusal](err); ok {
+			all[r.addr] = r.error
+		}
+	}
+	return all
+}
+
 // leaderless says whether a manager that answered so may know a leader in a moment.
 func leaderless(err error) bool {
 	if nl, ok := errors.AsType[*notLeader](err); ok {
@@ -143,7 +166,7 @@ func connectAny(ctx context.Context, dial dialFunc, addrs []string) (s *stream, 
 			}
 			if !o.again {
 				silent--
-				errs = append(errs, o.err)
+				errs = append(errs, &refusal{o.addr, o.err})
 			}
 			if leaderless(o.err) {
 				waiting = append(waiting, o.addr)

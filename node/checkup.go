@@ -132,6 +132,9 @@ func (m *member) checkSession() []doctor.Finding {
 	if why := m.refusal(); why != "" {
 		return []doctor.Finding{doctor.Broken("session", "on the copy 'miniswarm leave --force', and join again there", "%s", why)}
 	}
+	if why := m.estrangement(); why != "" {
+		return []doctor.Finding{doctor.Broken("session", cureStranger, "%s", why)}
+	}
 	if st.Leader == "" {
 		return []doctor.Finding{doctor.Broken("session", "see what is said about the managers; its containers go on, and nothing about them changes",
 			"this node has no session with a leader%s", since(st.Heard))}
@@ -174,6 +177,10 @@ func (m *member) checkManagers(ctx context.Context) []doctor.Finding {
 		a := <-answers
 		if wrong, ok := errors.AsType[*identity.ClockError](a.err); ok {
 			apart = wrong
+			continue
+		}
+		if identity.Estranged(a.err) {
+			out = append(out, doctor.Broken("managers", cureStranger, "manager %s takes this node for a stranger: %v", a.Addr, a.err))
 			continue
 		}
 		if a.err != nil {

@@ -153,8 +153,12 @@ func (m *member) refuse(why string) {
 	m.refused = why
 }
 
-// accepted ends what refuse noted.
-func (m *member) accepted() { m.refuse("") }
+// accepted ends what refuse and alone noted.
+func (m *member) accepted() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refused, m.strange, m.stranger = "", time.Time{}, false
+}
 
 func (m *member) refusal() string {
 	m.mu.Lock()

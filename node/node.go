@@ -309,6 +309,9 @@ func (n *Node) Info() swarm.Info {
 		return info
 	}
 	info.NodeID = m.nodeID
+	if why := m.estrangement(); why != "" && info.Error == "" {
+		info.Error = why + "; " + cureStranger
+	}
 	if info.Error == "" && m.expired() {
 		info.Error = "this node's certificate has expired; it is renewed as soon as a manager answers"
 	}

@@ -37,7 +37,7 @@ func (m *member) prepareAgent() error {
 		Files:    docker.NewFiles(filepath.Join(m.node.cfg.RunDir, m.nodeID), docker.MountMemory),
 		DataAddr: m.state.DataAddr, Hostname: hostname, Version: m.node.cfg.Version, TLSInfo: m.tlsInfo,
 		Offline: os.Getenv("DOCKER_SERVICE_PREFER_OFFLINE_IMAGE") == "1", OnManagers: m.learnManagers, Epoch: m.state.Epoch, OnEpoch: m.learnEpoch,
-		OnNode: m.learnNode, OnTrust: m.learnTrust, Instance: m.node.instance, OnRefused: m.refuse, Logger: m.logger}
+		OnNode: m.learnNode, OnTrust: m.learnTrust, Instance: m.node.instance, OnRefused: m.refuse, OnAlone: m.alone, Logger: m.logger}
 	if m.node.cfg.DataPlane {
 		mesh, err := ingress.New(ingress.Config{Logger: m.logger, StateDir: dir, Engine: networks})
 		switch {

@@ -44,9 +44,13 @@ func (n *Node) Rejoin(ctx context.Context, addr string) error {
 	}
 	conn, err := m.dial(ctx, addr)
 	if err != nil {
-		return unavailable("no manager of this node's cluster answers at %s: %v", addr, err)
+		return unavailable("no manager of this node's cluster answers at %s: %v", addr, stranger(err))
 	}
 	_ = conn.Close() // it was only to see whether somebody is there
+	// What that one thinks of this node shows with the first request.
+	if _, err := m.askManager(ctx, protocol.ManagerAddr{Addr: addr}); identity.Estranged(err) {
+		return unavailable("the manager at %s does not take this node: %v", addr, stranger(err))
+	}
 	select {
 	case <-m.agent.Seek(addr):
 		return nil
@@ -61,7 +65,7 @@ func (n *Node) Rejoin(ctx context.Context, addr string) error {
 func (n *Node) giveWay(ctx context.Context, m *member, g *managing, addr string) (*member, error) {
 	epoch, err := n.askEpoch(ctx, addr)
 	if err != nil {
-		return nil, unavailable("ask the manager at %s: %v", addr, err)
+		return nil, unavailable("ask the manager at %s: %v", addr, stranger(err))
 	}
 	own, known := g.store.Epoch()
 	if known && epoch == own { // of the same life: it is here to be met

@@ -143,6 +143,29 @@ func alertOf(err error) (tls.AlertError, bool) {
 	return 0, false
 }
 
+// Estranged says of what came of asking managers, with an error for each, whether this node is most likely none of their cluster (any
+// more): one at least refuses the node's certificate because another root CA issued it, or shows such a certificate itself, and
+// whoever else can be reached does so too. Anybody at their addresses may say that, so that nothing may be given up for it; a person is to
+// be told.
+//
+// That is all that a node can see which was removed while it was away and the root CA rotated: the managers cannot tell it, since they
+// have no way to know it.
+func Estranged(errs ...error) bool {
+	found := false
+	for _, err := range errs {
+		var op *net.OpError
+		alert, isAlert := alertOf(err)
+		switch {
+		case errors.Is(err, ErrOtherCluster), isAlert && alert == alertUnknownCA:
+			found = true
+		case errors.As(err, &op) && op.Op == "dial", isTimeout(err), isClosed(err): // a lost connection may have had the alert before it
+		default:
+			return false
+		}
+	}
+	return found
+}
+
 func isTimeout(err error) bool {
 	var timeout net.Error
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
