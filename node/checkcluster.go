@@ -27,6 +27,8 @@ const (
 	reportLimit, reportsAtOnce = 15 * time.Second, 32
 	// named is how many services of a kind of trouble are named.
 	named = 20
+	// startMachine is what to do first about a node that does not answer.
+	startMachine = "start the machine or its daemon"
 	// starting is how long a task may be on its way without being worth a word.
 	starting = 30 * time.Second
 	// enough is how many nodes are enough for three managers, of which one may fail.
@@ -121,6 +123,15 @@ func reference(snap *cluster.Snapshot, n *cluster.Node) string {
 	return name
 }
 
+// start is what to do about a manager that does not answer. One that was restarted is silent too while it is locked, which nobody but
+// itself knows.
+func start(snap *cluster.Snapshot) string {
+	if c := snap.Cluster(); c != nil && c.Spec.EncryptionConfig.AutoLockManagers {
+		return startMachine + " (if that runs, the manager may be locked, and waits for 'miniswarm unlock' there)"
+	}
+	return startMachine
+}
+
 // checkQuorum counts managers, and how many of them may be lost.
 func checkQuorum(st raftstore.Status, snap *cluster.Snapshot) []doctor.Finding {
 	const check = "quorum"
@@ -140,7 +151,7 @@ func checkQuorum(st raftstore.Status, snap *cluster.Snapshot) []doctor.Finding {
 		if n := snap.Node(m.NodeID); n != nil {
 			name, ref = nodeName(n), reference(snap, n)
 		}
-		out = append(out, doctor.Broken(check, "start the machine or its daemon and see that "+m.Addr+" (TCP) is open; if it is gone for good, 'miniswarm node demote "+ref+"' and 'miniswarm node rm --force "+ref+"', then join another manager",
+		out = append(out, doctor.Broken(check, start(snap)+" and see that "+m.Addr+" (TCP) is open; if it is gone for good, 'miniswarm node demote "+ref+"' and 'miniswarm node rm --force "+ref+"', then join another manager",
 			"the leader does not hear from manager %s (%s)", name, m.Addr))
 	}
 	majority := voters/2 + 1
@@ -174,11 +185,12 @@ func checkNodes(snap *cluster.Snapshot) []doctor.Finding {
 			out = append(out, doctor.Bad(check, "'miniswarm node rm "+reference(snap, n)+"' if it is not to come back", "%s is drained and %s: %s", nodeName(n), n.Status.State, n.Status.Message))
 		default:
 			ref := reference(snap, n)
-			remove := "'miniswarm node rm --force " + ref + "'"
+			up, remove := startMachine, "'miniswarm node rm --force "+ref+"'"
 			if n.Spec.Role == swarm.NodeRoleManager {
+				up = start(snap)
 				remove = "'miniswarm node demote " + ref + "' and " + remove
 			}
-			out = append(out, doctor.Broken(check, "start the machine or its daemon and see that it reaches the managers; "+remove+" if it is gone for good",
+			out = append(out, doctor.Broken(check, up+" and see that it reaches the managers; "+remove+" if it is gone for good",
 				"%s (%s) is %s: %s", nodeName(n), n.Status.Addr, n.Status.State, n.Status.Message))
 		}
 		if n.Spec.Availability != swarm.NodeAvailabilityActive {

@@ -136,6 +136,26 @@ func TestLostManagersAreDemotedFirst(t *testing.T) {
 	}
 }
 
+// A manager that is silent may be locked where managers lock; a worker has no lock.
+func TestASilentManagerMayBeLocked(t *testing.T) {
+	st := raftstore.Status{Members: []protocol.Member{{RaftID: 1, NodeID: "n1"}, {RaftID: 2, NodeID: "n2"}, {RaftID: 3, NodeID: "n3"}}, Reachable: map[uint64]bool{2: true, 3: true}}
+	for _, locks := range []bool{false, true} {
+		manager, worker, c := &cluster.Node{}, &cluster.Node{}, &cluster.Cluster{}
+		manager.ID, manager.Spec.Role, manager.Status.State = "n1", swarm.NodeRoleManager, swarm.NodeStateDown
+		worker.ID, worker.Spec.Role, worker.Status.State = "n4", swarm.NodeRoleWorker, swarm.NodeStateDown
+		c.ID, c.Spec.EncryptionConfig.AutoLockManagers = "c1", locks
+		state := cluster.NewState()
+		if _, err := state.Apply(&cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(c), cluster.CreateOf(manager), cluster.CreateOf(worker)}}, 1); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range append(checkQuorum(st, state.Snapshot())[:1], checkNodes(state.Snapshot())...) {
+			if want := locks && !strings.Contains(f.Says, "n4") && f.Level == doctor.Failure; strings.Contains(f.Cure, "'miniswarm unlock'") != want {
+				t.Errorf("locks %v: %+v", locks, f)
+			}
+		}
+	}
+}
+
 func TestServicesThatAreNotAsDeclared(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	two := uint64(2)

@@ -63,7 +63,7 @@ func (n *Node) checkup(ctx context.Context) doctor.Report {
 	case failed != nil:
 		r.Findings = append(r.Findings, doctor.Broken("swarm", "see the daemon's log and docs/operations.md for this message; it is tried again by itself where the cause may pass", "%v", failed))
 	case state == swarm.LocalNodeStateLocked:
-		r.Findings = append(r.Findings, doctor.Broken("swarm", "miniswarm unlock, with the key that 'miniswarm unlock-key' prints on another manager", "this manager is locked"))
+		r.Findings = append(r.Findings, doctor.Broken("swarm", "miniswarm unlock, with the key that 'miniswarm unlock-key' prints on another manager; if the key was rotated while this manager was off or locked, with the one from before", "this manager is locked"))
 	case state == swarm.LocalNodeStatePending:
 		r.Findings = append(r.Findings, doctor.Bad("swarm", "ask again in a moment", "the daemon was just started, and takes up its part in the swarm"))
 	case m == nil:
