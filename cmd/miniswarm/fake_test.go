@@ -47,6 +47,7 @@ type fakeDaemon struct {
 
 	unlockKey string
 	locked    bool // as after a restart
+	worker    bool // no manager runs here
 }
 
 // dialSocket connects to a unix socket whatever is asked for.
@@ -177,7 +178,7 @@ const notManager = `This node is not a swarm manager. Use "docker swarm init" or
 func (f *fakeDaemon) info(*http.Request) (any, error) {
 	info := system.Info{Name: "vm1", ServerVersion: "20.10.24", Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}}
 	if f.member {
-		info.Swarm = swarm.Info{LocalNodeState: swarm.LocalNodeStateActive, NodeID: f.nodes[0].ID, NodeAddr: "10.0.0.1", ControlAvailable: true, Managers: 1, Nodes: 3,
+		info.Swarm = swarm.Info{LocalNodeState: swarm.LocalNodeStateActive, NodeID: f.nodes[0].ID, NodeAddr: "10.0.0.1", ControlAvailable: !f.worker, Managers: 1, Nodes: 3,
 			RemoteManagers: []swarm.Peer{{NodeID: f.nodes[0].ID, Addr: "10.0.0.1:2377"}}, Cluster: &swarm.ClusterInfo{ID: "cluster1", Spec: f.spec}}
 	}
 	if f.locked {

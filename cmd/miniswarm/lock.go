@@ -35,8 +35,13 @@ func unlockCommand(e *env) *cli.Command {
 			case swarm.LocalNodeStateInactive:
 				return errors.New("error: this node is not part of a swarm, so there is nothing to unlock")
 			case swarm.LocalNodeStateLocked:
-			default:
+			case swarm.LocalNodeStateActive:
+				if !info.Swarm.ControlAvailable {
+					return errors.New("error: swarm is not locked: this node runs no manager, and only managers are locked")
+				}
 				return errors.New("error: swarm is not locked: its manager here runs already")
+			default:
+				return fmt.Errorf("error: swarm is not locked: the state of this node is %s, see 'miniswarm info'", info.Swarm.LocalNodeState)
 			}
 			key, err := readKey(c.Context, e)
 			if err != nil {

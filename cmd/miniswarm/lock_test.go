@@ -35,6 +35,10 @@ func TestUnlock(t *testing.T) {
 			t.Errorf("unlock with %q: %d %q, want %d %q", c.stdin, code, text, c.code, c.text)
 		}
 	}
+	f.worker = true
+	if code, text := unlock("SWMKEY-1-first"); code != exitFailed || !strings.Contains(text, "this node runs no manager") {
+		t.Errorf("unlock of a worker: %d %q", code, text)
+	}
 	if code, _, errs := call(t.Context(), "--host", "unix://"+f.socket, "unlock", "SWMKEY-1-first"); code != exitUsage || !strings.Contains(errs, "it asks for the key") {
 		t.Errorf("a key on the command line: %d %s", code, errs)
 	}
