@@ -28,9 +28,11 @@ type control struct {
 // Control implements engineapi.Local.
 func (n *Node) Control() (engineapi.Control, error) {
 	n.mu.Lock()
-	m, local, failed := n.member, n.local, n.failed
+	m, local, failed, soon := n.member, n.local, n.failed, n.becoming
 	n.mu.Unlock()
 	switch {
+	case m == nil && local == swarm.LocalNodeStateInactive && soon:
+		return nil, unavailable(textNoReady)
 	case m == nil && local == swarm.LocalNodeStateInactive:
 		return nil, unavailable(textNever)
 	case local == swarm.LocalNodeStateLocked:

@@ -327,8 +327,29 @@ func TestTheLockReachesEveryManager(t *testing.T) {
 	run(t, second)
 	waitFor(t, "a locked node", func() bool { return second.Info().LocalNodeState == swarm.LocalNodeStateLocked })
 	refused(t, "the new key before the manager knows it", second.Unlock(t.Context(), keyB.Text()), http.StatusUnauthorized, "swarm could not be unlocked: invalid key provided")
+	said, unlocked := make(chan map[string]bool), make(chan struct{})
+	go func() {
+		texts := map[string]bool{}
+		for {
+			if _, err := second.Control(); err != nil {
+				texts[err.Error()] = true
+			}
+			select {
+			case <-unlocked:
+				said <- texts
+				return
+			default:
+			}
+		}
+	}()
 	must(t, second.Unlock(t.Context(), keyA.Text()))
 	sealedWith(t, second, keyB)
+	close(unlocked)
+	for text := range <-said {
+		if text != textLocked && text != textNoReady {
+			t.Errorf("while a manager is unlocked it says %q", text)
+		}
+	}
 }
 
 // TestTheLockFollowsTheRole: a node that is promoted in a swarm that locks its managers is locked from then on, and as a worker it

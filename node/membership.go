@@ -75,6 +75,8 @@ func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) 
 	if err := n.wipe(); err != nil {
 		return "", err
 	}
+	n.setBecoming(true)
+	defer n.setBecoming(false)
 	nodeID, err := n.initialize(ctx, st, req)
 	if err != nil {
 		return "", errors.Join(err, n.abandon())
@@ -161,6 +163,8 @@ func (n *Node) enrol(ctx context.Context, st *state, req swarm.JoinRequest) erro
 	}
 	var peers []protocol.Member
 	if id.Role == identity.Manager {
+		n.setBecoming(true)
+		defer n.setBecoming(false)
 		// A manager that nobody can reach must not become a member of the raft group first.
 		if err := probePort(st.ListenAddr); err != nil {
 			return fmt.Errorf("join swarm as a manager: %w", err)
@@ -267,6 +271,13 @@ func (n *Node) lifetime() context.Context {
 
 // errLeaving ends the member at leave.
 var errLeaving = errors.New("the node leaves the swarm")
+
+// setBecoming notes that this machine is about to be a manager, or that it is one or is not to be.
+func (n *Node) setBecoming(soon bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.becoming = soon
+}
 
 func (n *Node) inSwarm() bool {
 	n.mu.Lock()

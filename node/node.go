@@ -73,7 +73,9 @@ type Node struct {
 	member *member              // guarded by mu; nil while part of no swarm
 	local  swarm.LocalNodeState // guarded by mu
 	failed error                // guarded by mu; why local is error
-	beside []netip.Addr         // guarded by mu; what the machine had when it had the address that others look for, last: see successor
+	// becoming says that this machine is about to be a manager: init, or join as one, is under way.
+	becoming bool         // guarded by mu
+	beside   []netip.Addr // guarded by mu; what the machine had when it had the address that others look for, last: see successor
 }
 
 // New gives a node that is idle until Run. It creates the state directory.

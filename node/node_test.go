@@ -280,6 +280,21 @@ func TestNobodyIsToldToInitAManager(t *testing.T) {
 	must(t, <-ended)
 }
 
+// Whoever asks a machine that is about to be a manager is not told to make it one.
+func TestAMachineThatIsAboutToBeAManager(t *testing.T) {
+	n := newNode(t)
+	run(t, n)
+	for _, c := range []struct {
+		soon bool
+		want string
+	}{{false, textNever}, {true, textNoReady}, {false, textNever}} {
+		n.setBecoming(c.soon)
+		if _, err := n.Control(); err == nil || err.Error() != c.want {
+			t.Errorf("about to be one %v: %v", c.soon, err)
+		}
+	}
+}
+
 func TestAFailedInitLeavesNothing(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
