@@ -319,14 +319,23 @@ func (m *Manager) Dial(ctx context.Context, nodeID string) (net.Conn, error) {
 	return d.Dial(ctx, nodeID)
 }
 
-// Reachability says whether the raft group hears from a manager; only the leader hears from all.
+// Reachability says whether the raft group hears from a manager; only the leader hears from all. One that has just become a member, and has
+// yet to connect and catch up, is neither lost nor found.
 func (m *Manager) Reachability(nodeID string) swarm.Reachability {
 	if nodeID == m.cfg.NodeID {
 		return swarm.ReachabilityReachable
 	}
-	for _, mem := range m.cfg.Store.Members() {
-		if mem.NodeID == nodeID && m.cfg.Store.Reachable(mem.RaftID) {
+	return reachability(m.cfg.Store.Members(), m.cfg.Store.Reachable, nodeID)
+}
+
+func reachability(members []protocol.Member, reachable func(raftID uint64) bool, nodeID string) swarm.Reachability {
+	for _, m := range members {
+		switch {
+		case m.NodeID != nodeID:
+		case reachable(m.RaftID):
 			return swarm.ReachabilityReachable
+		case m.Learner:
+			return swarm.ReachabilityUnknown
 		}
 	}
 	return swarm.ReachabilityUnreachable

@@ -415,3 +415,15 @@ func TestARemovedNodeHearsSo(t *testing.T) {
 		t.Error("a node that was removed long ago is let in with a certificate that lives on")
 	}
 }
+
+// A member that has yet to connect and catch up is not lost.
+func TestReachability(t *testing.T) {
+	members := []protocol.Member{{RaftID: 1, NodeID: "votes"}, {RaftID: 2, NodeID: "lost"}, {RaftID: 3, NodeID: "learns", Learner: true}, {RaftID: 4, NodeID: "new", Learner: true}}
+	reachable := func(id uint64) bool { return id == 1 || id == 3 }
+	for node, want := range map[string]swarm.Reachability{"votes": swarm.ReachabilityReachable, "lost": swarm.ReachabilityUnreachable,
+		"learns": swarm.ReachabilityReachable, "new": swarm.ReachabilityUnknown, "none": swarm.ReachabilityUnreachable} {
+		if got := reachability(members, reachable, node); got != want {
+			t.Errorf("%s is %s, want %s", node, got, want)
+		}
+	}
+}
