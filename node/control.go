@@ -14,7 +14,6 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/engineapi"
-	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/orchestrator"
 	"github.com/miniswarm/miniswarm/scheduler"
 )
@@ -49,7 +48,7 @@ func (n *Node) Control() (engineapi.Control, error) {
 		return control{m, g}, nil
 	case why != "":
 		return nil, unavailable("%s (%s)", textWorker, why)
-	case m.role() == identity.Manager:
+	case m.toManage():
 		return nil, unavailable(textNoReady)
 	}
 	return nil, unavailable(textWorker)

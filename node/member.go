@@ -57,6 +57,8 @@ type member struct {
 	manages *managing // guarded by mu; nil while this node is no manager
 	refused string    // guarded by mu; why the leader takes no session of this node, empty while it does
 	err     error     // guarded by mu; why run ended
+	// wanted is the role that the leader said last that this node is to have, empty before the first time.
+	wanted identity.Role // guarded by mu
 	// strange is since when managers refuse this node as a stranger, zero after a session; stranger says that this has lasted.
 	strange  time.Time // guarded by mu
 	stranger bool      // guarded by mu

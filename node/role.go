@@ -32,6 +32,14 @@ func (m *member) role() identity.Role {
 	return identity.Worker
 }
 
+// toManage says whether this node is to be a manager: by its certificate, or by what the leader said last, where that certificate is on
+// its way.
+func (m *member) toManage() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wanted == identity.Manager || m.role() == identity.Manager
+}
+
 // learnNode takes in this node's object as the leader sends it. When the role in it is not that of the certificate the
 // node was promoted or demoted, and fetches its new certificate; that in turn starts or stops the manager's parts.
 func (m *member) learnNode(n *cluster.Node) {
@@ -40,6 +48,9 @@ func (m *member) learnNode(n *cluster.Node) {
 	if n.Role == identity.Worker {
 		m.forgetManaged()
 	}
+	m.mu.Lock()
+	m.wanted = n.Role
+	m.mu.Unlock()
 	if n.Role != m.role() {
 		m.renewer.RenewNow()
 	}

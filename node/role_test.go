@@ -15,6 +15,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 	dockerclient "github.com/docker/docker/client"
 
+	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/node/doctor"
 	"github.com/miniswarm/miniswarm/raftstore"
@@ -441,4 +442,21 @@ func TestAManagerThatEndsBeforeItBegins(t *testing.T) {
 		t.Errorf("its replica is still open: %v", err)
 	}
 	must(t, m.closeParts())
+}
+
+// A worker that was promoted a moment ago does not say that it is to be promoted.
+func TestAPromotionThatIsUnderWay(t *testing.T) {
+	n := newNode(t)
+	m := blankMember(n, &state{}, "n1")
+	must(t, m.prepareRenewer())
+	n.member, n.local = m, swarm.LocalNodeStateActive
+	for _, c := range []struct {
+		role swarm.NodeRole
+		want string
+	}{{swarm.NodeRoleWorker, textWorker}, {swarm.NodeRoleManager, textNoReady}, {swarm.NodeRoleWorker, textWorker}} {
+		m.learnNode(&cluster.Node{Role: c.role})
+		if _, err := n.Control(); err == nil || err.Error() != c.want {
+			t.Errorf("as a %s to be: %v", c.role, err)
+		}
+	}
 }
