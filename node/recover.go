@@ -58,7 +58,7 @@ func (n *Node) Recover(ctx context.Context, req backup.RecoverRequest, body io.R
 		return nil, &requestError{http.StatusConflict, refused}
 	}
 	r, err := n.recover(ctx, req, from)
-	if r != nil {
+	if r != nil && refused != "" {
 		r.Refused = refused
 	}
 	return r, err
@@ -190,7 +190,15 @@ func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, from
 			return nil, fmt.Errorf("make a certificate for this manager: %w", err)
 		}
 	}
-	return r, n.edit(r, former, snap)
+	if err := n.edit(r, former, snap); err != nil {
+		return nil, err
+	}
+	cramped, err := n.cramped(r)
+	if cramped != "" && !req.DryRun {
+		return nil, &requestError{http.StatusInsufficientStorage, "recover: " + cramped}
+	}
+	r.report.Refused = cramped
+	return r, err
 }
 
 // certify issues a certificate for this machine as the cluster's managers would, or with the root's key if the external CA that they

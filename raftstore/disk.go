@@ -82,6 +82,17 @@ func Room(dir string) error {
 	return nil
 }
 
+// Spare is how many bytes a store in dir that runs gives back when it ends: the segment that it has made for later.
+func Spare(dir string) (n uint64) {
+	names, _ := filepath.Glob(filepath.Join(walDir(dir), "*.tmp")) // the pattern is well-formed
+	for _, name := range names {
+		if fi, err := os.Stat(name); err == nil {
+			n += uint64(fi.Size())
+		}
+	}
+	return n
+}
+
 // createDisk makes an empty store in dir.
 func createDisk(dir string, id diskID, seal *sealer, log *slog.Logger) (*disk, error) {
 	id.Format = diskFormat

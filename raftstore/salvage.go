@@ -197,6 +197,20 @@ func Found(dir string, key []byte, clusterID string, m protocol.Member, s *Salva
 	return nil
 }
 
+// Needs is how many bytes [Found] takes for s: the log's first segment, the next one, which is made beside it, and the snapshot.
+func (s *Salvaged) Needs() (uint64, error) {
+	n := 2 * uint64(wal.SegmentSizeBytes)
+	snap := s.State.Snapshot()
+	err := encodeSnapshot(snapshotMeta{Members: s.Members, Removed: s.Removed, Modified: modified(snap)}, snap, func(chunk []byte, _ bool) error {
+		n += uint64(len(chunk))
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("room for a store: %w", err)
+	}
+	return n, nil
+}
+
 // Export is the tables at one moment, for a backup.
 type Export struct {
 	// Index is the log index of the last transaction in it, Term the term that it was read in.

@@ -62,17 +62,17 @@ func (m Machine) disk(ctx context.Context) []Finding {
 	}
 	var out []Finding
 	free, total := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
-	cure := "make room on the file system of " + m.StateDir + ": 'docker system prune' removes images and containers that nothing uses"
+	cure := func() string { return Room(m.StateDir, m.engineDir(ctx)) }
 	switch says := fmt.Sprintf("%s free of %s at %s", size(free), size(total), m.StateDir); {
 	case free < tooLittle:
-		out = append(out, Broken(check, cure+"; a manager whose disk is full stops", "%s", says))
+		out = append(out, Broken(check, cure()+"; a manager whose disk is full stops", "%s", says))
 	case free < little || float64(free) < littleShare*float64(total):
-		out = append(out, Bad(check, cure, "%s", says))
+		out = append(out, Bad(check, cure(), "%s", says))
 	default:
 		out = append(out, Good(check, "%s", says))
 	}
 	if st.Files > 0 && st.Ffree < 1000 {
-		out = append(out, Bad(check, cure, "%d inodes free of %d at %s", st.Ffree, st.Files, m.StateDir))
+		out = append(out, Bad(check, cure(), "%d inodes free of %d at %s", st.Ffree, st.Files, m.StateDir))
 	}
 	return append(out, m.writing(ctx))
 }
