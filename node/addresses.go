@@ -1,12 +1,14 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/miniswarm/miniswarm/manager/identity"
 )
@@ -116,9 +118,21 @@ func ipOf(s string) (netip.Addr, error) {
 func probePort(addr string) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("listen on the cluster port: %w; another process may have it: choose another with --listen-addr", err)
+		return cannotListen(err)
 	}
 	return l.Close()
+}
+
+// cannotListen adds to why the cluster port cannot be served what to do about it.
+func cannotListen(err error) error {
+	cure := "choose another with --listen-addr"
+	switch {
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		cure = "this machine does not have that address: give it the address, or choose one that it has with --listen-addr"
+	case errors.Is(err, syscall.EADDRINUSE):
+		cure = "another process may have it: choose another with --listen-addr"
+	}
+	return fmt.Errorf("listen on the cluster port: %w; %s", err, cure)
 }
 
 // soleAddress is the machine's address if there is no doubt which one is meant.

@@ -118,3 +118,18 @@ func TestDefaultsOfANewCluster(t *testing.T) {
 		t.Error("a history limit of 0 was overridden")
 	}
 }
+
+// Why the port cannot be served tells what to do: an address that is not there is no port that is taken.
+func TestWhyThePortCannotBeServed(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer taken.Close()
+	for addr, want := range map[string]string{
+		taken.Addr().String(): "another process may have it: choose another",
+		"192.0.2.1:2377":      "this machine does not have that address: give it the address, or choose one that it has",
+	} {
+		if err := probePort(addr); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", addr, err, want)
+		}
+	}
+}

@@ -47,8 +47,8 @@ func (n *Node) followAddress(ctx context.Context) {
 	}
 }
 
-// moved says whether the address that others look for is gone from this machine, and its interface has another in its place; and how
-// many times in a row it must be so.
+// moved says whether the address that others look for is gone from this machine, and its interface has another in its place, or the
+// one that it listens on is gone (see strayed); and how many times in a row it must be so.
 func (n *Node) moved() (moved bool, patience int) {
 	m := n.current()
 	if m == nil || m.locked { // which takes it up with the key
@@ -58,7 +58,7 @@ func (n *Node) moved() (moved bool, patience int) {
 	st := *m.state
 	m.mu.Unlock()
 	host := st.host()
-	if !host.IsValid() || st.Interface == "" {
+	if !host.IsValid() {
 		return false, 0
 	}
 	all, err := present()
@@ -67,6 +67,18 @@ func (n *Node) moved() (moved bool, patience int) {
 		return false, 0
 	case slices.Contains(all, host):
 		n.noteBeside(all)
+		patience := besidePatience
+		if st.Interface == "" { // the machine did not have it before
+			patience = addressPatience
+		}
+		if st.strayed(all).IsValid() {
+			return true, patience
+		}
+		if st.Interface == "" {
+			m.noteInterface(host)
+		}
+		return false, 0
+	case st.Interface == "":
 		return false, 0
 	}
 	_, fresh, err := n.successor(st.Interface, host)
@@ -74,6 +86,17 @@ func (n *Node) moved() (moved bool, patience int) {
 		return err == nil, besidePatience
 	}
 	return err == nil, addressPatience
+}
+
+// noteInterface remembers which interface has got the address that others look for: it had none until now, and is followed from here on.
+func (m *member) noteInterface(host netip.Addr) {
+	name := interfaceOf(host)
+	if name == "" {
+		return // it is gone again
+	}
+	if err := m.remember(func(st *state) { st.Interface = name }); err != nil {
+		m.logger.Warn("which interface has this machine's address could not be saved", "err", err)
+	}
 }
 
 // present are the addresses of this machine. It is one question to the kernel, however many interfaces there are.

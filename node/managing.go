@@ -93,7 +93,7 @@ func (g *managing) close() error {
 func (g *managing) run(ctx context.Context) error {
 	listener, err := net.Listen("tcp", g.member.state.ListenAddr)
 	if err != nil {
-		return errors.Join(fmt.Errorf("listen on the cluster port: %w; another process may have it: choose another with --listen-addr", err), g.store.Close())
+		return errors.Join(cannotListen(err), g.store.Close())
 	}
 	storeCtx, stopStore := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopStore()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // flags are the addresses that the daemon was started with, as they were given.
@@ -18,7 +19,8 @@ func (c *Config) flags() flags { return flags{c.ListenAddr, c.AdvertiseAddr, c.D
 //
 // A flag of the daemon counts when it is another than at the last start: init and join may have named other addresses, and those
 // stay. Without such a flag, an address that the machine does not have any more gives way to the one that the same interface
-// has now. If that has none, it may still be coming up, and nothing is guessed.
+// has now. If that has none, it may still be coming up, and nothing is guessed. One to listen on that is lost by itself gives way to
+// the one at which others look for this machine.
 func (n *Node) readdress(st *state) (changed bool, err error) {
 	before, now := *st, n.cfg.flags()
 	if now != st.Flags {
@@ -33,6 +35,11 @@ func (n *Node) readdress(st *state) (changed bool, err error) {
 		} else {
 			n.cfg.Logger.Warn("this machine does not have the address any more at which others look for it; give the daemon --advertise-addr if it has another",
 				"addr", st.AdvertiseAddr, "interface", st.Interface, "err", err)
+		}
+	}
+	if all, err := present(); err == nil {
+		if lost := st.strayed(all); lost.IsValid() {
+			st.move(lost, st.host())
 		}
 	}
 	if name := interfaceOf(st.host()); name != "" {
@@ -81,6 +88,17 @@ func (st *state) follow(now flags) error {
 		st.Interface = interfaceOf(st.host())
 	}
 	return nil
+}
+
+// strayed is the address to listen on where a machine with these addresses does not have it but has the one at which others look for
+// it, invalid otherwise.
+func (st *state) strayed(all []netip.Addr) netip.Addr {
+	a, err := netip.ParseAddrPort(st.ListenAddr)
+	host, lost := st.host(), a.Addr()
+	if err != nil || lost == host || lost.IsUnspecified() || lost.IsLoopback() || lost.Is4() != host.Is4() || slices.Contains(all, lost) || !slices.Contains(all, host) {
+		return netip.Addr{}
+	}
+	return lost
 }
 
 // move replaces an address of the machine wherever it is used.

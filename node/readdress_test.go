@@ -43,6 +43,12 @@ func TestReaddress(t *testing.T) {
 				s.ListenAddr, s.AdvertiseAddr, s.DataAddr = "192.0.2.1:2377", "192.0.2.1:2377", "192.0.2.1"
 			}),
 			with(func(s *state) { s.ListenAddr = "127.0.0.1:2377" })},
+		{"what it listened on is gone, what it advertises is here", Config{},
+			with(func(s *state) { s.ListenAddr, s.DataAddr, s.Interface = "192.0.2.1:4000", "192.0.2.1", "" }),
+			with(func(s *state) { s.ListenAddr = "127.0.0.1:4000" })},
+		{"both are gone, and nobody knows whose they were", Config{},
+			with(func(s *state) { s.ListenAddr, s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "192.0.2.8:2377", "" }),
+			with(func(s *state) { s.ListenAddr, s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "192.0.2.8:2377", "" })},
 		{"the interface is gone", Config{}, with(func(s *state) { s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "gone0" }),
 			with(func(s *state) { s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "gone0" })},
 		{"an address that never was the machine's", Config{}, with(func(s *state) { s.AdvertiseAddr, s.Interface = "192.0.2.1:2377", "" }),

@@ -171,6 +171,9 @@ func (n *Node) planRecovery(ctx context.Context, req backup.RecoverRequest, from
 	if r.state, err = n.recoveredAddresses(req, former); err != nil {
 		return nil, err
 	}
+	if !here(r.state.AdvertiseAddr) {
+		r.report.Warnings = append(r.report.Warnings, fmt.Sprintf(textElsewhere, r.state.AdvertiseAddr))
+	}
 	r.report.ClusterID = c.ID
 	if own != nil {
 		r.report.NodeID = own.Identity.NodeID
@@ -397,6 +400,9 @@ func (n *Node) stage(r *recovery, staged string) (err error) {
 	return r.state.save(staged)
 }
 
+// textElsewhere is said where others are to look for a manager at an address that its machine does not have.
+const textElsewhere = "no interface of this machine has the address %s that it advertises: the other nodes reach it only if a router forwards that address here, or once the machine has it"
+
 // recoveredAddresses gives the addresses that are asked for; else those that were, where this machine still has them; else those
 // that a new cluster would have.
 func (n *Node) recoveredAddresses(req backup.RecoverRequest, former *state) (*state, error) {
@@ -416,7 +422,11 @@ func (n *Node) recoveredAddresses(req backup.RecoverRequest, former *state) (*st
 			data = former.DataAddr
 		}
 	}
-	return n.addresses(listen, advertise, data)
+	st, err := n.addresses(listen, advertise, data)
+	if err == nil && !here(st.ListenAddr) {
+		return nil, badRequest("recover: this machine does not have the address %s to listen on: give it the address, or choose one that it has with --listen-addr", st.ListenAddr)
+	}
+	return st, err
 }
 
 // here says whether an address, with or without port, is one of this machine's, or any.

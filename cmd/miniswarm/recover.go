@@ -136,6 +136,9 @@ func printReport(w io.Writer, r *backup.Report) {
 		fmt.Fprintf(w, "  %-9s manager %s %s\n", label, strings.TrimSpace(d.Hostname+" "+d.NodeID), d.Addr)
 	}
 	fmt.Fprintf(w, "  epoch     %s: nodes that have heard of it follow no manager of before\n", cluster.EpochTime(r.Epoch).Local().Format(time.RFC3339Nano))
+	for _, text := range r.Warnings {
+		fmt.Fprintf(w, "  warning   %s\n", text)
+	}
 	switch {
 	case r.Refused != "":
 		fmt.Fprintf(w, "\nNothing was done, and without --dry-run it is refused: %s.\n", r.Refused)

@@ -109,6 +109,15 @@ func TestBackupAndRecover(t *testing.T) {
 		t.Errorf("dry run says\n%s", out)
 	}
 	t.Log(out)
+	if strings.Contains(out, "warning") {
+		t.Error("a warning of an address that the machine has")
+	}
+	if out, _ := do(0, "recover", "--dry-run", "--advertise-addr", "192.0.2.9"); !strings.Contains(out, "warning   no interface of this machine has the address 192.0.2.9:") {
+		t.Errorf("with an address that is not there it says\n%s", out)
+	}
+	if _, errs := do(1, "recover", "--force", "--listen-addr", "192.0.2.9"); !strings.Contains(errs, "this machine does not have the address 192.0.2.9:2377 to listen on") {
+		t.Errorf("with an address that is not there to listen on it says %s", errs)
+	}
 
 	_, host = daemonWithoutEngine(t)
 	out, _ = do(0, "recover", "--from", file, "--key-file", keyFile, "--listen-addr", claim.Addr(t).String(), "--format", "json")

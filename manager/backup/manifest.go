@@ -95,6 +95,8 @@ type Report struct {
 	NotSigned string `json:",omitempty"`
 	// MayMiss says in words which acknowledged writes may be missing; empty if none can be.
 	MayMiss string
+	// Warnings say in words what may not be as it is meant.
+	Warnings []string `json:",omitempty"`
 }
 
 // DroppedManager is a manager that a recovered cluster does without. Its node stays, as a worker.
