@@ -11,6 +11,8 @@ import (
 const (
 	// stateDir is the miniswarm daemon's directory in a host's own.
 	stateDir = "miniswarm"
+	// daemonLock is what the daemon holds in it while it runs.
+	daemonLock = "daemon.lock"
 	// diskFile holds the file system of that directory where it has one of its own.
 	diskFile = "miniswarm.img"
 	// fillerFile takes the room on it.
@@ -69,7 +71,7 @@ func (l *Lab) HangDisk(ctx context.Context, host string) error {
 
 func (l *Lab) onDisk(ctx context.Context, host, fault string, do func(at string) error) error {
 	if l.opts.DiskMiB == 0 {
-		return fmt.Errorf("host %s: its state is on the machine's own disk, which is no toy: make a lab with a disk size (lab up --disk 256)", host)
+		return fmt.Errorf("host %s: its state is on the machine's own disk, which is no toy: make a lab with a disk size (lab up --disk 1024)", host)
 	}
 	return l.ail(ctx, host, fault, func(_ context.Context, h hostRecord) error { return do(innerPath(h, l.path(host, stateDir))) })
 }

@@ -26,6 +26,7 @@ const (
 	bootTimeout   = 20 * time.Second
 	engineTimeout = 60 * time.Second
 	daemonTimeout = 30 * time.Second
+	endTimeout    = 5 * time.Second
 )
 
 // Host is one host as it is at the moment it was asked for.
@@ -392,13 +393,26 @@ func (l *Lab) startEngine(ctx context.Context, h hostRecord) error {
 	return l.answers(ctx, h.Engine, "engine", h.Name, engineSocket, engineLog)
 }
 
-// startDaemon starts the miniswarm daemon unless it runs, and waits until it answers.
+// startDaemon starts the miniswarm daemon unless it runs, and waits until it answers. One that was told to end a moment ago may still
+// look as if it ran.
 func (l *Lab) startDaemon(ctx context.Context, h hostRecord) error {
+	ran := h.Daemon.alive()
+	err := l.daemonUp(ctx, h)
+	if err != nil && ran && !h.Daemon.alive() {
+		err = l.daemonUp(ctx, h)
+	}
+	return err
+}
+
+func (l *Lab) daemonUp(ctx context.Context, h hostRecord) error {
 	if !h.Daemon.alive() {
 		args := []string{
 			l.opts.MiniswarmBinary, "daemon",
 			"--engine", "unix://" + l.path(h.Name, engineSocket), "--socket", l.path(h.Name, daemonSocket),
 			"--state-dir", l.path(h.Name, stateDir),
+		}
+		if err := l.awaitStateLock(ctx, h); err != nil {
+			return fmt.Errorf("start miniswarm daemon on %s: %w", h.Name, err)
 		}
 		if !h.Home.IsValid() { // else it is one whose address nobody told the daemon
 			args = append(args, "--listen-addr", netip.AddrPortFrom(h.Addr, clusterPort).String(), "--advertise-addr", h.Addr.String())
@@ -418,6 +432,22 @@ func (l *Lab) startDaemon(ctx context.Context, h hostRecord) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, daemonTimeout, fmt.Errorf("no answer after %s", daemonTimeout))
 	defer cancel()
 	return l.answers(ctx, h.Daemon, "miniswarm daemon", h.Name, daemonSocket, daemonLog)
+}
+
+// awaitStateLock waits for a daemon that is ending to let go of its state directory: its threads may outlive the process that is seen.
+func (l *Lab) awaitStateLock(ctx context.Context, h hostRecord) error {
+	path := innerPath(h, l.path(h.Name, stateDir, daemonLock))
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil // there was none yet
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, endTimeout, fmt.Errorf("another daemon uses its state directory, and has not ended within %s", endTimeout))
+	defer cancel()
+	unlock, err := lock(ctx, path)
+	if err != nil {
+		return err
+	}
+	unlock()
+	return nil
 }
 
 // spawn starts a program inside a host as a child of the host's first process, its output appended to a log.
