@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -18,6 +20,7 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/urfave/cli/v2"
 
+	"github.com/miniswarm/miniswarm/lab"
 	"github.com/miniswarm/miniswarm/node"
 	"github.com/miniswarm/miniswarm/node/doctor"
 )
@@ -107,9 +110,13 @@ func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
 		return up, nil
 	case errors.As(err, &op) && errors.Is(err, fs.ErrPermission):
 		return nil, hint(err, c)
+	case errors.As(err, &op) && elsewhere(c):
+		up.Node = report(doctor.Broken("daemon", "start it there ('miniswarm lab start HOST' for a host of a lab), or unset MINISWARM_HOST to look at this machine",
+			"no daemon answers at %s, which is another machine's: nothing was looked at", c.String(flagHost)))
+		return up, nil
 	case errors.As(err, &op):
 		up.Node = withoutDaemon(ctx, c, doctor.Broken("daemon", "start it: 'systemctl start miniswarm', 'miniswarm daemon', or 'miniswarm init' or 'join' on a machine that is part of no cluster; or name its socket with --host",
-			"no daemon answers at %s; what can be seen without it was looked at", c.String(flagHost)))
+			"no daemon answers at %s; what can be seen of this machine without it was looked at", c.String(flagHost)))
 		return up, nil
 	case err != nil:
 		return nil, err
@@ -124,7 +131,7 @@ func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
 	}
 	up.Cluster = &doctor.Cluster{}
 	if err := fetch(ctx, cl, "/miniswarm/doctor/cluster", up.Cluster); err != nil {
-		cure := "bring back managers until more than half of them answer; if that cannot be, see docs/operations.md on recovery"
+		cure := "bring back managers until more than half of them answer; if that cannot be, 'miniswarm recover --dry-run' on one that is left says what a cluster of it alone would keep (docs/operations.md)"
 		if slices.ContainsFunc(up.Node.Findings, func(f doctor.Finding) bool { return f.Check == "swarm" && f.Level == doctor.Failure }) {
 			cure = "see first what is said about this manager, or ask another one"
 		}
@@ -136,11 +143,24 @@ func examine(ctx context.Context, c *cli.Context) (*checkup, error) {
 
 // withoutDaemon looks at this machine by itself; why says what is the matter with the daemon.
 func withoutDaemon(ctx context.Context, c *cli.Context, why doctor.Finding) doctor.Report {
-	host, _ := os.Hostname()
 	machine := node.Machine(node.Config{StateDir: c.String("state-dir"), Engine: c.String("engine"), DataPlane: true})
-	r := doctor.Report{Hostname: host, Version: version, Time: time.Now(), Findings: append([]doctor.Finding{why}, machine.Examine(ctx)...)}
-	doctor.Sort(r.Findings)
-	return r
+	rest := machine.Examine(ctx)
+	doctor.Sort(rest)
+	return report(append([]doctor.Finding{why}, rest...)...)
+}
+
+// report is what this command has found by itself, in that order.
+func report(fs ...doctor.Finding) doctor.Report {
+	host, _ := os.Hostname()
+	return doctor.Report{Hostname: host, Version: version, Time: time.Now(), Findings: fs}
+}
+
+// elsewhere says that --host is a daemon of another machine, unless the command line says where on this one its state is.
+func elsewhere(c *cli.Context) bool {
+	path, local := strings.CutPrefix(c.String(flagHost), "unix://")
+	root := cmp.Or(os.Getenv(envLabRoot), lab.DefaultRoot)
+	host, _ := os.Hostname() // which a lab's host has in the path of its socket: it may be this one
+	return !c.IsSet("state-dir") && (!local || strings.HasPrefix(path, root+"/") && filepath.Base(filepath.Dir(path)) != host)
 }
 
 // fetch gets a page of the daemon.
@@ -202,7 +222,11 @@ func (u *checkup) print(w io.Writer, all, coloured bool) {
 			if coloured {
 				level = colours[f.Level] + level + "\x1b[0m"
 			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", level, where, f.Check, ourWords.Replace(oneLine(f.Says)))
+			says := oneLine(f.Says)
+			if f.Check != "engine" { // where Docker's daemon is meant
+				says = ourWords.Replace(says)
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", level, where, f.Check, says)
 			if f.Cure != "" {
 				blank := strings.Repeat(" ", 7)
 				if coloured {

@@ -18,6 +18,7 @@ import (
 	"github.com/docker/docker/api/types/versions"
 	"golang.org/x/sys/unix"
 
+	"github.com/miniswarm/miniswarm/agent/docker"
 	"github.com/miniswarm/miniswarm/ingress"
 )
 
@@ -149,7 +150,8 @@ func (m Machine) engine(ctx context.Context) []Finding {
 	defer cancel()
 	info, err := m.Engine(ctx)
 	if err != nil {
-		return []Finding{Broken(check, "start it ('systemctl start docker') and look at its log; containers that run go on where it has live-restore", "the Docker Engine at %s does not answer: %v", m.EngineHost, err)}
+		return []Finding{Broken(check, "start it ('systemctl start docker') and look at its log; containers that run go on where it has live-restore", "the Docker Engine at %s does not answer: %s", m.EngineHost,
+			strings.TrimPrefix(err.Error(), docker.ErrUnavailable.Error()+": "))} // which says the same once more
 	}
 	live := "live-restore is off: its containers stop when it restarts"
 	if info.LiveRestoreEnabled {
