@@ -32,6 +32,9 @@ func flagsFirst(app *cli.App, args []string) []string {
 			break
 		}
 		rest = rest[1:]
+		if (w == "--help" || w == "-h") && len(cmd.Subcommands) == 0 { // the library takes an argument for the name of a command to help with
+			return append(out[:n], w)
+		}
 		if !strings.HasPrefix(w, "-") || w == "-" {
 			words = append(words, w)
 			continue

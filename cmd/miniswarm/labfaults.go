@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -182,8 +183,19 @@ func labClock(e *env) *cli.Command {
 				if err := l.SetClock(c.Context, host, c.Duration("ahead")); err != nil {
 					return err
 				}
-				fmt.Fprintf(e.stdout, "the clock of the daemon of %s is %s ahead\n", host, c.Duration("ahead"))
+				fmt.Fprintf(e.stdout, "the clock of the daemon of %s is %s\n", host, offset(c.Duration("ahead")))
 			}
 			return nil
 		}}
+}
+
+// offset words how far a clock is ahead.
+func offset(ahead time.Duration) string {
+	switch {
+	case ahead < 0:
+		return (-ahead).String() + " behind"
+	case ahead > 0:
+		return ahead.String() + " ahead"
+	}
+	return "right"
 }

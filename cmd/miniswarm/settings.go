@@ -97,11 +97,25 @@ func updateCommand(e *env) *cli.Command {
 				return hint(err, c)
 			}
 			fmt.Fprintln(e.stdout, "Swarm updated.")
+			for _, text := range meanings(c) {
+				fmt.Fprintln(e.stdout, text)
+			}
 			if sw.Spec.EncryptionConfig.AutoLockManagers && !locked {
 				return printUnlockKey(c.Context, e, cl)
 			}
 			return nil
 		}}
+}
+
+// meanings say of the values on the command line that are no plain numbers what comes of them.
+func meanings(c *cli.Context) (texts []string) {
+	if c.IsSet("task-history-limit") && c.Int64("task-history-limit") < 0 {
+		texts = append(texts, fmt.Sprintf("A task history limit of %d is none: finished tasks are kept for ever.", c.Int64("task-history-limit")))
+	}
+	if c.IsSet("dispatcher-heartbeat") && c.Duration("dispatcher-heartbeat") == 0 {
+		texts = append(texts, "A dispatcher heartbeat of 0s is the default: one each second.")
+	}
+	return texts
 }
 
 // printSettings prints what info says of the cluster, in Docker's words.
