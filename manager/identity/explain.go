@@ -58,6 +58,8 @@ func (c *Client) explainDial(err error) error {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w: connection refused: nothing listens there; check the address and port and that the manager is running",
 			ErrUnreachable)
+	case errors.Is(err, syscall.EHOSTUNREACH): // the same as silence, where the machine's neighbours are asked for the address first
+		return fmt.Errorf("%w: no answer (no route to host); check the address, and that no firewall drops the port", ErrUnreachable)
 	case isTimeout(err):
 		return fmt.Errorf("%w: no answer within %s; check the address, and that no firewall drops the port",
 			ErrUnreachable, c.cfg.DialTimeout)

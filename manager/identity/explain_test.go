@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -29,6 +31,20 @@ func TestEstranged(t *testing.T) {
 	} {
 		if got := Estranged(c.errs...); got != c.want {
 			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+// A machine that does not answer is one thing to a person, whether the silence is noticed by a timeout or by a question for its address.
+func TestSilenceHasOneCure(t *testing.T) {
+	c := NewClient(ClientConfig{})
+	for _, err := range []error{
+		&net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)},
+		&net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded},
+	} {
+		got := c.explainDial(err)
+		if !errors.Is(got, ErrUnreachable) || !strings.Contains(got.Error(), "no answer") || !strings.HasSuffix(got.Error(), "; check the address, and that no firewall drops the port") {
+			t.Errorf("%v is explained as %v", err, got)
 		}
 	}
 }
