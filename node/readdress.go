@@ -95,7 +95,7 @@ func (st *state) follow(now flags) error {
 func (st *state) strayed(all []netip.Addr) netip.Addr {
 	a, err := netip.ParseAddrPort(st.ListenAddr)
 	host, lost := st.host(), a.Addr()
-	if err != nil || lost == host || lost.IsUnspecified() || lost.IsLoopback() || lost.Is4() != host.Is4() || slices.Contains(all, lost) || !slices.Contains(all, host) {
+	if err != nil || lost == host || lost.IsUnspecified() || lost.IsLoopback() || lost.Is4() != host.Is4() || slices.Contains(all, lost.WithZone("")) || !slices.Contains(all, host) {
 		return netip.Addr{}
 	}
 	return lost

@@ -185,6 +185,31 @@ func TestAnAddressThatChangesMeanwhile(t *testing.T) {
 	})
 }
 
+// A machine that gets the address at which others look for it while its daemon runs is followed from then on, and served there.
+func TestAnAddressThatComesLater(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	run(t, n)
+	_, port, err := net.SplitHostPort(freePort(t))
+	must(t, err)
+	_, err = n.Init(t.Context(), swarm.InitRequest{ListenAddr: "127.0.0.1:" + port})
+	must(t, err)
+	before := n.current()
+	must(t, before.remember(func(st *state) { st.Interface = "" })) // as if 127.0.0.1 had not been there
+	waitFor(t, "an interface that is known", func() bool {
+		st, err := loadState(n.cfg.StateDir)
+		return err == nil && st.Interface == loopback(t)
+	})
+	if n.current() != before {
+		t.Error("the node was moved though nothing was lost")
+	}
+	must(t, before.remember(func(st *state) { st.Interface, st.ListenAddr = "", "192.0.2.1:"+port }))
+	waitFor(t, "a manager that listens where it is looked for", func() bool {
+		m := n.current()
+		return m != nil && m != before && m.state.ListenAddr == "127.0.0.1:"+port
+	})
+}
+
 func TestWhatAnAddressGivesWayTo(t *testing.T) {
 	addrs := func(all ...string) (ips []netip.Addr) {
 		for _, a := range all {

@@ -447,6 +447,6 @@ func here(addr string) bool {
 	}
 	return slices.ContainsFunc(all, func(a net.Addr) bool {
 		p, err := netip.ParsePrefix(a.String())
-		return err == nil && p.Addr() == ip.Unmap()
+		return err == nil && p.Addr() == ip.Unmap().WithZone("")
 	})
 }
