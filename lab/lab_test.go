@@ -183,10 +183,8 @@ func TestHosts(t *testing.T) {
 		if got := output(t, l, "vm2", "docker", "ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.State}}"); got != id["vm2"]+" exited" {
 			t.Errorf("containers on vm2's disk: %q", got)
 		}
-		output(t, l, "vm2", "docker", "start", "echo")
-		if !reaches("vm1", "vm2") {
-			t.Error("vm1 does not reach vm2 after boot")
-		}
+		output(t, l, "vm2", "docker", "start", "echo") // which returns before the program in it listens
+		eventually(t, func() bool { return reaches("vm1", "vm2") })
 	})
 
 	t.Run("another lab beside it", func(t *testing.T) {
