@@ -112,14 +112,16 @@ func (g *managing) resign(ctx context.Context) error {
 	defer cancel()
 	id := g.member.nodeID
 	var last error
+	asked := false // and perhaps done: then the leader hears this node as a worker, before it has found out itself
 	for g.member.managing() == g {
 		var n swarm.Node
 		err := g.askLeader(ctx, http.MethodGet, "/nodes/"+id, nil, &n)
 		if err == nil && n.Spec.Role == swarm.NodeRoleManager {
-			n.Spec.Role = swarm.NodeRoleWorker
+			n.Spec.Role, asked = swarm.NodeRoleWorker, true
 			err = g.askLeader(ctx, http.MethodPost, fmt.Sprintf("/nodes/%s/update?version=%d", id, n.Version.Index), n.Spec, nil)
 		}
-		if refusal, ok := errors.AsType[*identity.StatusError](err); ok && refusal.Status < http.StatusInternalServerError && refusal.Status != http.StatusMisdirectedRequest {
+		if refusal, ok := errors.AsType[*identity.StatusError](err); ok && refusal.Status < http.StatusInternalServerError && refusal.Status != http.StatusMisdirectedRequest &&
+			!(asked && refusal.Status == http.StatusForbidden) {
 			return err
 		}
 		last = err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/miniswarm/miniswarm/cluster"
@@ -103,7 +104,8 @@ func (n *Node) giveWay(ctx context.Context, m *member, g *managing, addr string)
 	return n.current(), nil
 }
 
-// meet tells a manager that has lost the others where one of them is, and waits until they have a leader: that one tells the rest.
+// meet tells a manager that has lost the others where one of them is, and waits until they have a leader: that one tells the rest. Where
+// the others have one already, it is told where this manager is.
 func (g *managing) meet(ctx context.Context, addr string) error {
 	id, err := g.member.whoIsAt(ctx, addr)
 	if err != nil {
@@ -113,6 +115,17 @@ func (g *managing) meet(ctx context.Context, addr string) error {
 		return badRequest("%s is this manager's own address: name another manager's, or run it on the others with this one", addr)
 	}
 	g.transport.Meet(protocol.Member{NodeID: id, Addr: addr})
+	asking, enough := context.WithCancel(ctx)
+	var asked sync.WaitGroup
+	asked.Go(func() {
+		there := []protocol.ManagerAddr{{NodeID: id, Addr: addr}}
+		_, err := g.member.node.joinRaft(asking, func() []protocol.ManagerAddr { return there }, g.member.joinRequest(false))
+		if err != nil && asking.Err() == nil {
+			g.member.logger.Info("the manager that this one was told of does not pass its address on", "addr", addr, "err", err)
+		}
+	})
+	defer asked.Wait()
+	defer enough()
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
 	for g.store.Status().Leader == 0 {
