@@ -99,7 +99,7 @@ func (s *Store) impostor(from uint64, node string, since time.Time) (why string)
 	fresh := led && known && age < s.cfg.Tick*time.Duration(s.cfg.ElectionTicks)
 	// What a clock that was ahead has written says nothing.
 	predates := func(at time.Time) bool {
-		return !since.IsZero() && at.Before(time.Now()) && since.Add(certificateSlack).Before(at)
+		return !since.IsZero() && at.Before(s.cfg.Now()) && since.Add(certificateSlack).Before(at)
 	}
 	switch n := snap.Node(node); {
 	case n == nil:

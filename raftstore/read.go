@@ -124,9 +124,3 @@ func (r *readRounds) all() []*readRequest {
 	}
 	return all
 }
-
-// wakeAll has the leader send every member a heartbeat at once: a round of its own that nobody waits for.
-func (r *readRounds) wakeAll(node *raft.RawNode) {
-	r.seq++
-	node.ReadIndex(proposalID{r.boot, r.seq}.append(nil))
-}

@@ -55,7 +55,7 @@ func (l *loop) callRoll(done chan error) {
 		return
 	}
 	l.rollCalls = append(l.rollCalls, call)
-	l.reads.wakeAll(l.node)
+	l.reads.ask(l.node) // has every member sent a heartbeat at once
 }
 
 // answered strikes a member off the lists.
