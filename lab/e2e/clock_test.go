@@ -8,36 +8,18 @@ import (
 	"time"
 
 	"github.com/docker/docker/api/types/swarm"
-
-	"github.com/miniswarm/miniswarm/lab"
 )
 
 // Clocks that are wrong on one machine (F12), and then machines that were off for longer than certificates live (F19). What is wrong is named,
 // nothing is restarted because of a date, and everybody comes back by himself.
 func TestClocks(t *testing.T) {
-	c := ownLab(t, "clocks", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
-	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
-	c.allReady(t)
-	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "8", "--publish", "8080:8000", c.witness+":1")
-	c.running(t, "w", 8)
-	f := &faultCluster{testCluster: c, ledger: &ledger{c: c}}
-	for _, s := range []struct {
-		name string
-		do   func(t *testing.T)
-	}{
+	f := newFaultCluster(t, "clocks", 0)
+	f.oneAfterTheOther(t, []scenario{
 		{"a worker's clock is ahead", f.workerAhead},
 		{"the leader's clock is ahead, and the next one's is not", f.leaderAhead},
 		{"a machine starts with a clock that is behind", f.startsBehind},
 		{"certificates expire while machines are off", f.expired},
-	} {
-		if !t.Run(s.name, func(t *testing.T) {
-			began := time.Now()
-			s.do(t)
-			t.Logf("took %.1f s", time.Since(began).Seconds())
-		}) {
-			return // the cluster is not as the next expects it
-		}
-	}
+	})
 }
 
 const day = 24 * time.Hour

@@ -20,6 +20,36 @@ type faultCluster struct {
 	ledger *ledger
 }
 
+// newFaultCluster makes one in a lab of its own; its daemons have disks of their own where diskMiB is positive.
+func newFaultCluster(t *testing.T, name string, diskMiB int) *faultCluster {
+	t.Helper()
+	c := ownLab(t, name, lab.Options{Nodes: 4, Managers: 3, Cluster: true, DiskMiB: diskMiB})
+	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
+	c.allReady(t)
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "8", "--publish", "8080:8000", c.witness+":1")
+	c.running(t, "w", 8)
+	return &faultCluster{testCluster: c, ledger: &ledger{c: c}}
+}
+
+// scenario is something that happens to the cluster, which is whole again in the end.
+type scenario struct {
+	name string
+	do   func(t *testing.T)
+}
+
+func (f *faultCluster) oneAfterTheOther(t *testing.T, all []scenario) {
+	t.Helper()
+	for _, s := range all {
+		if !t.Run(s.name, func(t *testing.T) {
+			began := time.Now()
+			s.do(t)
+			t.Logf("took %.1f s", time.Since(began).Seconds())
+		}) {
+			return // the cluster is not as the next expects it
+		}
+	}
+}
+
 // grace is how long a node may be silent before its tasks are replaced; a fault that takes less must cost nothing.
 const grace = 3 * time.Second
 
@@ -30,17 +60,8 @@ const slack = 500 * time.Millisecond
 // Faults on real machines, one after the other on one cluster (the F numbers are those of docs/reliability.md). What was
 // acknowledged stays, nothing is restarted that need not be, and with the fault gone all is as it should be.
 func TestFaults(t *testing.T) {
-	c := ownLab(t, "faults", lab.Options{Nodes: 4, Managers: 3, Cluster: true, DiskMiB: 400})
-	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
-	c.allReady(t)
-	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "8", "--publish", "8080:8000", c.witness+":1")
-	c.running(t, "w", 8)
-	f := &faultCluster{testCluster: c, ledger: &ledger{c: c}}
-
-	for _, s := range []struct {
-		name string
-		do   func(t *testing.T)
-	}{
+	f := newFaultCluster(t, "faults", 400)
+	f.oneAfterTheOther(t, []scenario{
 		{"a starved node is not a dead one", f.starved},
 		{"cut off for less than the grace", f.shortCut},
 		{"a link that flaps (F11)", f.flapping},
@@ -57,15 +78,7 @@ func TestFaults(t *testing.T) {
 		{"a rolling update, a node's death and the leader's within seconds (F43)", f.together},
 		{"a manager is replaced while another is down", f.replaced},
 		{"somebody flushes all rules (F41)", f.flushed},
-	} {
-		if !t.Run(s.name, func(t *testing.T) {
-			began := time.Now()
-			s.do(t)
-			t.Logf("took %.1f s", time.Since(began).Seconds())
-		}) {
-			return // the cluster is not as the next expects it
-		}
-	}
+	})
 }
 
 func (f *faultCluster) must(t *testing.T, err error) {

@@ -17,16 +17,8 @@ import (
 // Machines get other addresses while everything runs, and nobody tells the daemons (F18); then machines are copied (F20). What runs
 // goes on, and nobody is another than he was.
 func TestMoved(t *testing.T) {
-	c := ownLab(t, "moved", lab.Options{Nodes: 4, Managers: 3, Cluster: true})
-	c.managers, c.workers = []string{"vm1", "vm2", "vm3"}, []string{"vm4"}
-	c.allReady(t)
-	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "8", "--publish", "8080:8000", c.witness+":1")
-	c.running(t, "w", 8)
-	f := &faultCluster{testCluster: c, ledger: &ledger{c: c}}
-	for _, s := range []struct {
-		name string
-		do   func(t *testing.T)
-	}{
+	f := newFaultCluster(t, "moved", 0)
+	f.oneAfterTheOther(t, []scenario{
 		{"the worker's address changes", func(t *testing.T) { f.move(t, "vm4") }},
 		{"a follower's address changes", func(t *testing.T) { f.move(t, f.others(f.currentLeader(t))[0]) }},
 		{"the leader's address changes", func(t *testing.T) { f.move(t, f.currentLeader(t)) }},
@@ -34,15 +26,7 @@ func TestMoved(t *testing.T) {
 		{"all managers' addresses change at once", f.allMove},
 		{"a worker is copied", func(t *testing.T) { f.copied(t, "vm4") }},
 		{"a manager is copied", func(t *testing.T) { f.copied(t, f.others(f.currentLeader(t))[0]) }},
-	} {
-		if !t.Run(s.name, func(t *testing.T) {
-			began := time.Now()
-			s.do(t)
-			t.Logf("took %.1f s", time.Since(began).Seconds())
-		}) {
-			return // the cluster is not as the next expects it
-		}
-	}
+	})
 }
 
 // moveTo gives hosts other addresses at once, and waits for nothing.
