@@ -69,6 +69,11 @@ func Salvage(dir string, key []byte, log *slog.Logger, older ...[]byte) (*Salvag
 	}
 	d := &disk{dir: dir, seal: seal, log: log}
 	s, err := d.salvage()
+	// A store that writes meanwhile shows torn records, and files that go, but hardly twice the same ones; damage stays where it is.
+	for last := ""; err != nil && err.Error() != last; {
+		last = err.Error()
+		s, err = d.salvage()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("salvage store: %w", err)
 	}

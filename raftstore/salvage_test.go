@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -127,6 +128,38 @@ func TestSalvageKeepsTheWholeLog(t *testing.T) {
 			t.Errorf("index %d, committed %d: the tail is gone", s.Index, s.Committed)
 		}
 	})
+}
+
+// A store writes on while it is read, a record now in this page and then in the next: what looks like damage for that moment is none.
+func TestSalvageWhileTheStoreWrites(t *testing.T) {
+	g := newGroup(t, 1, func(c *Config) { c.SnapshotEvery, c.Tick = 200, 10e6 })
+	g.grow(1)
+	m := g.leader()
+	m.mustPut("first")
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			if err := m.put(fmt.Sprint("object", i)); err != nil {
+				ended <- err
+				return
+			}
+		}
+		ended <- nil
+	}()
+	for range 100 {
+		s, err := Salvage(m.dir, testKey, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.State.Snapshot().Config("first") == nil {
+			t.Fatal("what was written before the reading began is not there")
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // Reading shows what a running store has, and leaves it alone; a torn tail is passed over, other damage named.
