@@ -44,7 +44,7 @@ func (k *Kernel) deleteAddress(a plan.Address) error {
 }
 
 func (k *Kernel) readAddresses(names map[int]string, have *plan.State) error {
-	all, err := k.nl.AddrList(nil, unix.AF_INET)
+	all, err := whole(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, unix.AF_INET) })
 	if interrupted(err) != nil {
 		return err
 	}

@@ -148,7 +148,7 @@ func (k *Kernel) Hairpin(bridge string) error {
 	if err != nil {
 		return fmt.Errorf("hairpin on %s: %w", bridge, err)
 	}
-	links, err := k.nl.LinkList()
+	links, err := whole(k.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("hairpin on %s: %w", bridge, err)
 	}
@@ -170,7 +170,7 @@ func (k *Kernel) Hairpin(bridge string) error {
 // readOverlays finds which of the wanted networks are as they should be, and
 // which devices of ours belong to no wanted network.
 func (k *Kernel) readOverlays(want []plan.Overlay) ([]plan.Overlay, error) {
-	links, err := k.nl.LinkList()
+	links, err := whole(k.nl.LinkList)
 	if err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func (k *Kernel) Read(ctx context.Context, want plan.State) (plan.State, error) 
 }
 
 func (k *Kernel) deviceNames() (map[int]string, error) {
-	links, err := k.nl.LinkList()
+	links, err := whole(k.nl.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -63,8 +63,23 @@ func (k *Kernel) deviceNames() (map[int]string, error) {
 	return names, nil
 }
 
-// interrupted dumps are incomplete; what is missing would be made again, which
-// does no harm.
+// whole lists again what others changed while the kernel listed it, which may have left something out. On a machine where
+// containers come and go that is everyday; so often in a row that all is in vain it is not.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 20 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// listNeighbors reads the kernel's table of a family.
+func (k *Kernel) listNeighbors(family int) ([]netlink.Neigh, error) {
+	return whole(func() ([]netlink.Neigh, error) { return k.nl.NeighList(0, family) })
+}
+
+// interrupted says what is wrong besides that a list is incomplete: what is missing would be made again, which does no harm.
 func interrupted(err error) error {
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil
@@ -73,7 +88,7 @@ func interrupted(err error) error {
 }
 
 func (k *Kernel) readForwards(names map[int]string, have *plan.State) error {
-	entries, err := k.nl.NeighList(0, unix.AF_BRIDGE)
+	entries, err := k.listNeighbors(unix.AF_BRIDGE)
 	if interrupted(err) != nil {
 		return err
 	}
@@ -88,7 +103,7 @@ func (k *Kernel) readForwards(names map[int]string, have *plan.State) error {
 }
 
 func (k *Kernel) readNeighbors(names map[int]string, have *plan.State) error {
-	entries, err := k.nl.NeighList(0, unix.AF_INET)
+	entries, err := k.listNeighbors(unix.AF_INET)
 	if interrupted(err) != nil {
 		return err
 	}
@@ -103,8 +118,10 @@ func (k *Kernel) readNeighbors(names map[int]string, have *plan.State) error {
 }
 
 func (k *Kernel) readRoutes(names map[int]string, have *plan.State) error {
-	routes, err := k.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC},
-		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return k.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC},
+			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	})
 	if interrupted(err) != nil {
 		return err
 	}
@@ -128,7 +145,7 @@ func prefix(n *net.IPNet) netip.Prefix {
 }
 
 func (k *Kernel) readRules(have *plan.State) error {
-	rules, err := k.nl.RuleList(unix.AF_INET)
+	rules, err := whole(func() ([]netlink.Rule, error) { return k.nl.RuleList(unix.AF_INET) })
 	if interrupted(err) != nil {
 		return err
 	}

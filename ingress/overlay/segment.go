@@ -24,7 +24,7 @@ func (k *Kernel) Segments(addrs []netip.Addr) (map[netip.Addr]Segment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find neighbours: %w", err)
 	}
-	entries, err := k.nl.NeighList(0, unix.AF_INET)
+	entries, err := k.listNeighbors(unix.AF_INET)
 	if interrupted(err) != nil {
 		return nil, fmt.Errorf("find neighbours: %w", err)
 	}
