@@ -65,9 +65,10 @@ type Config struct {
 	Files *docker.Files
 	// DataAddr is the node's underlay address for overlay traffic; empty: as the managers see it.
 	DataAddr string
-	// Listening says whether a process listens on TCP ports ([docker.Listening] for containers on this machine). Containers
-	// without a health check then count as running once they listen on what the mesh publishes. Nil: as soon as they run.
-	Listening func(pid int, ports []uint16) (bool, error)
+	// Listeners tells which TCP ports a process listens on ([docker.Listeners] for containers on this machine). Containers
+	// without a health check then count as running once they listen on what the mesh publishes, and are stopped once they
+	// have accepted what they were sent. Nil: as soon as they run, and at once.
+	Listeners func(pid int) (map[uint16]int, error)
 	// Hostname describes the node until the engine has been reached.
 	Hostname string
 	// Version is miniswarm's version.
@@ -167,7 +168,7 @@ func New(cfg Config) (*Agent, error) {
 			}
 			return n
 		},
-		Attachment: a.worker.attachment, Payloads: a.worker.payloads, Files: cfg.Files, Offline: cfg.Offline, Logger: a.log, Listening: cfg.Listening,
+		Attachment: a.worker.attachment, Payloads: a.worker.payloads, Files: cfg.Files, Offline: cfg.Offline, Logger: a.log, Listeners: cfg.Listeners,
 		Slots: make(chan struct{}, max(minSlots, slotsPerCPU*runtime.NumCPU())),
 	}
 	return a, nil

@@ -46,7 +46,7 @@ func (m *member) prepareAgent() error {
 		case err != nil:
 			return errors.Join(fmt.Errorf("data plane: %w", err), engine.Close())
 		default:
-			m.mesh, cfg.Mesh, cfg.Listening = mesh, m.node.metrics.Mesh(mesh), docker.Listening
+			m.mesh, cfg.Mesh, cfg.Listeners = mesh, m.node.metrics.Mesh(mesh), docker.Listeners
 			m.names = names.New(names.Config{Logger: m.logger})
 			cfg.Names = m.names
 		}

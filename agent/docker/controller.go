@@ -66,9 +66,9 @@ type Runtime struct {
 	// Slots bounds how many containers are being created or started at the same time: a buffered channel, whose
 	// capacity is the bound. Nil: no bound. An engine that starts very many at once finishes none for long.
 	Slots chan struct{}
-	// Listening is how to see whether a container answers its published ports already; see the function [Listening]. Nil on
-	// a node without the data plane, where they do not lead to containers.
-	Listening func(pid int, ports []uint16) (bool, error)
+	// Listeners is how to see whether a container answers its published ports already, and has accepted what it was sent;
+	// see the function [Listeners]. Nil on a node without the data plane, where they do not lead to containers.
+	Listeners func(pid int) (map[uint16]int, error)
 	Logger    *slog.Logger
 
 	root rootIDs
@@ -346,7 +346,7 @@ func health(have container.InspectResponse) container.HealthStatus {
 }
 
 func (c *Controller) stopUnhealthy(ctx context.Context) error {
-	if err := c.Shutdown(ctx); err != nil {
+	if err := c.stop(ctx); err != nil {
 		return err
 	}
 	have, err := c.inspect(ctx)
@@ -356,9 +356,14 @@ func (c *Controller) stopUnhealthy(ctx context.Context) error {
 	return &ExitError{Code: have.State.ExitCode, Cause: errUnhealthy}
 }
 
-// Shutdown stops the container, giving it the grace of its spec. A container that does not run or does not exist is
-// stopped already.
+// Shutdown stops the container once it has accepted the connections that wait for it, giving it the grace of its spec. A
+// container that does not run or does not exist is stopped already.
 func (c *Controller) Shutdown(ctx context.Context) error {
+	c.awaitAccepted(ctx)
+	return c.stop(ctx)
+}
+
+func (c *Controller) stop(ctx context.Context) error {
 	id, err := c.find(ctx)
 	if id == "" || err != nil {
 		return err

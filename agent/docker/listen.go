@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"time"
 
@@ -18,6 +19,8 @@ const (
 	// listenLimit is how long after its start a container that is to answer published ports may take until it listens on
 	// them. After that it counts as running all the same: perhaps it never will listen, and Swarm would not have waited at all.
 	listenLimit = 3 * time.Second
+	// acceptLimit is how long a container that is to stop may take to accept the connections that wait for it.
+	acceptLimit = 2 * time.Second
 	// firstListenPause and lastListenPause are between two looks, ever longer.
 	firstListenPause = 5 * time.Millisecond
 	lastListenPause  = 50 * time.Millisecond
@@ -25,38 +28,34 @@ const (
 	tcpListen = 10
 )
 
-// Listening says whether every one of the TCP ports has somebody who listens on it, on an address that others reach, in
-// the network namespace of the process pid. It only reads what the kernel tells in /proc: a connection made to find out
-// would be seen by the program, and some serve just one. An error means that the kernel does not tell this daemon.
-func Listening(pid int, ports []uint16) (bool, error) {
+// Listeners gives the TCP ports that somebody listens on, on an address that others reach, in the network namespace of the
+// process pid, each with the number of connections that wait there to be accepted. It only reads what the kernel tells in
+// /proc: a connection made to find out would be seen by the program, and some serve just one. An error means that the
+// kernel does not tell this daemon.
+func Listeners(pid int) (map[uint16]int, error) {
 	fs, err := procfs.NewFS(path.Join(procfs.DefaultMountPoint, strconv.Itoa(pid)))
 	if err != nil {
-		return false, fmt.Errorf("look for listeners of process %d: %w", pid, err)
+		return nil, fmt.Errorf("look for listeners of process %d: %w", pid, err)
 	}
 	//lint:ignore SA1019 netlink, which is recommended instead, would have to enter the process's network namespace
 	four, err := fs.NetTCP()
 	if err != nil {
-		return false, fmt.Errorf("look for listeners of process %d: %w", pid, err)
+		return nil, fmt.Errorf("look for listeners of process %d: %w", pid, err)
 	}
 	//lint:ignore SA1019 as above
 	six, err := fs.NetTCP6()
 	if err != nil {
 		six = nil // a kernel without IPv6 has no such table
 	}
-	open := map[uint64]bool{}
+	open := map[uint16]int{}
 	for _, table := range []procfs.NetTCP{four, six} {
 		for _, s := range table {
 			if s.St == tcpListen && !s.LocalAddr.IsLoopback() {
-				open[s.LocalPort] = true
+				open[uint16(s.LocalPort)] += int(s.RxQueue) // of a listener, what it has not accepted
 			}
 		}
 	}
-	for _, p := range ports {
-		if !open[uint64(p)] {
-			return false, nil
-		}
-	}
-	return true, nil
+	return open, nil
 }
 
 // awaitListeners waits until a container that has no health check listens on the TCP ports that the routing mesh leads
@@ -64,7 +63,7 @@ func Listening(pid int, ports []uint16) (bool, error) {
 // container ends, and when there is nothing to wait for or no way to know.
 func (c *Controller) awaitListeners(ctx context.Context, sub *Subscription, have container.InspectResponse) error {
 	ports := meshPorts(c.task)
-	if c.rt.Listening == nil || len(ports) == 0 || have.State.Pid == 0 {
+	if c.rt.Listeners == nil || len(ports) == 0 || have.State.Pid == 0 {
 		return nil
 	}
 	left := listenLimit
@@ -78,12 +77,12 @@ func (c *Controller) awaitListeners(ctx context.Context, sub *Subscription, have
 	limit := time.NewTimer(left)
 	defer limit.Stop()
 	for pause := firstListenPause; ; pause = min(2*pause, lastListenPause) {
-		ready, err := c.rt.Listening(have.State.Pid, ports)
+		open, err := c.rt.Listeners(have.State.Pid)
 		if err != nil {
 			c.log.Debug("cannot see what the container listens on", "err", err)
 			return nil
 		}
-		if ready {
+		if !slices.ContainsFunc(ports, func(p uint16) bool { _, ok := open[p]; return !ok }) {
 			return nil
 		}
 		select {
@@ -97,6 +96,40 @@ func (c *Controller) awaitListeners(ctx context.Context, sub *Subscription, have
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+	}
+}
+
+// awaitAccepted waits until no connection to the container waits to be accepted any more. The mesh sends it no new ones when it
+// is to stop, but a program that did not come to run for a moment may have some left, and a listener that is closed resets
+// them: requests that somebody has sent already. It returns early when there is no way to know, and when ctx ends.
+func (c *Controller) awaitAccepted(ctx context.Context) {
+	st, _ := c.Status()
+	shared := slices.ContainsFunc(c.task.NetworksAttachments, func(a swarm.NetworkAttachment) bool {
+		name, ok := predefined(a.Network)
+		return ok && container.NetworkMode(name).IsHost() // with listeners that are not its own
+	})
+	if c.rt.Listeners == nil || st.PID == 0 || shared {
+		return
+	}
+	limit := time.NewTimer(acceptLimit)
+	defer limit.Stop()
+	for pause := firstListenPause; ; pause = min(2*pause, lastListenPause) {
+		open, err := c.rt.Listeners(st.PID)
+		waiting := 0
+		for _, n := range open {
+			waiting += n
+		}
+		if err != nil || waiting == 0 {
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-limit.C:
+			c.log.Info("the container is stopped though it has not accepted all connections", "waiting", waiting, "after", acceptLimit)
+			return
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
-	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -45,11 +45,15 @@ func TestStartWaitsForListeners(t *testing.T) {
 			withBench(t, func(b *bench) {
 				b.e.SetImage("web:1", tc.program)
 				began := time.Now()
-				b.rt.Listening = func(pid int, ports []uint16) (bool, error) {
-					if pid == 0 || !slices.Equal(ports, []uint16{8000}) {
-						b.Errorf("asked for ports %v of process %d", ports, pid)
+				b.rt.Listeners = func(pid int) (map[uint16]int, error) {
+					if pid == 0 {
+						b.Error("asked for the listeners of no process")
 					}
-					return tc.after >= 0 && time.Since(began) >= tc.after, tc.err
+					open := map[uint16]int{9000: 0}
+					if tc.after >= 0 && time.Since(began) >= tc.after {
+						open[8000] = 0
+					}
+					return open, tc.err
 				}
 				task := b.task("web:1")
 				task.Endpoint = tc.endpoint
@@ -73,7 +77,7 @@ func TestStartWaitsForListeners(t *testing.T) {
 func TestWaitingForListenersIsTakenUp(t *testing.T) {
 	withBench(t, func(b *bench) {
 		b.e.SetImage("web:1", fake.Program{})
-		b.rt.Listening = func(int, []uint16) (bool, error) { return false, nil }
+		b.rt.Listeners = func(int) (map[uint16]int, error) { return nil, nil }
 		task := b.task("web:1")
 		task.Endpoint = &swarm.Endpoint{Ports: []swarm.PortConfig{{TargetPort: 8000, PublishedPort: 80, PublishMode: swarm.PortConfigPublishModeIngress}}}
 		c := b.controller(task)
@@ -93,7 +97,48 @@ func TestWaitingForListenersIsTakenUp(t *testing.T) {
 	})
 }
 
-func TestListening(t *testing.T) {
+// A container is told to stop when it has accepted what it was sent, and not much later if it never does.
+func TestShutdownWaitsForWhatIsToBeAccepted(t *testing.T) {
+	host := []swarm.NetworkAttachment{{Network: swarm.Network{Spec: swarm.NetworkSpec{DriverConfiguration: &swarm.Driver{Name: "host"}}}}}
+	for _, tc := range []struct {
+		name     string
+		networks []swarm.NetworkAttachment
+		accepts  time.Duration // when all have been accepted
+		err      error
+		min, max time.Duration
+	}{
+		{name: "none waits"},
+		{name: "some wait a while", accepts: time.Second, min: time.Second, max: 1100 * time.Millisecond},
+		{name: "they wait for ever", accepts: time.Hour, min: 2 * time.Second, max: 2 * time.Second},
+		{name: "the kernel does not tell", accepts: time.Hour, err: errors.New("no such process")},
+		{name: "listeners shared with the machine", networks: host, accepts: time.Hour},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			withBench(t, func(b *bench) {
+				b.e.SetImage("web:1", fake.Program{})
+				began := time.Now()
+				b.rt.Listeners = func(int) (map[uint16]int, error) {
+					if time.Since(began) >= tc.accepts {
+						return map[uint16]int{80: 0, 81: 0}, tc.err
+					}
+					return map[uint16]int{80: 0, 81: 3}, tc.err
+				}
+				task := b.task("web:1")
+				task.NetworksAttachments = tc.networks
+				c := b.controller(task)
+				b.must(c.Prepare(b.Context()))
+				b.must(c.Start(b.Context()))
+				began = time.Now()
+				b.must(c.Shutdown(b.Context()))
+				if d := time.Since(began); d < tc.min || d > tc.max {
+					b.Errorf("stopped after %s, want %s to %s", d, tc.min, tc.max)
+				}
+			})
+		})
+	}
+}
+
+func TestListeners(t *testing.T) {
 	reached, err := net.Listen("tcp4", "0.0.0.0:0")
 	if err != nil {
 		t.Fatal(err)
@@ -105,16 +150,23 @@ func TestListening(t *testing.T) {
 	}
 	defer hidden.Close()
 	port := func(ln net.Listener) uint16 { return uint16(ln.Addr().(*net.TCPAddr).Port) }
-	for _, tc := range []struct {
-		ports []uint16
-		want  bool
-	}{{nil, true}, {[]uint16{port(reached)}, true}, {[]uint16{port(hidden)}, false}, {[]uint16{port(reached), port(hidden)}, false}} {
-		got, err := docker.Listening(os.Getpid(), tc.ports)
-		if err != nil || got != tc.want {
-			t.Errorf("Listening(%v) = %v, %v; want %v", tc.ports, got, err, tc.want)
+	for waiting := range 3 {
+		if waiting > 0 {
+			conn, err := net.Dial("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port(reached)))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+		open, err := docker.Listeners(os.Getpid())
+		if n, ok := open[port(reached)]; err != nil || !ok || n != waiting {
+			t.Errorf("port %d of %v (%v), want %d connections that wait", port(reached), open, err, waiting)
+		}
+		if _, ok := open[port(hidden)]; ok {
+			t.Error("a listener that nobody reaches")
 		}
 	}
-	if _, err := docker.Listening(-1, []uint16{1}); err == nil {
+	if _, err := docker.Listeners(-1); err == nil {
 		t.Error("a process that does not exist: want an error")
 	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -194,4 +195,47 @@ func TestConnectionsAreFinished(t *testing.T) {
 			t.Errorf("a connection to a replica that stays was cut: %v", err)
 		}
 	}
+}
+
+// A replica that stands still while it is told to leave, as a starved machine has it do, still answers what it was sent.
+func TestAReplicaThatStandsStill(t *testing.T) {
+	c := onShared(t)
+	c.miniswarm(t, "vm1", "service", "create", "--detach", "--name", "w", "--replicas", "3", "--publish", "8080:8000", c.witness+":1")
+	var still replica
+	for _, r := range c.running(t, "w", 3) {
+		if r.host != "vm1" {
+			still = r
+		}
+	}
+	d, err := c.engine(still.host).ContainerInspect(t.Context(), still.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := fmt.Sprint(d.State.Pid)
+	p := startProbe(t, c.addr("vm1", 8080), c.addr("vm2", 8080), c.addr("vm3", 8080))
+	signal := func(name string) {
+		if _, err := c.Output(t.Context(), still.host, "kill", "-"+name, pid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal("STOP")
+	eventually(t, "requests wait for the replica that stands still", patience, func() error {
+		listener, err := c.Output(t.Context(), still.host, "awk", "$4 == \"0A\" && $5 ~ /:00000003$/", "/proc/"+pid+"/net/tcp6")
+		if err == nil && listener == "" {
+			err = errors.New("none from each node yet")
+		}
+		return err
+	})
+	c.miniswarm(t, "vm1", "node", "update", "--availability", "drain", still.host)
+	// It would have been told to stop long since, and such a replica is waited for longer.
+	for began := time.Now(); time.Since(began) < 1500*time.Millisecond; time.Sleep(50 * time.Millisecond) {
+		told, err := c.Output(t.Context(), still.host, "awk", "/^ShdPnd/ && $2 ~ /4...$/", "/proc/"+pid+"/status")
+		if err != nil || told != "" {
+			t.Errorf("the replica was told to stop before it had accepted all connections (%v)", err)
+			break
+		}
+	}
+	signal("CONT")
+	c.runningElsewhere(t, "w", 3, still.host)
+	p.none(t, "service w")
 }

@@ -81,8 +81,8 @@ func (p *probe) none(t *testing.T, when string) {
 	t.Helper()
 	p.stop()
 	failures, asked := p.failed()
-	if len(failures) > 0 {
-		t.Errorf("%s: %d of %d requests failed, the first through %s: %v", when, len(failures), asked, failures[0].addr, failures[0].err)
+	for _, f := range failures[:min(len(failures), 10)] {
+		t.Errorf("%s: a request begun at %s through %s failed: %v", when, f.at.Format("15:04:05.000"), f.addr, f.err)
 	}
 	if asked == 0 {
 		t.Errorf("%s: nothing was asked", when)
