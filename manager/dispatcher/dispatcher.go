@@ -42,7 +42,7 @@ type Config struct {
 	// Linger is how long a withdrawn replica still runs after every node has stopped sending to it (default 200 ms):
 	// the time for packets on their way.
 	Linger time.Duration
-	// AckTimeout bounds the wait for acknowledgements before a stop (default 1500 ms).
+	// AckTimeout bounds the wait for acknowledgements before a stop (default 3 s).
 	AckTimeout time.Duration
 	// Counters are added to; nil: nobody looks at them.
 	Counters *Counters
@@ -65,7 +65,7 @@ type Former struct {
 const (
 	defaultPeriod     = time.Second
 	defaultLinger     = 200 * time.Millisecond
-	defaultAckTimeout = 1500 * time.Millisecond
+	defaultAckTimeout = 3 * time.Second
 	// minPeriod keeps a heartbeat period that somebody set by mistake from being all that the cluster does.
 	minPeriod = 100 * time.Millisecond
 	// missed is how many periods of silence make a node DOWN, and how many beats make it suspect; swarm's grace.

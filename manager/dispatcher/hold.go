@@ -62,17 +62,20 @@ func (d *Dispatcher) settleHolds(now time.Time) (again time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var acked uint64
+	var slowest string
 	known := false
-	for _, h := range d.holds {
+	for id, h := range d.holds {
 		if h.release.IsZero() {
 			if !known { // costs a look at every node, so once for all holds
-				acked, known = d.ackedByAllLocked(now), true
+				acked, slowest = d.ackedByAllLocked(now)
+				known = true
 			}
 			switch {
 			case acked >= h.seq:
 				h.release = now.Add(d.cfg.Linger)
 			case !now.Before(h.deadline):
 				h.release = now
+				d.cfg.Logger.Warn("a task stops though a node may still send to it", "task", id, "node", slowest, "mesh", h.seq, "acknowledged", acked)
 			}
 		}
 		at := h.release
@@ -95,19 +98,21 @@ func (d *Dispatcher) settleHolds(now time.Time) (again time.Time) {
 
 // ackedByAllLocked is the number of the mesh that all nodes route by which may be sending traffic and can say so. A
 // node whose session has just broken, or has not begun under a new leader, still routes by what it was told before;
-// one that is silent is not waited for.
-func (d *Dispatcher) ackedByAllLocked(now time.Time) uint64 {
-	least := d.mesh.seq
+// one that is silent is not waited for. Slowest is the node that all wait for.
+func (d *Dispatcher) ackedByAllLocked(now time.Time) (least uint64, slowest string) {
+	least = d.mesh.seq
 	for n := range d.cfg.Store.Snapshot().Nodes() {
 		if n.Status.State != swarm.NodeStateReady || now.Sub(d.lastHeardLocked(n.ID)) >= d.suspectAfterLocked() {
 			continue
 		}
 		switch s := d.sessions[n.ID]; {
 		case s == nil:
-			return 0
+			return 0, n.ID
 		case s.dataPlane:
-			least = min(least, s.meshAcked.Load())
+			if acked := s.meshAcked.Load(); acked < least {
+				least, slowest = acked, n.ID
+			}
 		}
 	}
-	return least
+	return least, slowest
 }
