@@ -313,17 +313,25 @@ func lastLines(text []byte, n int) []byte {
 // labDo makes a command of an operation on hosts.
 func labDo(e *env, name, does, done string, do func(*lab.Lab, context.Context, string) error) *cli.Command {
 	return &cli.Command{Name: name, Usage: does, ArgsUsage: "HOST...", Description: "   miniswarm lab " + name + " vm2", Flags: labFlags(),
-		Action: func(c *cli.Context) error {
-			l, _, err := openLab(c)
+		Action: eachHost(e, func(c *cli.Context, l *lab.Lab, host string) (string, error) {
+			return host + " " + done, do(l, c.Context, host)
+		})}
+}
+
+// eachHost does something to the hosts that are named, one after the other until it fails, and prints what do says of each.
+func eachHost(e *env, do func(c *cli.Context, l *lab.Lab, host string) (string, error)) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		l, _, err := openLab(c)
+		if err != nil {
+			return err
+		}
+		for _, host := range c.Args().Slice() {
+			said, err := do(c, l, host)
 			if err != nil {
 				return err
 			}
-			for _, host := range c.Args().Slice() {
-				if err := do(l, c.Context, host); err != nil {
-					return err
-				}
-				fmt.Fprintf(e.stdout, "%s %s\n", host, done)
-			}
-			return nil
-		}}
+			fmt.Fprintln(e.stdout, said)
+		}
+		return nil
+	}
 }

@@ -104,45 +104,26 @@ func labStarve(e *env) *cli.Command {
 	return &cli.Command{Name: "starve", Usage: "leave a host little of the processors, until resume", ArgsUsage: "HOST...",
 		Description: "   miniswarm lab starve vm2 --cpus 0.05\n   miniswarm lab resume vm2",
 		Flags:       labFlags(&cli.Float64Flag{Name: "cpus", Value: 0.1, Usage: "`SHARE` of one processor for all of the host, containers too"}),
-		Action: func(c *cli.Context) error {
-			l, _, err := openLab(c)
-			if err != nil {
-				return err
-			}
-			for _, host := range c.Args().Slice() {
-				if err := l.Starve(c.Context, host, c.Float64("cpus")); err != nil {
-					return err
-				}
-				fmt.Fprintf(e.stdout, "%s has %v of a processor\n", host, c.Float64("cpus"))
-			}
-			return nil
-		}}
+		Action: eachHost(e, func(c *cli.Context, l *lab.Lab, host string) (string, error) {
+			return fmt.Sprintf("%s has %v of a processor", host, c.Float64("cpus")), l.Starve(c.Context, host, c.Float64("cpus"))
+		})}
 }
 
 func labMove(e *env) *cli.Command {
 	return &cli.Command{Name: "move", Usage: "give a host another address, of which its daemon is not told", ArgsUsage: "HOST...",
 		Description: "   miniswarm lab move vm2                        (as DHCP does; a host that is off boots with it)\n   miniswarm lab move vm2 --to 10.213.0.12",
 		Flags:       labFlags(&cli.StringFlag{Name: "to", Usage: "`ADDRESS` of the lab's network (default: one that is free)"}),
-		Action: func(c *cli.Context) error {
-			l, _, err := openLab(c)
-			if err != nil {
-				return err
-			}
+		Action: eachHost(e, func(c *cli.Context, l *lab.Lab, host string) (string, error) {
 			var to netip.Addr
 			if s := c.String("to"); s != "" {
+				var err error
 				if to, err = netip.ParseAddr(s); err != nil || c.Args().Len() > 1 {
-					return usage("--to %s: one address for one host", s)
+					return "", usage("--to %s: one address for one host", s)
 				}
 			}
-			for _, host := range c.Args().Slice() {
-				addr, err := l.Move(c.Context, host, to)
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(e.stdout, "%s is at %s\n", host, addr)
-			}
-			return nil
-		}}
+			addr, err := l.Move(c.Context, host, to)
+			return fmt.Sprintf("%s is at %s", host, addr), err
+		})}
 }
 
 func labCopy(e *env) *cli.Command {
@@ -171,22 +152,13 @@ func labClock(e *env) *cli.Command {
 	return &cli.Command{Name: "clock", Usage: "set the clock of a host's daemon wrong, until resume", ArgsUsage: "HOST...",
 		Description: "   miniswarm lab clock vm2 --ahead 26h\n   miniswarm lab clock vm2 --ahead=-876000h      (a century slow)\n   miniswarm lab resume vm2",
 		Flags:       labFlags(&cli.DurationFlag{Name: "ahead", Usage: "by `HOW-MUCH` it is ahead of this machine's; 0 puts it right"}),
-		Action: func(c *cli.Context) error {
-			l, _, err := openLab(c)
-			if err != nil {
-				return err
-			}
+		Action: eachHost(e, func(c *cli.Context, l *lab.Lab, host string) (string, error) {
 			if !c.IsSet("ahead") {
-				return usage("miniswarm lab clock needs --ahead: by how much, 26h for example")
+				return "", usage("miniswarm lab clock needs --ahead: by how much, 26h for example")
 			}
-			for _, host := range c.Args().Slice() {
-				if err := l.SetClock(c.Context, host, c.Duration("ahead")); err != nil {
-					return err
-				}
-				fmt.Fprintf(e.stdout, "the clock of the daemon of %s is %s\n", host, offset(c.Duration("ahead")))
-			}
-			return nil
-		}}
+			ahead := c.Duration("ahead")
+			return fmt.Sprintf("the clock of the daemon of %s is %s", host, offset(ahead)), l.SetClock(c.Context, host, ahead)
+		})}
 }
 
 // offset words how far a clock is ahead.

@@ -117,21 +117,32 @@ func (s *Server) updateSecret(c Control, w http.ResponseWriter, r *http.Request)
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	version, err := payloadVersion(r, cluster.KindSecret)
+	return relabel(c, w, r, cluster.KindSecret, func(o *cluster.Secret) (cluster.Object, error) {
+		next := *o
+		next.Spec.Labels = spec.Labels
+		return &next, onlyLabels(o.Spec.Name, spec.Name, o.Spec.Data, spec.Data)
+	})
+}
+
+// relabel updates a secret or a config. Edit gives the next version of what there is.
+func relabel[T cluster.Object](c Control, w http.ResponseWriter, r *http.Request, k cluster.Kind, edit func(T) (cluster.Object, error)) error {
+	asked, err := payloadVersion(r, k)
 	if err != nil {
 		return err
 	}
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
-		o, err := find[*cluster.Secret](snap, cluster.KindSecret, r.PathValue("id"))
+		o, err := find[T](snap, k, r.PathValue("id"))
 		if err != nil {
 			return nil, err
 		}
-		if err := onlyLabels(o.Version.Index, version, o.Spec.Name, spec.Name, o.Spec.Data, spec.Data); err != nil {
+		next, err := edit(o)
+		if err != nil {
 			return nil, err
 		}
-		next := *o
-		next.Spec.Labels = spec.Labels
-		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
+		if o.ObjectMeta().Version.Index != asked {
+			return nil, rpcErrorf(unknownCode, "update out of sequence")
+		}
+		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(next)}}, nil
 	})
 	if err != nil {
 		return err
@@ -141,12 +152,9 @@ func (s *Server) updateSecret(c Control, w http.ResponseWriter, r *http.Request)
 }
 
 // onlyLabels refuses to change anything else of a secret or config.
-func onlyLabels(have, asked uint64, name, newName string, data, newData []byte) error {
+func onlyLabels(name, newName string, data, newData []byte) error {
 	if newName != name || newData != nil && subtle.ConstantTimeCompare(data, newData) == 0 {
 		return rpcErrorf(invalidArgument, "only updates to Labels are allowed")
-	}
-	if have != asked {
-		return rpcErrorf(unknownCode, "update out of sequence")
 	}
 	return nil
 }
@@ -255,27 +263,11 @@ func (s *Server) updateConfig(c Control, w http.ResponseWriter, r *http.Request)
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	version, err := payloadVersion(r, cluster.KindConfig)
-	if err != nil {
-		return err
-	}
-	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
-		o, err := find[*cluster.Config](snap, cluster.KindConfig, r.PathValue("id"))
-		if err != nil {
-			return nil, err
-		}
-		if err := onlyLabels(o.Version.Index, version, o.Spec.Name, spec.Name, o.Spec.Data, spec.Data); err != nil {
-			return nil, err
-		}
+	return relabel(c, w, r, cluster.KindConfig, func(o *cluster.Config) (cluster.Object, error) {
 		next := *o
 		next.Spec.Labels = spec.Labels
-		return &cluster.Txn{Time: time.Now(), Changes: []cluster.Change{cluster.UpdateOf(&next)}}, nil
+		return &next, onlyLabels(o.Spec.Name, spec.Name, o.Spec.Data, spec.Data)
 	})
-	if err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusOK)
-	return nil
 }
 
 func (s *Server) removeConfig(c Control, w http.ResponseWriter, r *http.Request) error {
