@@ -43,7 +43,7 @@ func (m Machine) Examine(ctx context.Context) []Finding {
 	return out
 }
 
-// Limits of the state directory's file system and disk. The log is some ten MB as a rule; the engine's images are usually on
+// Limits of file systems and of the state directory's disk. The log is some ten MB as a rule; the engine's images are usually on
 // the same file system and fill it.
 const (
 	tooLittle, little = 64 << 20, 512 << 20
@@ -57,25 +57,49 @@ func (m Machine) disk(ctx context.Context) []Finding {
 	if _, err := os.Stat(m.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return []Finding{Good(check, "there is no state directory %s yet", m.StateDir)}
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(m.StateDir, &st); err != nil {
+	cure := func() string { return Room(m.StateDir, m.engineDir(ctx)) }
+	out, err := space(check, m.StateDir, cure, "a manager whose disk is full stops")
+	if err != nil {
 		return []Finding{Broken(check, "make the state directory readable for the daemon", "%s: %v", m.StateDir, err)}
 	}
-	var out []Finding
+	return append(out, m.writing(ctx))
+}
+
+// engineDisk looks at the file system of images and containers where it is another one than that of the state directory.
+func (m Machine) engineDisk(root string) []Finding {
+	const check = "engine disk"
+	if root == "" || !strings.HasPrefix(m.EngineHost, "unix://") || device(root) == device(m.StateDir) {
+		return nil
+	}
+	cure := func() string {
+		return "make room on the file system of " + root + ": 'docker system prune' removes images and containers that nothing uses"
+	}
+	out, err := space(check, root, cure, "tasks are rejected on a node whose engine has no room")
+	if err != nil {
+		return nil // not of this mount namespace: see mounts
+	}
+	return out
+}
+
+// space looks at the room on the file system of dir; consequence is what comes of having none.
+func space(check, dir string, cure func() string, consequence string) (out []Finding, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil, err
+	}
 	free, total := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
-	cure := func() string { return Room(m.StateDir, m.engineDir(ctx)) }
-	switch says := fmt.Sprintf("%s free of %s at %s", size(free), size(total), m.StateDir); {
+	switch says := fmt.Sprintf("%s free of %s at %s", size(free), size(total), dir); {
 	case free < tooLittle:
-		out = append(out, Broken(check, cure()+"; a manager whose disk is full stops", "%s", says))
+		out = append(out, Broken(check, cure()+"; "+consequence, "%s", says))
 	case free < little || float64(free) < littleShare*float64(total):
 		out = append(out, Bad(check, cure(), "%s", says))
 	default:
 		out = append(out, Good(check, "%s", says))
 	}
 	if st.Files > 0 && st.Ffree < 1000 {
-		out = append(out, Bad(check, cure(), "%d inodes free of %d at %s", st.Ffree, st.Files, m.StateDir))
+		out = append(out, Bad(check, cure(), "%d inodes free of %d at %s", st.Ffree, st.Files, dir))
 	}
-	return append(out, m.writing(ctx))
+	return out, nil
 }
 
 // writing tries how long the disk takes to keep something: raft waits for it with every change.
@@ -167,7 +191,7 @@ func (m Machine) engine(ctx context.Context) []Finding {
 	if info.Swarm.LocalNodeState != "" && info.Swarm.LocalNodeState != swarm.LocalNodeStateInactive {
 		out = append(out, Broken(check, "'docker swarm leave' on the engine's own socket, or keep this machine out of miniswarm", "the engine is part of a Docker Swarm of its own, whose ports and networks are in the way"))
 	}
-	return append(out, m.mounts()...)
+	return slices.Concat(out, m.engineDisk(info.DockerRootDir), m.mounts())
 }
 
 // mounts looks whether the engine sees what this machine's processes mount, which secrets depend on.

@@ -94,6 +94,22 @@ func TestTheStateDirectory(t *testing.T) {
 	}
 }
 
+func TestTheEnginesDisk(t *testing.T) {
+	m := Machine{StateDir: t.TempDir(), EngineHost: "unix:///nowhere"}
+	if fs := m.engineDisk("/proc"); !found(fs, "engine disk", Failure, "0.0 MiB free") { // a file system that never has room
+		t.Errorf("%+v", fs)
+	}
+	for _, root := range []string{"", m.StateDir, "/none"} {
+		if fs := m.engineDisk(root); len(fs) > 0 {
+			t.Errorf("%q: %+v", root, fs)
+		}
+	}
+	m.EngineHost = "tcp://192.0.2.1:2375"
+	if fs := m.engineDisk("/proc"); len(fs) > 0 {
+		t.Errorf("of an engine elsewhere: %+v", fs)
+	}
+}
+
 func TestTheWorstComesFirst(t *testing.T) {
 	fs := []Finding{Good("a", "1"), Bad("b", "x", "2"), Broken("c", "x", "3"), Bad("d", "x", "4"), Good("e", "5")}
 	Sort(fs)
