@@ -12,52 +12,51 @@ import (
 
 // rebuild makes the table anew. In one transaction with the deletion no packet
 // meets an empty table, and connections keep their translation.
-func (t *Table) rebuild(want plan.Table) error {
+func (t *Table) rebuild(conn *nftables.Conn, want plan.Table) error {
 	for _, own := range t.tables() {
-		t.conn.AddTable(own)
-		t.conn.DelTable(own)
-		t.conn.AddTable(own)
+		conn.AddTable(own)
+		conn.DelTable(own)
+		conn.AddTable(own)
 	}
 	for _, s := range t.sets() {
-		if err := t.conn.AddSet(s, nil); err != nil {
+		if err := conn.AddSet(s, nil); err != nil {
 			return fmt.Errorf("nftables set %s: %w", s.Name, err)
 		}
 	}
 	for _, c := range t.chains(want.Base) {
-		t.conn.AddChain(c.chain)
+		conn.AddChain(c.chain)
 		for _, r := range c.rules {
-			t.addRule(c.chain, r)
+			addRule(conn, c.chain, r)
 		}
 	}
 	if t.zones {
-		t.conn.AddChain(zoneChain())
-		t.addRule(zoneChain(), unzoned(want.Base))
+		conn.AddChain(zoneChain()) // whose rule the library cannot write
 	}
-	return t.change(plan.CompareTables(plan.Table{Base: want.Base}, want))
+	return t.change(conn, plan.CompareTables(plan.Table{Base: want.Base}, want))
 }
 
-func (t *Table) addRule(c *nftables.Chain, r rule) {
-	t.conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: r.exprs,
+func addRule(conn *nftables.Conn, c *nftables.Chain, r rule) {
+	conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: r.exprs,
 		UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment)})
 }
 
-func (t *Table) change(d plan.TableDiff) error {
+func (t *Table) change(conn *nftables.Conn, d plan.TableDiff) error {
 	var b batch
 	collect(&b, setGuarded, d.Guarded, one(guardedElement))
 	collect(&b, setInside, d.Inside, prefixElements)
 	collect(&b, setLoops, d.Loops, one(loopElement))
 	collect(&b, setPeers, d.Peers, one(peerElement))
 	for _, p := range slices.Concat(d.Ports, d.Virtuals) {
-		if err := t.changePort(&b, p); err != nil {
+		if err := t.changePort(conn, &b, p); err != nil {
 			return fmt.Errorf("port %s: %w", p.PortKey, err)
 		}
 	}
-	return b.send(t.conn)
+	return b.write(conn)
 }
 
 // changePort gathers the change of one published port or virtual address. One without
 // backends has no chain; it is only in the set of those that are refused.
-func (t *Table) changePort(b *batch, p plan.PortChange) error {
+func (t *Table) changePort(conn *nftables.Conn, b *batch, p plan.PortChange) error {
 	dispatch, all := setDispatch, []string{setPublished}
 	if p.Virtual.IsValid() {
 		dispatch, all = setVirtualDispatch, []string{setVirtuals}
@@ -94,22 +93,22 @@ func (t *Table) changePort(b *batch, p plan.PortChange) error {
 		del = append(del, slotElement(p.After+i, a))
 	}
 	if p.Before == 0 && p.After > 0 {
-		t.conn.AddChain(chain)
-		if err := t.conn.AddSet(slots, nil); err != nil {
+		conn.AddChain(chain)
+		if err := conn.AddSet(slots, nil); err != nil {
 			return err
 		}
 		b.add(dispatch, dispatchElement(p.PortKey))
 	}
-	if err := deleteElements(t.conn, slots, del); err != nil {
+	if err := deleteElements(conn, slots, del); err != nil {
 		return err
 	}
-	if err := addElements(t.conn, slots, add); err != nil {
+	if err := addElements(conn, slots, add); err != nil {
 		return err
 	}
 	if p.Before != p.After {
-		t.conn.FlushChain(chain)
+		conn.FlushChain(chain)
 		for _, r := range portRules(p.PortKey, p.After) {
-			t.addRule(chain, r)
+			addRule(conn, chain, r)
 		}
 	}
 	return nil
@@ -155,9 +154,9 @@ func one[T any](element func(T) nftables.SetElement) func(T) []nftables.SetEleme
 	return func(v T) []nftables.SetElement { return []nftables.SetElement{element(v)} }
 }
 
-// send puts deletions before additions, since a changed element is both, and
+// write puts deletions before additions, since a changed element is both, and
 // deletes chains when nothing leads to them any more.
-func (b *batch) send(c *nftables.Conn) error {
+func (b *batch) write(c *nftables.Conn) error {
 	for _, name := range b.names {
 		if err := deleteElements(c, sharedSet(name), b.deletes[name]); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)

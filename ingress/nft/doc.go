@@ -28,6 +28,6 @@
 // be answered by another node, which serves it as well, at the price of a detour.
 //
 // All changes of one call are one transaction: the kernel has all of them or
-// none. The one rule that the library cannot write, that of the zones, comes in a second one behind a table that is made anew; in
-// between packets that need it wait. Nothing outside the tables is touched.
+// none, and so a process that ends at any moment leaves a whole table behind. That is true of a table that is made anew as well.
+// Nothing outside the tables is touched.
 package nft

@@ -20,6 +20,8 @@ import (
 type Table struct {
 	// conn is nil after it had to be given up and no other could be opened.
 	conn *nftables.Conn
+	// wire is the socket of conn, for transactions.
+	wire socket
 	// ask is for single questions, and nil as conn is. Closing a socket of this family waits for the
 	// kernel's housekeeping, so it stays open as well.
 	ask *netlink.Conn
@@ -89,10 +91,16 @@ func (t *Table) hasBridge() (bool, error) {
 	probe := &nftables.Table{Name: TableName + "-probe", Family: bridgeTable.Family}
 	keep := keepChain().chain
 	keep.Table = probe
-	t.conn.AddTable(probe)
-	t.conn.AddChain(keep)
-	t.conn.DelTable(probe)
-	err := t.conn.Flush()
+	messages, err := written(func(c *nftables.Conn) error {
+		c.AddTable(probe)
+		c.AddChain(keep)
+		c.DelTable(probe)
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	err = t.transact(messages)
 	if err == nil || errors.Is(err, fs.ErrPermission) { // which Apply says, with what to do
 		return true, nil
 	}
@@ -129,21 +137,22 @@ func (t *Table) chains(base plan.Base) []baseChain {
 // for the largest of clusters, not allocations.
 const socketBuffer = 64 << 20
 
-// connect begins anew: what was gathered but not sent, and answers that were not
-// read, are gone with the connection they belonged to.
+// connect begins anew: answers that were not read are gone with the connection they belonged to.
 func (t *Table) connect() error {
 	if t.conn != nil {
 		t.conn.CloseLasting()
-		t.conn, t.known = nil, false
+		t.conn, t.wire, t.known = nil, nil, false
 	}
+	var wire socket
 	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(
 		func(c *netlink.Conn) error { return c.SetWriteBuffer(socketBuffer) },
 		func(c *netlink.Conn) error { return c.SetReadBuffer(socketBuffer) },
+		func(c *netlink.Conn) error { wire = c; return nil },
 	))
 	if err != nil {
 		return fmt.Errorf("open nftables over netlink: %w", err)
 	}
-	t.conn, t.known = conn, false
+	t.conn, t.wire, t.known = conn, wire, false
 	return nil
 }
 
@@ -268,54 +277,44 @@ func (t *Table) Remove(ctx context.Context) error {
 	}
 	t.known = false
 	// Adding first makes deleting something that is not there no error.
-	for _, own := range t.tables() {
-		t.conn.AddTable(own)
-		t.conn.DelTable(own)
-	}
-	return t.flush("delete")
+	return t.send("delete", func(c *nftables.Conn) error {
+		for _, own := range t.tables() {
+			c.AddTable(own)
+			c.DelTable(own)
+		}
+		return nil
+	})
 }
 
 // commit sends one transaction and remembers what the kernel then holds.
 func (t *Table) commit(d plan.TableDiff, want plan.Table) error {
 	// A difference is one from a generation that is known; a table made anew does not depend on any.
-	before, err := t.generation, error(nil)
+	before, write := t.generation, func(c *nftables.Conn) error { return t.change(c, d) }
+	var zone []netlink.Message
 	if d.Rebuild {
+		var err error
 		if before, err = t.currentGeneration(); err != nil {
 			return err
 		}
-		err = t.rebuild(want)
-	} else {
-		err = t.change(d)
-	}
-	if err != nil {
-		// What is gathered already must not go out with the next transaction.
-		return errors.Join(fmt.Errorf("nftables table %s: %w", TableName, err), t.connect())
-	}
-	if err := t.flush("change"); err != nil {
-		return err
-	}
-	own := uint32(1)
-	if d.Rebuild && t.zones {
-		if err := t.separate(zoneChain(), want.Base); err != nil {
-			return errors.Join(fmt.Errorf("nftables table %s: %w", TableName, explain(err)), t.connect(), t.askAnew())
+		write = func(c *nftables.Conn) error { return t.rebuild(c, want) }
+		if t.zones {
+			rule, err := zoneRule(zoneChain(), want.Base)
+			if err != nil {
+				return err
+			}
+			zone = append(zone, rule)
 		}
-		own++
+	}
+	if err := t.send("change", write, zone...); err != nil {
+		return err
 	}
 	after, err := t.currentGeneration()
 	if err != nil {
 		return err
 	}
 	t.have, t.known = want, true
-	if after == before+own {
+	if after == before+1 {
 		t.generation = after // nobody else was there in between
-	}
-	return nil
-}
-
-func (t *Table) flush(verb string) error {
-	if err := t.conn.Flush(); err != nil {
-		// Answers to the rest of the transaction may still be on their way.
-		return errors.Join(fmt.Errorf("%s nftables table %s: %w", verb, TableName, explain(err)), t.connect())
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -52,12 +53,6 @@ func fromPeers(base plan.Base) []expr.Any {
 	return match(destinationIn(base.Ingress), tracked(), loadNeighbour(), []expr.Any{mapped(setPeers)})
 }
 
-// unzoned holds the packets of connections that have a zone back for the moment in which the chain has no rule for them yet: without
-// their zone they would begin other connections. They are sent again.
-func unzoned(base plan.Base) rule {
-	return rule{"not before there are zones", append(fromPeers(base), &expr.Verdict{Kind: expr.VerdictDrop})}
-}
-
 // separated says whether the chain of zones has the rule that stays, and no other.
 func (t *Table) separated() (bool, error) {
 	data, err := netlink.MarshalAttributes(ruleOf(zoneChain()))
@@ -92,88 +87,72 @@ func ruleOf(c *nftables.Chain) []netlink.Attribute {
 	return []netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(c.Table.Name + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(c.Name + "\x00")}}
 }
 
-// separate replaces what is in a chain of zones by the rule that stays, in one transaction.
-func (t *Table) separate(c *nftables.Chain, base plan.Base) error {
+// zoneRule is the message that adds the rule to a chain of zones.
+func zoneRule(c *nftables.Chain, base plan.Base) (netlink.Message, error) {
 	var elements []netlink.Attribute
 	for _, e := range fromPeers(base) {
 		b, err := expr.Marshal(byte(table.Family), e)
 		if err != nil {
-			return fmt.Errorf("write rule %q: %w", zoneComment, err)
+			return netlink.Message{}, fmt.Errorf("write rule %q: %w", zoneComment, err)
 		}
 		elements = append(elements, netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: b})
 	}
 	zone, err := intoZone(original)
 	if err != nil {
-		return fmt.Errorf("write rule %q: %w", zoneComment, err)
+		return netlink.Message{}, fmt.Errorf("write rule %q: %w", zoneComment, err)
 	}
 	elements = append(elements, netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: zone})
 	list, err := netlink.MarshalAttributes(elements)
 	if err != nil {
-		return fmt.Errorf("write rule %q: %w", zoneComment, err)
+		return netlink.Message{}, fmt.Errorf("write rule %q: %w", zoneComment, err)
 	}
-	whole := append(ruleOf(c), netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: list},
-		netlink.Attribute{Type: unix.NFTA_RULE_USERDATA, Data: userdata.AppendString(nil, userdata.TypeComment, zoneComment)})
-	var batch []netlink.Message
-	add := func(kind uint16, family byte, resource uint16, flags netlink.HeaderFlags, attrs []netlink.Attribute) error {
-		data, err := netlink.MarshalAttributes(attrs)
-		head := binary.BigEndian.AppendUint16([]byte{family, unix.NFNETLINK_V0}, resource)
-		batch = append(batch, netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request | flags}, Data: append(head, data...)})
-		return err
+	whole, err := netlink.MarshalAttributes(append(ruleOf(c), netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: list},
+		netlink.Attribute{Type: unix.NFTA_RULE_USERDATA, Data: userdata.AppendString(nil, userdata.TypeComment, zoneComment)}))
+	if err != nil {
+		return netlink.Message{}, fmt.Errorf("write rule %q: %w", zoneComment, err)
 	}
-	family := byte(c.Table.Family)
-	if err := errors.Join(
-		add(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.NFNL_SUBSYS_NFTABLES, 0, nil),
-		add(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELRULE, family, 0, netlink.Acknowledge, ruleOf(c)),
-		add(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, family, 0, netlink.Acknowledge|netlink.Create|netlink.Append, whole),
-		add(unix.NFNL_MSG_BATCH_END, 0, unix.NFNL_SUBSYS_NFTABLES, 0, nil),
-	); err != nil {
-		return fmt.Errorf("write rule %q: %w", zoneComment, err)
-	}
-	if _, err := t.ask.SendMessages(batch); err != nil {
-		return fmt.Errorf("add rule %q: %w", zoneComment, err)
-	}
-	// Each of the two is acknowledged.
-	for acks := 0; acks < 2; {
-		got, err := t.ask.Receive()
-		if err != nil {
-			return fmt.Errorf("add rule %q: %w", zoneComment, err)
-		}
-		acks += len(got)
-	}
-	return nil
+	return netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWRULE, Flags: netlink.Request | netlink.Acknowledge | netlink.Create | netlink.Append},
+		Data:   append([]byte{byte(c.Table.Family), unix.NFNETLINK_V0, 0, 0}, whole...),
+	}, nil
 }
 
-// hasZones tries whether the kernel can tell entry nodes apart, in a table that is gone when it is there. Where it cannot, two
+// hasZones tries whether the kernel can tell entry nodes apart, in a table that nobody sees. Where it cannot, two
 // connections that look the same are one, as long as both are remembered.
 func (t *Table) hasZones() (bool, error) {
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 		return false, nil // the low half of a mark is not what a register begins with
 	}
 	probe := &nftables.Table{Name: TableName + "-probe", Family: table.Family}
-	c := zoneChain()
-	c.Table = probe
-	peers := *sharedSet(setPeers)
-	peers.Table = probe
-	t.conn.AddTable(probe)
-	if err := t.conn.AddSet(&peers, nil); err != nil {
+	chain, peers := zoneChain(), *sharedSet(setPeers)
+	chain.Table, peers.Table = probe, probe
+	without, err := written(func(c *nftables.Conn) error {
+		c.AddTable(probe)
+		c.AddChain(chain)
+		return c.AddSet(&peers, nil)
+	})
+	if err != nil {
 		return false, err
 	}
-	t.conn.AddChain(c)
-	if err := t.conn.Flush(); err != nil {
-		if errors.Is(err, fs.ErrPermission) { // which Apply says, with what to do
-			return true, t.connect()
-		}
-		return false, errors.Join(err, t.connect())
+	rule, err := zoneRule(chain, plan.Base{})
+	if err != nil {
+		return false, err
 	}
-	tried := t.separate(c, plan.Base{})
-	t.conn.DelTable(probe)
-	if err := t.conn.Flush(); err != nil {
-		return false, errors.Join(err, t.connect())
+	gone, err := written(func(c *nftables.Conn) error { c.DelTable(probe); return nil })
+	if err != nil {
+		return false, err
 	}
-	if tried == nil {
+	err = t.transact(slices.Concat(without, []netlink.Message{rule}, gone))
+	if err == nil {
 		return true, nil
 	}
-	return false, t.askAnew() // the socket may hold more answers
+	if err := t.connect(); err != nil { // the socket may hold more answers
+		return false, err
+	}
+	if errors.Is(err, fs.ErrPermission) { // which Apply says, with what to do
+		return true, nil
+	}
+	return false, t.transact(slices.Concat(without, gone)) // which fails if it is not for the rule
 }
 
 // KeepsEntriesApart says whether connections that look the same are told apart by the nodes that they came through, for which the
