@@ -206,3 +206,41 @@ func TestRunEndsWithItsContext(t *testing.T) {
 		t.Errorf("after Run the data plane is %v, want still taken", err)
 	}
 }
+
+// A node that takes the address of a dead one on its segment keeps the connections that it has, and keeps them when the dead one is removed.
+func TestAnAddressOfADeadNodeIsTaken(t *testing.T) {
+	c := newCluster(t, options{hosts: 3, bridgeFilter: true, run: true})
+	client := c.plug("client", addr("192.0.2.100"))
+	all := c.replicas(ingressID, 3)
+	c.awaitPlain(all)
+	dead, entry, replica := c.hosts[0], c.hosts[1], c.hosts[2]
+	conn, err := client.dial("tcp", entry.at(80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	check := func(when string) {
+		t.Helper()
+		if _, seen, err := ask(conn); err != nil || seen != "192.0.2.100" {
+			t.Errorf("%s: saw %s, %v", when, seen, err)
+		}
+	}
+	check("at first")
+	dead.close()
+	dead.run("ip", "link", "set", "eth0", "down")
+	c.dead[dead.number] = true
+	c.apply()
+	check("one has died")
+	entry.run("ip", "addr", "add", dead.underlay.String()+"/24", "dev", "eth0")
+	replica.run("ip", "neigh", "flush", "to", dead.underlay.String())
+	eventually(t, "the dead node's address is the other's", func() bool {
+		replica.mesh.mu.Lock()
+		defer replica.mesh.mu.Unlock()
+		return replica.mesh.direct[dead.name].MAC == replica.mesh.direct[entry.name].MAC
+	})
+	check("its address is taken")
+	c.hosts = c.hosts[1:]
+	c.apply()
+	check("it is removed")
+	even(t, client.survey("tcp", entry.at(80), "192.0.2.100", 2), all, 2)
+}

@@ -12,7 +12,8 @@ import (
 
 // Build computes the State that in asks for. prev is the State that was built
 // before, or nil; it only decides the order of backends within a port, so that one
-// backend that comes or goes changes one or two slots.
+// backend that comes or goes changes one or two slots, and for which of several nodes
+// a neighbour is taken that may be any of them.
 //
 // The error joins what had to be left out and why; the State is everything else
 // and should be applied all the same.
@@ -26,7 +27,7 @@ func Build(in Input, prev *State) (State, error) {
 	}
 	b.in.Peers = slices.SortedFunc(slices.Values(in.Peers), func(x, y Node) int { return cmp.Compare(x.ID, y.ID) })
 	b.overlays()
-	b.peers()
+	b.peers(prev)
 	b.published(prev)
 	b.virtuals(prev)
 	b.sysctls()
@@ -129,7 +130,7 @@ func (b *builder) neighbours(o Overlay) {
 
 // peers plans how each peer is recognised as an entry node and how replies find
 // back to it.
-func (b *builder) peers() {
+func (b *builder) peers(prev *State) {
 	if b.ingress == nil {
 		return
 	}
@@ -138,11 +139,7 @@ func (b *builder) peers() {
 	for _, o := range b.out.Overlays {
 		b.out.Table.Guarded = append(b.out.Table.Guarded, o.Bridge)
 	}
-	type segmentMAC struct {
-		device string
-		mac    MAC
-	}
-	recognised := map[segmentMAC]bool{}
+	taken := b.taken(prev)
 	for _, p := range b.in.Peers {
 		gw, ok := p.Gateways[b.ingress.ID]
 		if !ok || !b.ingress.Subnet.Contains(gw) {
@@ -156,12 +153,9 @@ func (b *builder) peers() {
 		}
 		if d := p.Direct; d != nil && d.MAC != (MAC{}) {
 			b.wayBack(PeerMark{Device: d.Device, MAC: d.MAC, Mark: mark | markDirect}, p.Underlay)
-			// Two daemons on one machine are recognised as one. Replies find back by the mark of either, so that a second one
-			// that comes or goes breaks no connection.
-			if at := (segmentMAC{d.Device, d.MAC}); recognised[at] {
+			// Replies find back by the mark of each that the machine may have been taken for.
+			if taken[segmentMAC{d.Device, d.MAC}] != p.ID {
 				b.out.Table.Peers = b.out.Table.Peers[:len(b.out.Table.Peers)-1]
-			} else {
-				recognised[at] = true
 			}
 			if !slices.Contains(b.segments, d.Device) {
 				b.segments = append(b.segments, d.Device)

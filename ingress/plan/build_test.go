@@ -194,6 +194,58 @@ func TestTwoPeersOnOneMachine(t *testing.T) {
 	}
 }
 
+// A neighbour that may be several nodes stays the one that it was, in whose zone its connections are, unless it is proven to be another,
+// or it is dead and the other is new.
+func TestForWhichNodeANeighbourIsTaken(t *testing.T) {
+	const first, second = 0, 1 // by their ids
+	for _, c := range []struct {
+		name   string
+		before [2]*Direct // nil for a node that is not here yet
+		after  [2]*Direct
+		dead   [2]bool
+		was    int
+		is     int
+	}{
+		{"another takes a dead one's address", [2]*Direct{{MAC: MAC{1}}, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{true, false}, second, second},
+		{"the same, and it falls silent as well", [2]*Direct{{MAC: MAC{1}}, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{true, true}, second, second},
+		{"a new one has a dead one's address", [2]*Direct{{MAC: MAC{2}}, nil}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{true, false}, first, second},
+		{"a dead one becomes known", [2]*Direct{nil, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{true, false}, second, second},
+		{"a second daemon comes", [2]*Direct{nil, {MAC: MAC{2}, Proven: true}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}, Proven: true}}, [2]bool{}, second, second},
+		{"a second daemon comes before the first has answered", [2]*Direct{nil, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{}, second, second},
+		{"the first daemon stops", [2]*Direct{{MAC: MAC{2}, Proven: true}, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{true, false}, first, first},
+		{"the other is proven to be there", [2]*Direct{{MAC: MAC{2}, Proven: true}, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}, Proven: true}}, [2]bool{}, first, second},
+		{"it was proven, and is no more", [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}, Proven: true}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{}, second, second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in := example()
+			all := in.Peers[:2]
+			plan := func(direct [2]*Direct, dead [2]bool, prev *State) State {
+				in.Peers = nil
+				for i, d := range direct {
+					if d != nil {
+						p := all[i]
+						p.Direct, p.Alive = &Direct{Device: "eth0", MAC: d.MAC, Proven: d.Proven}, !dead[i]
+						in.Peers = append(in.Peers, p)
+					}
+				}
+				return build(t, in, prev)
+			}
+			check := func(when string, s State, want int) {
+				gw := all[want].Gateways["in"]
+				mark := MarkServing | markDirect | hostBits(gw, netip.MustParsePrefix("10.0.0.0/24"))
+				if at := slices.IndexFunc(s.Table.Peers, func(p PeerMark) bool { return p.MAC == MAC{2} }); at < 0 || s.Table.Peers[at].Mark != mark {
+					t.Errorf("%s: not taken for %s: %v", when, all[want].ID, s.Table.Peers)
+				}
+			}
+			before := plan(c.before, [2]bool{}, nil)
+			check("before", before, c.was)
+			after := plan(c.after, c.dead, &before)
+			check("after", after, c.is)
+			check("later", plan(c.after, c.dead, &after), c.is)
+		})
+	}
+}
+
 func TestWhatCannotBePlannedIsNamedAndTheRestIsPlanned(t *testing.T) {
 	for _, c := range []struct {
 		name   string

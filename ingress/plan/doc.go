@@ -51,5 +51,7 @@
 // the low 22 bits number the entry node: they are the host bits of its address
 // on the ingress network, unique in the cluster without any further agreement. The low
 // 16 of them are also the zone in which the node keeps that entry node's connections, so
-// that two which have the client's address and port in common stay two (package nft).
+// that two which have the client's address and port in common stay two (package nft). A
+// neighbour whose frames may be those of several nodes, such as one that has a dead one's
+// address, is therefore taken for the same one as long as that can be.
 package plan
