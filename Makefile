@@ -62,6 +62,7 @@ bench: ## the bars of docs/benchmarks.md, then the benchmarks of the packages (r
 	bin/benchmarks idle
 	go test -run '^$$' -bench Paths -benchtime 5x ./ingress
 	go test -run '^$$' -bench EndpointChange ./ingress
+	go test -run '^$$' -bench Zones -benchtime 10x ./ingress
 	go test -run '^$$' -bench . -benchmem -timeout 60m ./scheduler ./orchestrator ./raftstore ./ingress/lb
 
 clean: ## removes what was built
