@@ -1,11 +1,9 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/docker/docker/api/types/swarm"
 	"golang.org/x/sync/errgroup"
@@ -13,6 +11,7 @@ import (
 	"github.com/miniswarm/miniswarm/agent"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/node/role"
 )
 
 // prepareRenewer makes what keeps the certificate fresh, and fetches another one when the role or the root CA changes.
@@ -20,7 +19,7 @@ func (m *member) prepareRenewer() (err error) {
 	m.renewer, err = identity.NewRenewer(identity.RenewerConfig{Store: m.node.credentials, Now: m.node.cfg.Now, Logger: m.logger, Request: m.certify,
 		Renewed: func(before, after identity.Identity) {
 			m.agent.Redescribe()
-			m.renewed(before, after)
+			m.roles.Renewed(before, after)
 		}})
 	return err
 }
@@ -39,56 +38,14 @@ func (m *member) renew(ctx context.Context) error {
 	return g.Wait()
 }
 
-// certify has a key certified for this node: by this manager if it leads, else by any manager that can be reached. A manager
-// whose certificate has expired may find that those of all others have expired as well, so that nobody leads.
+// certify has a key certified for this node: see [role.Renewal].
 func (m *member) certify(ctx context.Context, csrPEM []byte) (identity.IssueResponse, error) {
-	g := m.managing()
-	if g != nil {
-		if self, _, _ := g.manager.Leader(); self {
-			return g.manager.RenewHere(ctx, csrPEM)
-		}
+	r := role.Renewal{Client: identity.NewClient(identity.ClientConfig{Now: m.node.cfg.Now, DialTimeout: dialTimeout}), Store: m.node.credentials,
+		NodeID: m.nodeID, Addr: m.state.AdvertiseAddr, Managers: m.managers(), Leader: m.agent.Leader(), Expired: m.expired()}
+	if g := m.managing(); g != nil {
+		r.Own = g.manager
 	}
-	client := identity.NewClient(identity.ClientConfig{Now: m.node.cfg.Now, DialTimeout: dialTimeout})
-	var errs []error
-	refused := false
-	leader := m.agent.Leader()
-	all := m.managers()
-	if leader != "" && leader != m.state.AdvertiseAddr && !slices.ContainsFunc(all, func(a protocol.ManagerAddr) bool { return a.Addr == leader }) {
-		all = append(all, protocol.ManagerAddr{Addr: leader}) // this manager's own log may be of before a recovery
-	}
-	// The leader answers for itself; another manager may be the one whose machine is dead.
-	slices.SortStableFunc(all, func(a, b protocol.ManagerAddr) int { return cmp.Compare(notFirst(a, leader), notFirst(b, leader)) })
-	for _, a := range all {
-		if a.NodeID == m.nodeID {
-			continue // would only point to the leader
-		}
-		resp, err := client.RenewCertificate(ctx, a.Addr, m.node.credentials, csrPEM)
-		if err == nil {
-			return resp, nil
-		}
-		errs = append(errs, err)
-		if answer, ok := errors.AsType[*identity.StatusError](err); ok && answer.Status < 500 {
-			refused = true
-		}
-	}
-	if g == nil || refused || !m.expired() {
-		if len(errs) == 0 {
-			errs = append(errs, errors.New("no manager is known that could renew the certificate"))
-		}
-		return identity.IssueResponse{}, errors.Join(errs...)
-	}
-	resp, err := g.manager.RenewAlone(csrPEM)
-	if err != nil {
-		err = errors.Join(append(errs, err)...)
-	}
-	return resp, err
-}
-
-func notFirst(a protocol.ManagerAddr, leader string) int {
-	if a.Addr == leader {
-		return 0
-	}
-	return 1
+	return r.Certify(ctx, csrPEM)
 }
 
 // expired says whether this node's certificate has expired.

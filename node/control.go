@@ -48,7 +48,7 @@ func (n *Node) Control() (engineapi.Control, error) {
 		return control{m, g}, nil
 	case why != "":
 		return nil, unavailable("%s (%s)", textWorker, why)
-	case m.toManage():
+	case m.roles.ToManage():
 		return nil, unavailable(textNoReady)
 	}
 	return nil, unavailable(textWorker)

@@ -8,8 +8,8 @@
 //
 // The managers decide the role, and the certificate carries it. The agent's session tells of a promotion or demotion; the
 // node then fetches another certificate, and with that the manager's parts ([managing]) start or stop: the replica of the store, the
-// manager over it and the cluster port. All else runs on. A machine that was promoted joins the raft group before it opens its replica; one
-// that was demoted has left the group by then and deletes it.
+// manager over it and the cluster port. All else runs on. Package role decides when; the machine that it works on is the member. One
+// that was promoted joins the raft group before it opens its replica; one that was demoted has left the group by then and deletes it.
 //
 // # State on disk
 //

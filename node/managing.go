@@ -26,7 +26,7 @@ import (
 const announcePause = time.Second
 
 // managing is what a machine runs beside its agent while it is a manager: its replica of the store, the manager over it and
-// the cluster port. It comes and goes with the role ([member.manage]); agent, data plane and containers do not notice.
+// the cluster port. It comes and goes with the role (package role); agent, data plane and containers do not notice.
 type managing struct {
 	member  *member
 	store   *raftstore.Store
@@ -80,17 +80,17 @@ func (m *member) forgetRaft() error {
 	return nil
 }
 
-// close lets go of a store that was never run; otherwise it does nothing.
-func (g *managing) close() error {
+// Close lets go of a store that was never run; otherwise it does nothing.
+func (g *managing) Close() error {
 	if g == nil {
 		return nil
 	}
 	return g.store.Close()
 }
 
-// run works until ctx ends, whose cause it returns, or one of the parts fails. The store ends last, so that what was
+// Run works until ctx ends, whose cause it returns, or one of the parts fails. The store ends last, so that what was
 // acknowledged is on disk.
-func (g *managing) run(ctx context.Context) error {
+func (g *managing) Run(ctx context.Context) error {
 	listener, err := net.Listen("tcp", g.member.state.ListenAddr)
 	if err != nil {
 		return errors.Join(cannotListen(err), g.store.Close())

@@ -19,6 +19,7 @@ import (
 	"github.com/miniswarm/miniswarm/ingress"
 	"github.com/miniswarm/miniswarm/ingress/names"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/node/role"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
 
@@ -37,16 +38,16 @@ type member struct {
 	mesh    *ingress.Mesh // nil without a data plane
 	names   *names.Server // nil without a data plane
 	renewer *identity.Renewer
+	roles   *role.Supervisor[*managing]
 
 	// locked says that the keys cannot be opened: the agent and the data plane go on by themselves, and nothing else runs.
 	locked bool
 	halted chan struct{} // closed when run is to end; for what a locked member waits for
 
-	transports  *transports
-	welcome     chan struct{} // closed at the first session
-	once        sync.Once
-	roleChanged chan struct{}       // of capacity 1: the certificate has another role than before
-	trust       chan protocol.Trust // of capacity 1: what the leader said last of the root CA
+	transports *transports
+	welcome    chan struct{} // closed at the first session
+	once       sync.Once
+	trust      chan protocol.Trust // of capacity 1: what the leader said last of the root CA
 
 	stop    context.CancelCauseFunc
 	done    chan struct{}
@@ -54,11 +55,8 @@ type member struct {
 	saving  sync.Mutex // held while state is written
 
 	mu      sync.Mutex
-	manages *managing // guarded by mu; nil while this node is no manager
-	refused string    // guarded by mu; why the leader takes no session of this node, empty while it does
-	err     error     // guarded by mu; why run ended
-	// wanted is the role that the leader said last that this node is to have, empty before the first time.
-	wanted identity.Role // guarded by mu
+	refused string // guarded by mu; why the leader takes no session of this node, empty while it does
+	err     error  // guarded by mu; why run ended
 	// strange is since when managers refuse this node as a stranger, zero after a session; stranger says that this has lasted.
 	strange  time.Time // guarded by mu
 	stranger bool      // guarded by mu
@@ -80,18 +78,20 @@ func newMember(n *Node, st *state, first func() *cluster.Txn, peers []protocol.M
 		if err != nil {
 			return nil, err
 		}
-		m.manages = g
+		m.roles.StartWith(g)
 	}
 	if err := m.prepareAgent(); err != nil {
-		return nil, errors.Join(err, m.manages.close())
+		return nil, errors.Join(err, m.managing().Close())
 	}
 	return m, nil
 }
 
 func blankMember(n *Node, st *state, nodeID string) *member {
 	own := *st
-	return &member{node: n, nodeID: nodeID, state: &own, logger: n.cfg.Logger, done: make(chan struct{}), halted: make(chan struct{}), welcome: make(chan struct{}),
-		roleChanged: make(chan struct{}, 1), trust: make(chan protocol.Trust, 1), transports: &transports{node: n, all: map[string]*http.Transport{}}}
+	m := &member{node: n, nodeID: nodeID, state: &own, logger: n.cfg.Logger, done: make(chan struct{}), halted: make(chan struct{}), welcome: make(chan struct{}),
+		trust: make(chan protocol.Trust, 1), transports: &transports{node: n, all: map[string]*http.Transport{}}}
+	m.roles = newSupervisor(m)
+	return m
 }
 
 // run works until ctx ends, or one of its parts does, which ends the others. The engine and the data plane are still open
@@ -99,8 +99,8 @@ func blankMember(n *Node, st *state, nodeID string) *member {
 func (m *member) run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	defer context.AfterFunc(gctx, func() { close(m.halted) })()
-	if first := m.managing(); !m.locked {
-		g.Go(func() error { return m.manage(gctx, first) })
+	if !m.locked {
+		g.Go(func() error { return m.roles.Run(gctx) })
 		g.Go(func() error { return m.renew(gctx) })
 	}
 	if m.mesh != nil {

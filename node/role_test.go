@@ -435,7 +435,7 @@ func TestAManagerThatEndsBeforeItBegins(t *testing.T) {
 	first := m.managing()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := m.manage(ctx, first); !errors.Is(err, context.Canceled) || m.managing() != nil {
+	if err := m.roles.Run(ctx); !errors.Is(err, context.Canceled) || m.managing() != nil {
 		t.Errorf("it ends with %v and parts %v", err, m.managing())
 	}
 	if err := first.store.Run(ctx); err == nil || !strings.Contains(err.Error(), "has run") {

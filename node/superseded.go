@@ -37,10 +37,13 @@ func (m *member) forgetManaged() {
 // that is not so. It was let go as a manager and goes on as a worker: its agent hears what of its tasks still stands, and
 // containers do not notice.
 func (m *member) superseded() string {
+	if m.managing() != nil {
+		return ""
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	st := m.state
-	if m.manages != nil || st.Managed == nil || *st.Managed >= st.Epoch {
+	if st.Managed == nil || *st.Managed >= st.Epoch {
 		return ""
 	}
 	return fmt.Sprintf("the cluster was recovered without this manager at %s; it is refused and goes on as a worker. To make it a manager again run 'miniswarm node promote %s' on a manager",

@@ -3,8 +3,8 @@
 //
 // A world is three or five managers and two workers, at first. Each host has what a machine has (an engine, a disk, a clock, a data
 // plane) and, at times, the process of a daemon, made of the real parts: raftstore.Store on real files, manager.Manager with
-// its loop, dispatcher and TLS handler, engineapi.Server, agent.Agent. Only the machine is made up: the engine is
-// agent/docker/fake, the network is a TCP of our own (or, in every second seed, messages between stores that are also dropped,
+// its loop, dispatcher and TLS handler, engineapi.Server, agent.Agent, and the role.Supervisor that
+// starts and stops the manager. Only the machine is made up: the engine is agent/docker/fake, the network is a TCP of our own (or, in every second seed, messages between stores that are also dropped,
 // doubled and reordered one by one), and time is testing/synctest's, so that a minute takes a part of a second.
 //
 // # A seed

@@ -20,6 +20,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/node/role"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
 
@@ -45,10 +46,9 @@ type host struct {
 	creds *identity.Store
 	state string // directory of what is not the store
 
-	mu      sync.Mutex
-	proc    *process               // guarded by mu; nil while no daemon runs
-	manages *managing              // guarded by mu; nil while it is no manager
-	known   []protocol.ManagerAddr // guarded by mu; on disk: the managers that it was told of last
+	mu    sync.Mutex
+	proc  *process               // guarded by mu; nil while no daemon runs
+	known []protocol.ManagerAddr // guarded by mu; on disk: the managers that it was told of last
 }
 
 // id is that of the node. A machine that was removed and joined anew has another.
@@ -74,16 +74,16 @@ func (h *host) setProcess(p *process) {
 	h.proc = p
 }
 
-// process is one life of a daemon, made as package node makes it, but for what a machine gives.
+// process is one life of a daemon, made as package node makes it, but for what a machine gives. To its supervisor it is the machine.
 type process struct {
-	h           *host
-	ctx         context.Context
-	end         context.CancelCauseFunc
-	agent       *agent.Agent
-	renewer     *identity.Renewer
-	roleChanged chan struct{} // of capacity 1: the certificate has another role than before
-	done        chan struct{}
-	err         error // why it ended; read after done
+	h       *host
+	ctx     context.Context
+	end     context.CancelCauseFunc
+	agent   *agent.Agent
+	renewer *identity.Renewer
+	roles   *role.Supervisor[*managing]
+	done    chan struct{}
+	err     error // why it ended; read after done
 }
 
 // supervise runs one daemon after the other, as systemd does, until the world ends.
@@ -118,15 +118,17 @@ func (h *host) String() string {
 }
 
 func (h *host) start(ctx context.Context) (*process, error) {
-	p := &process{h: h, roleChanged: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &process{h: h, done: make(chan struct{})}
 	p.ctx, p.end = context.WithCancelCause(ctx)
 	log := h.w.logger.With("host", h.String())
-	var first *managing
+	p.roles = role.New(role.Config[*managing]{Machine: p, NodeID: h.id(), Addr: address(h.i), Logger: log})
 	var err error
 	if h.role() == identity.Manager && (h.i == 0 && !h.w.founded.Load() || h.raftID.Load() != 0) {
-		if first, err = p.open(nil); err != nil {
+		first, err := p.open(nil)
+		if err != nil {
 			return nil, err
 		}
+		p.roles.StartWith(first)
 	}
 	if p.renewer, err = p.newRenewer(log); err != nil {
 		return nil, err
@@ -149,7 +151,7 @@ func (h *host) start(ctx context.Context) (*process, error) {
 		return nil, err
 	}
 	h.setProcess(p)
-	go p.run(ctx, first)
+	go p.run(ctx)
 	return p, nil
 }
 
@@ -158,7 +160,7 @@ func (h *host) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 }
 
 // run works until the process ends: of itself, when the store fails; stopped by the world's end; or killed.
-func (p *process) run(ctx context.Context, first *managing) {
+func (p *process) run(ctx context.Context) {
 	defer close(p.done)
 	h := p.h
 	var parts sync.WaitGroup
@@ -170,7 +172,7 @@ func (p *process) run(ctx context.Context, first *managing) {
 			}
 		})
 	}
-	part(func(ctx context.Context) error { return p.manage(ctx, first) })
+	part(p.roles.Run)
 	part(p.renewer.Run)
 	part(p.agent.Run)
 	select {

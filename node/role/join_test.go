@@ -1,4 +1,4 @@
-package node
+package role
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/miniswarm/miniswarm/cluster/protocol"
+	"github.com/miniswarm/miniswarm/lab/claim"
 	"github.com/miniswarm/miniswarm/manager/identity"
 )
 
@@ -42,6 +43,27 @@ func (f fakeManagers) serve(role identity.Role, h http.HandlerFunc) string {
 	go func() { defer close(done); _ = server.ServeTLS(l, "", "") }()
 	f.t.Cleanup(func() { server.Close(); <-done })
 	return l.Addr().String()
+}
+
+// client asks as a newcomer does.
+func (f fakeManagers) client() *http.Client {
+	f.t.Helper()
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: identity.ClientTLS(f.credentials("newcomer", identity.Manager), identity.Manager, "", "http/1.1")}}
+}
+
+func known(addrs ...string) func() []protocol.ManagerAddr {
+	var all []protocol.ManagerAddr
+	for _, a := range addrs {
+		all = append(all, protocol.ManagerAddr{Addr: a})
+	}
+	return func() []protocol.ManagerAddr { return all }
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func refuse(status int, text string) http.HandlerFunc {
@@ -96,19 +118,14 @@ func TestJoiningTheRaftGroup(t *testing.T) {
 		{"the leader answers", []string{leader}, ""},
 		{"a follower names the leader", []string{follower}, ""},
 		{"an election is waited out", []string{electing}, ""},
-		{"a dead manager is passed over", []string{freePort(t), leader}, ""},
+		{"a dead manager is passed over", []string{claim.Addr(t).String(), leader}, ""},
 		{"a manager that hangs is passed over", []string{hanging, leader}, ""},
 		{"a worker that poses as manager is passed over", []string{impostor, leader}, ""},
 		{"an answer that is none is passed over", []string{garbled, leader}, ""},
 		{"a refusal is final", []string{removed, leader}, "the node was removed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			n := &Node{credentials: f.credentials("newcomer", identity.Manager)}
-			st := &state{AdvertiseAddr: "192.0.2.9:2377"}
-			for _, addr := range c.managers {
-				st.Managers = append(st.Managers, protocol.ManagerAddr{Addr: addr})
-			}
-			answer, err := n.joinRaft(t.Context(), func() []protocol.ManagerAddr { return st.Managers }, protocol.JoinRequest{Addr: st.AdvertiseAddr})
+			answer, err := Join(t.Context(), f.client(), known(c.managers...), protocol.JoinRequest{Addr: "192.0.2.9:2377"})
 			switch {
 			case c.err != "":
 				if err == nil || !strings.Contains(err.Error(), c.err) {
@@ -127,12 +144,11 @@ func TestJoiningGivesUpWithTheReason(t *testing.T) {
 	ca, err := identity.NewCA(identity.CAConfig{})
 	must(t, err)
 	f := fakeManagers{t, ca}
-	n := &Node{credentials: f.credentials("newcomer", identity.Manager)}
-	st := &state{Managers: []protocol.ManagerAddr{{Addr: f.serve(identity.Manager, refuse(http.StatusServiceUnavailable, "the swarm has no leader at present"))}}}
+	electing := f.serve(identity.Manager, refuse(http.StatusServiceUnavailable, "the swarm has no leader at present"))
 	ctx, cancel := context.WithTimeout(t.Context(), 3*joinPause)
 	defer cancel()
 	began := time.Now()
-	if _, err := n.joinRaft(ctx, func() []protocol.ManagerAddr { return st.Managers }, protocol.JoinRequest{Addr: st.AdvertiseAddr}); err == nil || !strings.Contains(err.Error(), "no leader at present") {
+	if _, err := Join(ctx, f.client(), known(electing), protocol.JoinRequest{Addr: "192.0.2.9:2377"}); err == nil || !strings.Contains(err.Error(), "no leader at present") {
 		t.Errorf("gave up with %v", err)
 	}
 	if took := time.Since(began); took > joinPatience/2 {
