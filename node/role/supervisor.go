@@ -138,6 +138,7 @@ func (s *Supervisor[P]) Run(ctx context.Context) error {
 	var waiting trouble.Log
 	for ctx.Err() == nil {
 		if s.cfg.Machine.Role() != identity.Manager {
+			waiting.Over(time.Now())
 			s.letGo(first)
 			first = none
 			if err := s.cfg.Machine.Retire(); err != nil {

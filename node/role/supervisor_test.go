@@ -331,3 +331,22 @@ func TestWhoIsToManage(t *testing.T) {
 		}
 	}
 }
+
+// TestEachPromotionHasItsOwnTrouble: a promotion that was taken back before it came to anything is over, and another one that has the same
+// trouble a day later says so at once, and since when.
+func TestEachPromotionHasItsOwnTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(identity.Manager)
+		s.failing("join", errOther)
+		s.start()
+		s.certify(identity.Worker)
+		s.wait(24*time.Hour + time.Second)
+		before := strings.Count(s.log.String(), "cannot yet")
+		s.certify(identity.Manager)
+		s.stop(errOver)
+		<-s.done
+		if got := s.log.String(); before != 1 || strings.Count(got, "cannot yet") != 2 || strings.Count(got, "since=0s") != 2 {
+			t.Errorf("it logs\n%s", got)
+		}
+	})
+}
