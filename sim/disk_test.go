@@ -88,6 +88,13 @@ func (d *disk) at(p raftstore.Point) error {
 	return nil
 }
 
+// holds says whether there is a store.
+func (d *disk) holds() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return raftstore.Exists(d.dir)
+}
+
 // lie is how long a lying disk keeps what it says it has written.
 const lie = 3 * time.Second
 

@@ -245,6 +245,8 @@ func (w *world) misplaced(snap *cluster.Snapshot) string {
 			return fmt.Sprintf("%s is a %s and has the certificate of a %s", h, n.Role, h.role())
 		case (h.managing() != nil) != is:
 			return fmt.Sprintf("%s is a %s and runs a manager: %v", h, n.Role, !is)
+		case !is && (h.raftID.Load() != 0 || h.disk.holds()):
+			return fmt.Sprintf("%s is a %s and has the replica of a manager on its disk", h, n.Role)
 		}
 		delete(members, n.ID)
 	}
