@@ -54,6 +54,9 @@ type applier struct {
 	coverages []*coverage
 	// leaving is set when this member's own removal was applied.
 	leaving bool
+	// halted is set when raft has ended and cannot be told of a membership change that comes next: it and all after it are applied after the
+	// next start.
+	halted bool
 }
 
 type finished struct {
@@ -158,6 +161,9 @@ func (a *applier) run(batch []applyWork) error {
 // apply applies the entries of one message.
 func (a *applier) apply(m *raftpb.Message) error {
 	for _, e := range m.Entries {
+		if a.halted {
+			return nil
+		}
 		if e.GetIndex() <= a.index {
 			continue // part of a snapshot that came in between
 		}
@@ -166,6 +172,10 @@ func (a *applier) apply(m *raftpb.Message) error {
 			err = a.applyTxn(e)
 		} else {
 			err = a.applyConf(e)
+		}
+		if errors.Is(err, ErrStopped) {
+			a.halted = true
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("apply entry %d of term %d: %w", e.GetIndex(), e.GetTerm(), err)
@@ -253,16 +263,13 @@ func (a *applier) restore(meta *raftpb.SnapshotMetadata) error {
 	return nil
 }
 
-// applyConf applies a change of members.
+// applyConf applies a change of members. ErrStopped says that raft has ended, and nothing is changed.
 func (a *applier) applyConf(e *raftpb.Entry) error {
 	cc, change, err := decodeConf(e)
 	if err != nil {
 		return err
 	}
 	conf, err := a.s.reconfigure(cc)
-	if errors.Is(err, ErrStopped) {
-		return nil // raft has ended; the entry is applied after the next start
-	}
 	if err != nil {
 		return err
 	}
