@@ -20,6 +20,7 @@ import (
 	"github.com/miniswarm/miniswarm/manager"
 	"github.com/miniswarm/miniswarm/manager/identity"
 	"github.com/miniswarm/miniswarm/raftstore"
+	"github.com/miniswarm/miniswarm/trouble"
 )
 
 // announcePause is how often a manager looks whether the group knows its address, and tries to tell it.
@@ -145,7 +146,7 @@ func (g *managing) announce(ctx context.Context) {
 	m := g.member
 	tick := time.NewTicker(announcePause)
 	defer tick.Stop()
-	said := ""
+	var waiting trouble.Log
 	for {
 		all := g.store.Members()
 		i := slices.IndexFunc(all, func(o protocol.Member) bool { return o.NodeID == m.nodeID })
@@ -154,10 +155,12 @@ func (g *managing) announce(ctx context.Context) {
 			switch {
 			case ctx.Err() != nil:
 				return
-			case err != nil && said != err.Error():
-				said = err.Error()
-				m.logger.Warn("the other managers could not be told of this one's new address", "addr", m.state.AdvertiseAddr, "former", all[i].Addr, "err", err)
-			case err == nil:
+			case err != nil:
+				if tell, lasting := waiting.Again(time.Now(), ""); tell {
+					m.logger.Warn("the other managers could not be told of this one's new address", "since", lasting.Round(time.Second), "addr", m.state.AdvertiseAddr, "former", all[i].Addr, "err", err)
+				}
+			default:
+				waiting.Over(time.Now())
 				m.logger.Info("the other managers know this one's new address", "addr", m.state.AdvertiseAddr, "former", all[i].Addr)
 			}
 		}
