@@ -26,8 +26,8 @@ type Renewal struct {
 	Own    Certifier       // the manager on this machine, nil for none
 	NodeID string          // this node, which is not asked
 	Addr   string          // where others reach it
-	// Managers are those that are known, and Leader is the address of the one with which this node is in session, empty for none. It need
-	// not be among them: what this machine's log says may be of before a recovery, or of before its own removal.
+	// Managers are those that are known, and Leader is the address of the one with which this node had its last session, empty before the
+	// first. It need not be among them: what this machine's log says may be of before a recovery, or of before its own removal.
 	Managers []protocol.ManagerAddr
 	Leader   string
 	Expired  bool // this node's certificate has expired

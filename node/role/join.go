@@ -23,7 +23,7 @@ const (
 
 // Join asks the leader, found by way of any of the managers, to make this node a member of the raft group or to take
 // note of its new address, for 15 seconds at the most. An election in between is waited out, and managers is asked again in each round. The
-// client proves who this node is. A refusal is an [identity.StatusError].
+// client proves who this node is; its idle connections are closed afterwards. A refusal is an [identity.StatusError].
 func Join(ctx context.Context, client *http.Client, managers func() []protocol.ManagerAddr, join protocol.JoinRequest) (*protocol.JoinResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
