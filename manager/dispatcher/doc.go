@@ -18,8 +18,8 @@
 //
 // A replica behind a published port is told to stop only after every node has acknowledged a mesh without it and a
 // short linger has passed, so that no request is sent to a process that is going away. The wait is bounded: a node
-// that does not acknowledge in time cannot hold up a stop. Swarm sleeps a fixed 2 s instead and does not know whether
-// the other nodes have heard.
+// that does not acknowledge in time cannot hold up a stop, and the log names it. Swarm sleeps a fixed 2 s instead and does
+// not know whether the other nodes have heard.
 //
 // # Streams
 //
