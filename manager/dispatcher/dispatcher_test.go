@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -448,6 +450,8 @@ func TestALeavingReplicaIsNobodysLastResort(t *testing.T) {
 
 func TestAnAbsentAcknowledgementDelaysAStopOnlySoLong(t *testing.T) {
 	inWorld(t, func(w *world) {
+		var log bytes.Buffer
+		w.d.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		w.place("t1", "n1", 1)
 		a, b := w.connect("n1"), w.connect("n2")
 		defer a.close()
@@ -460,6 +464,11 @@ func TestAnAbsentAcknowledgementDelaysAStopOnlySoLong(t *testing.T) {
 		time.Sleep(defaultAckTimeout + 300*time.Millisecond)
 		if got := a.told("t1"); got != swarm.TaskStateShutdown {
 			t.Errorf("told %q after the deadline, want shutdown", got)
+		}
+		w.d.mu.Lock()
+		defer w.d.mu.Unlock()
+		if !strings.Contains(log.String(), "may still send to it\" task=t1 node=n2") {
+			t.Errorf("the log does not name the node:\n%s", log.String())
 		}
 	})
 }
