@@ -47,6 +47,9 @@ func (s *Salvaged) LastChange() (last time.Time) {
 	return last
 }
 
+// salvageTries bounds how often a store is read that looks damaged in another way each time.
+const salvageTries = 20
+
 // Salvage reads the store in dir to the last whole entry of its log, committed or not. It changes nothing on disk, so that it may be
 // used while a store runs there: that shows what it would give if it ended now. What a crash cut off in the middle of writing is passed
 // over; any other damage is an error that names file and offset.
@@ -70,7 +73,7 @@ func Salvage(dir string, key []byte, log *slog.Logger, older ...[]byte) (*Salvag
 	d := &disk{dir: dir, seal: seal, log: log}
 	s, err := d.salvage()
 	// A store that writes meanwhile shows torn records, and files that go, but hardly twice the same ones; damage stays where it is.
-	for last := ""; err != nil && err.Error() != last; {
+	for last, tries := "", 1; err != nil && err.Error() != last && tries < salvageTries; tries++ {
 		last = err.Error()
 		s, err = d.salvage()
 	}
