@@ -467,7 +467,7 @@ func TestAnAbsentAcknowledgementDelaysAStopOnlySoLong(t *testing.T) {
 		}
 		w.d.mu.Lock()
 		defer w.d.mu.Unlock()
-		if !strings.Contains(log.String(), "may still send to it\" task=t1 node=n2") {
+		if !strings.Contains(log.String(), "may still send to them\" tasks=1 node=n2") {
 			t.Errorf("the log does not name the node:\n%s", log.String())
 		}
 	})

@@ -63,8 +63,8 @@ func (d *Dispatcher) settleHolds(now time.Time) (again time.Time) {
 	defer d.mu.Unlock()
 	var acked uint64
 	var slowest string
-	known := false
-	for id, h := range d.holds {
+	known, unheard := false, 0
+	for _, h := range d.holds {
 		if h.release.IsZero() {
 			if !known { // costs a look at every node, so once for all holds
 				acked, slowest = d.ackedByAllLocked(now)
@@ -75,7 +75,7 @@ func (d *Dispatcher) settleHolds(now time.Time) (again time.Time) {
 				h.release = now.Add(d.cfg.Linger)
 			case !now.Before(h.deadline):
 				h.release = now
-				d.cfg.Logger.Warn("a task stops though a node may still send to it", "task", id, "node", slowest, "mesh", h.seq, "acknowledged", acked)
+				unheard++
 			}
 		}
 		at := h.release
@@ -92,6 +92,9 @@ func (d *Dispatcher) settleHolds(now time.Time) (again time.Time) {
 		if again.IsZero() || at.Before(again) {
 			again = at
 		}
+	}
+	if unheard > 0 {
+		d.cfg.Logger.Warn("tasks stop though a node may still send to them", "tasks", unheard, "node", slowest, "mesh", d.mesh.seq, "acknowledged", acked)
 	}
 	return again
 }
