@@ -197,7 +197,7 @@ func TestTwoPeersOnOneMachine(t *testing.T) {
 // A neighbour that may be several nodes stays the one that it was, in whose zone its connections are, unless it is proven to be another,
 // or it is dead and the other is new.
 func TestForWhichNodeANeighbourIsTaken(t *testing.T) {
-	const first, second = 0, 1 // by their ids
+	const nobody, first, second = -1, 0, 1 // by their ids
 	for _, c := range []struct {
 		name   string
 		before [2]*Direct // nil for a node that is not here yet
@@ -215,6 +215,7 @@ func TestForWhichNodeANeighbourIsTaken(t *testing.T) {
 		{"the first daemon stops", [2]*Direct{{MAC: MAC{2}, Proven: true}, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{true, false}, first, first},
 		{"the other is proven to be there", [2]*Direct{{MAC: MAC{2}, Proven: true}, {MAC: MAC{2}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}, Proven: true}}, [2]bool{}, first, second},
 		{"it was proven, and is no more", [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}, Proven: true}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{}, second, second},
+		{"one has a dead one's address before its frames are known", [2]*Direct{{MAC: MAC{1}}, {MAC: MAC{1}}}, [2]*Direct{{MAC: MAC{2}}, {MAC: MAC{2}}}, [2]bool{true, false}, nobody, second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in := example()
@@ -231,6 +232,9 @@ func TestForWhichNodeANeighbourIsTaken(t *testing.T) {
 				return build(t, in, prev)
 			}
 			check := func(when string, s State, want int) {
+				if want == nobody {
+					return
+				}
 				gw := all[want].Gateways["in"]
 				mark := MarkServing | markDirect | hostBits(gw, netip.MustParsePrefix("10.0.0.0/24"))
 				if at := slices.IndexFunc(s.Table.Peers, func(p PeerMark) bool { return p.MAC == MAC{2} }); at < 0 || s.Table.Peers[at].Mark != mark {
