@@ -20,13 +20,14 @@ type socket interface {
 // that, but among them must be one that it cannot write: two transactions for a table would leave one without its last rule where
 // the process ends in between.
 func written(f func(*nftables.Conn) error) ([]netlink.Message, error) {
-	var batch []netlink.Message
+	var batches [][]netlink.Message
 	done := netlink.Message{Header: netlink.Header{Type: netlink.Error}, Data: make([]byte, 4)} // an error of number 0
 	c, err := nftables.New(nftables.WithTestDial(func(sent []netlink.Message) ([]netlink.Message, error) {
 		if sent == nil {
 			return []netlink.Message{done}, nil
 		}
-		batch = sent
+		batches = append(batches, sent)
+		done.Header.Sequence = sent[min(1, len(sent)-1)].Header.Sequence // the kernel says what it answers, and later libraries look
 		return nil, nil
 	}))
 	if err != nil {
@@ -35,10 +36,15 @@ func written(f func(*nftables.Conn) error) ([]netlink.Message, error) {
 	if err := f(c); err != nil {
 		return nil, err
 	}
-	if err := c.Flush(); err != nil || len(batch) == 0 {
+	if err := c.Flush(); err != nil || len(batches) == 0 {
 		return nil, err
 	}
-	messages := batch[1 : len(batch)-1] // it begins and ends as a transaction does
+	batch := batches[0]
+	last := len(batch) - 1
+	if len(batches) > 1 || batch[0].Header.Type != unix.NFNL_MSG_BATCH_BEGIN || batch[last].Header.Type != unix.NFNL_MSG_BATCH_END {
+		return nil, errors.New("the library writes something else than one transaction")
+	}
+	messages := batch[1:last]
 	for i := range messages {
 		messages[i].Header.Sequence, messages[i].Header.PID = 0, 0 // the socket they go through has its own
 	}
