@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os/exec"
 	"runtime"
@@ -14,6 +15,8 @@ import (
 	links "github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/miniswarm/miniswarm/ingress/plan"
 )
 
 // mortal is the socket of a process that ends after some calls.
@@ -183,4 +186,35 @@ func TestAProcessThatEndsWhileItMakesTheTableAnew(t *testing.T) {
 		t.Errorf("in the end, a transaction was sent %t:\n%s", sent, after)
 	}
 	passes("in the end")
+}
+
+// Of a transaction that the kernel refuses, and that has many answers, nothing stays in the table, and nothing in the socket
+// that the next one would take for its own.
+func TestATransactionThatIsRefused(t *testing.T) {
+	namespace(t)
+	table := open(t)
+	first := sample()
+	if err := table.Apply(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("nft", "flush map ip miniswarm "+setPeers).CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	before := nftList(t)
+	second := sample()
+	second.Peers = []plan.PeerMark{{Device: "eth9", MAC: plan.MAC{2, 9}, Mark: plan.MarkServing | 9}} // so that some are deleted, which are not there
+	second.Ports = append(second.Ports, plan.Port{PortKey: plan.PortKey{Protocol: plan.TCP, Port: 9999}})
+	second.Normalize()
+	if err := table.Apply(t.Context(), second); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("deleting what is not there: %v", err)
+	}
+	if after := nftList(t); after != before {
+		t.Errorf("it has changed something:\n%s\nbefore:\n%s", after, before)
+	}
+	if err := table.Apply(t.Context(), second); err != nil {
+		t.Error(err)
+	}
+	if repaired, err := open(t).Verify(t.Context(), second); repaired || err != nil {
+		t.Errorf("after that: repaired %t, %v", repaired, err)
+	}
 }
