@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/raftstore"
 )
@@ -61,7 +62,7 @@ func (s *Server) leaderOnly(e endpoint, limit time.Duration) http.Handler {
 			r = r.WithContext(ctx)
 		}
 		if limit > 0 && wantsStale(r) {
-			return answerStale(e, c, w, r)
+			return e(onItsOwn(c, w), w, r)
 		}
 		body, err := wholeBody(r)
 		if err != nil {
@@ -108,9 +109,28 @@ func (s *Server) onceOnLeader(patience context.Context, c Control, e endpoint, w
 	case err != nil:
 		return err
 	case self:
-		return e(c, w, r)
+		return e(patientControl{c}, w, r)
 	}
 	return s.forward(c, id, addr, w, r)
+}
+
+// patientControl is that of a leader, which may lose the others while a request is under way.
+type patientControl struct{ Control }
+
+// Read waits for a majority, but not for longer without a leader than a request waits for one.
+func (c patientControl) Read(ctx context.Context) (*cluster.Snapshot, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer time.AfterFunc(electionPatience, func() {
+		if self, _, addr := c.Leader(); !self && addr == "" {
+			cancel(errNoLeader)
+		}
+	}).Stop()
+	snap, err := c.Control.Read(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errNoLeader) {
+		return nil, errNoLeader
+	}
+	return snap, err
 }
 
 func again(err error) bool {

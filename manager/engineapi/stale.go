@@ -31,15 +31,15 @@ func wantsStale(r *http.Request) bool {
 	return false
 }
 
-// answerStale serves an endpoint from what this manager has, without a leader if need be.
-func answerStale(e endpoint, c Control, w http.ResponseWriter, r *http.Request) error {
+// onItsOwn answers from what this manager has, without a leader if need be, and has the answer say how old that is.
+func onItsOwn(c Control, w http.ResponseWriter) Control {
 	snap, age, known := c.Stale()
 	old := "unknown"
 	if known {
 		old = strconv.FormatFloat(age.Round(time.Millisecond).Seconds(), 'f', -1, 64)
 	}
 	w.Header().Set(HeaderStale, fmt.Sprintf("index=%d, age=%s", snap.Index(), old))
-	return e(staleControl{c, snap}, w, r)
+	return staleControl{c, snap}
 }
 
 // staleControl reads one snapshot, whatever the managers say.

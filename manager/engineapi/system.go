@@ -66,7 +66,7 @@ func (s *Server) swarmState() string {
 
 // info is the engine's answer with our swarm in the place of its own. Fields that are not known here stay as they are.
 func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
-	sw := s.swarmInfo(r.Context())
+	sw := s.swarmInfo(w, r)
 	var warnings []string
 	answer, age, err := s.engine.about(r.Context(), versionedPath(r, "/info"))
 	_ = json.Unmarshal(answer["Warnings"], &warnings) // null or nothing where there are none
@@ -108,7 +108,7 @@ func withoutEngine() map[string]json.RawMessage {
 }
 
 // swarmInfo is the swarm part of /info: what this node knows of itself and, on a manager, what the store has.
-func (s *Server) swarmInfo(ctx context.Context) swarm.Info {
+func (s *Server) swarmInfo(w http.ResponseWriter, r *http.Request) swarm.Info {
 	info := s.cfg.Local.Info()
 	if info.LocalNodeState == "" {
 		info.LocalNodeState = swarm.LocalNodeStateInactive
@@ -118,7 +118,10 @@ func (s *Server) swarmInfo(ctx context.Context) swarm.Info {
 		return info
 	}
 	info.ControlAvailable = true
-	ctx, cancel := context.WithTimeout(ctx, mergeTimeout)
+	if wantsStale(r) {
+		c = onItsOwn(c, w)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), mergeTimeout)
 	defer cancel()
 	snap, err := c.Read(ctx)
 	if err != nil {
