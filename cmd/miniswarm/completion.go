@@ -83,7 +83,7 @@ func complete(ctx context.Context, e *env, app *cli.App, host string, words []st
 		if at < 0 {
 			return nil
 		}
-		return completeDocker(ctx, e, flagIn(words[:n], host, flagHost, "H"), nouns[at], words[n:], current)
+		return completeDocker(ctx, e, hostURL(flagIn(words[:n], host, flagHost, "H")), nouns[at], words[n:], current)
 	}
 	flags, commands := app.Flags, app.Commands
 	if cmd != nil {

@@ -28,6 +28,14 @@ const (
 	defaultHost = "unix:///run/miniswarm.sock"
 )
 
+// hostURL takes an absolute path for the unix socket that it is: Docker's client would look for it on a TCP port of this machine.
+func hostURL(host string) string {
+	if strings.HasPrefix(host, "/") {
+		return "unix://" + host
+	}
+	return host
+}
+
 // newClient gives a client of the daemon that the command line names.
 func newClient(c *cli.Context) (*client.Client, error) {
 	cl, err := client.NewClientWithOpts(client.WithHost(c.String(flagHost)), client.WithAPIVersionNegotiation(), client.WithUserAgent("miniswarm/"+version))

@@ -136,6 +136,12 @@ The docker command works as well: docker -H unix:///run/miniswarm.sock service l
 		&cli.StringFlag{Name: flagHost, Aliases: []string{"H"}, EnvVars: []string{"MINISWARM_HOST"}, Value: defaultHost, Usage: "the daemon's `SOCKET`"},
 		&cli.BoolFlag{Name: flagStale, Usage: "with ls, ps, inspect and explain: be content with what this manager knows by itself, and say how old it is; works without a leader"},
 	}
+	app.Before = func(c *cli.Context) error {
+		if host := c.String(flagHost); host != hostURL(host) {
+			return c.Set(flagHost, hostURL(host))
+		}
+		return nil
+	}
 	app.CommandNotFound = func(_ *cli.Context, name string) {
 		fmt.Fprintf(e.stderr, "no help for %q: it is not a command\n", name)
 	}
