@@ -24,6 +24,7 @@ var completionScripts = map[string]string{
     local word
     COMPREPLY=()
     while IFS= read -r word; do
+        [[ $word == *: ]] && compopt -o nospace 2>/dev/null
         printf -v word %q "$word"
         COMPREPLY+=("$word")
     done < <("${COMP_WORDS[0]}" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)

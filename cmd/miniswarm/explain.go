@@ -80,7 +80,10 @@ func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 			_, err = fmt.Fprintln(dc.Out(), strings.TrimRight(answer.Text, "\n"))
 			return err
 		},
-		ValidArgsFunction: cobra.NoFileCompletions}
+		ValidArgsFunction: completeServices(dc)}
+	if noun == "task" {
+		cmd.ValidArgsFunction = completeSlots(dc)
+	}
 	cmd.Flags().StringVar(&format, "format", "", `"json" prints the whole decision`)
 	if noun == "service" {
 		cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "Show how each came about and the whole table of nodes, filters and ranks")

@@ -142,6 +142,7 @@ func copyService(dc command.Cli) *cobra.Command {
 	cmd.Use = "cp [OPTIONS] SERVICE[.SLOT]|TASK:SRC_PATH DEST_PATH|-\n       miniswarm service cp [OPTIONS] SRC_PATH|- SERVICE[.SLOT]|TASK:DEST_PATH"
 	cmd.Short, cmd.Long = "Copy files/folders between a replica and this machine, on whatever node the replica is", ""
 	cmd.Annotations = nil
+	cmd.ValidArgsFunction = completeReplica(dc)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ref := ""
 		for _, arg := range args {
@@ -171,22 +172,4 @@ func replicaOf(arg string) (name string, ok bool) {
 		return "", false
 	}
 	return name, name != ""
-}
-
-// completeServices offers the names of services for the first argument.
-func completeServices(dc command.Cli) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		services, err := dc.Client().ServiceList(cmd.Context(), swarm.ServiceListOptions{})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		var names []string
-		for _, s := range services {
-			names = append(names, s.Spec.Name)
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	}
 }
