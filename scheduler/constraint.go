@@ -135,14 +135,36 @@ func hasLabelPrefix(key, prefix string) bool {
 	return len(key) > len(prefix) && strings.EqualFold(key[:len(prefix)], prefix)
 }
 
+// known says whether the key is one that nodes have a value for. One that is not matches no node.
+func (c Constraint) known() bool {
+	_, known := attribute(c.Key, &cluster.Node{})
+	return known || strings.EqualFold(c.Key, "node.ip")
+}
+
+// Hopeless says of those constraints that no node can ever match why that is so. A list that does not parse has none, as in
+// MeetsConstraints.
+func Hopeless(exprs []string) []string {
+	cs, err := ParseConstraints(exprs)
+	if err != nil {
+		return nil
+	}
+	var why []string
+	for _, c := range cs {
+		if !c.known() {
+			why = append(why, fmt.Sprintf("no node can ever match the constraint %s: %s", c, c.explain(&cluster.Node{})))
+		}
+	}
+	return why
+}
+
 // explain says in words why the node does not meet the constraint.
 func (c Constraint) explain(n *cluster.Node) string {
-	have, known := attribute(c.Key, n)
+	have, _ := attribute(c.Key, n)
 	if strings.EqualFold(c.Key, "node.ip") {
-		have, known = n.Status.Addr, true
+		have = n.Status.Addr
 	}
 	switch {
-	case !known:
+	case !c.known():
 		return fmt.Sprintf("%s is not something a constraint can ask for", c.Key)
 	case c.Equal:
 		return fmt.Sprintf("%s is %q, must be %q", c.Key, have, c.Value)

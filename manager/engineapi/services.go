@@ -12,6 +12,7 @@ import (
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
+	"github.com/miniswarm/miniswarm/scheduler"
 )
 
 const headerRegistryAuth = "X-Registry-Auth"
@@ -125,7 +126,7 @@ func (s *Server) createService(c Control, w http.ResponseWriter, r *http.Request
 	if err := normalizeSpec(&spec, apiVersion(r)); err != nil {
 		return err
 	}
-	warnings := s.resolveForOldClient(r, &spec)
+	warnings := append(s.resolveForOldClient(r, &spec), neverPlaced(spec)...)
 	id := c.IDs().Next()
 	_, err := c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		resolved, changes, err := resolveSpec(snap, spec, c.IDs())
@@ -151,6 +152,14 @@ func (s *Server) createService(c Control, w http.ResponseWriter, r *http.Request
 	}
 	writeJSON(w, http.StatusCreated, swarm.ServiceCreateResponse{ID: id, Warnings: warnings})
 	return nil
+}
+
+// neverPlaced warns of what Swarm accepts as well, and then waits with for ever.
+func neverPlaced(spec swarm.ServiceSpec) []string {
+	if spec.TaskTemplate.Placement == nil {
+		return nil
+	}
+	return scheduler.Hopeless(spec.TaskTemplate.Placement.Constraints)
 }
 
 // referenceGuards hold what a specification was checked against until it is stored: the names and ports of other services,
@@ -185,6 +194,9 @@ func (s *Server) updateService(c Control, w http.ResponseWriter, r *http.Request
 		return err
 	}
 	warnings := s.resolveForOldClient(r, &spec)
+	if rollback != "previous" { // which passes over the specification that comes with it
+		warnings = append(warnings, neverPlaced(spec)...)
+	}
 	auth := r.Header.Get(headerRegistryAuth)
 	_, err = c.Update(r.Context(), func(snap *cluster.Snapshot) (*cluster.Txn, error) {
 		svc, err := find[*cluster.Service](snap, cluster.KindService, r.PathValue("id"))

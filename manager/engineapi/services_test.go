@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -236,6 +237,32 @@ func TestNullsInASpecificationHurtNobody(t *testing.T) {
 	w.control.put(t, aNode("node1", "vm1"))
 	if a := w.do("GET", "/miniswarm/services/web/explain", nil); a.status != 200 {
 		t.Errorf("explain: %d %s", a.status, a.body)
+	}
+}
+
+// A constraint that asks for what no node can have is accepted, as in Swarm, and not in silence.
+func TestHopelessConstraintIsWarnedOf(t *testing.T) {
+	w := newWorld(t)
+	w.control.put(t, aCluster()...)
+	spec := serviceSpec("web")
+	spec.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.labels.zone==a", "node.foo==1", "node.ip!=10.0.0.0/8", "engine.labels.x!=y"}}
+	want := []string{"no node can ever match the constraint node.foo==1: node.foo is not something a constraint can ask for"}
+	if got := must[swarm.ServiceCreateResponse](w, 201, "POST", "/services/create", spec).Warnings; !slices.Equal(got, want) {
+		t.Errorf("create warns %q", got)
+	}
+	update := func(query string) []string {
+		at := must[swarm.Service](w, 200, "GET", "/services/web", nil).Version.Index
+		return must[swarm.ServiceUpdateResponse](w, 200, "POST", fmt.Sprintf("/services/web/update?version=%d%s", at, query), spec).Warnings
+	}
+	if got := update(""); !slices.Equal(got, want) {
+		t.Errorf("update warns %q", got)
+	}
+	if got := update("&rollback=previous"); got != nil {
+		t.Errorf("rollback warns of the specification that it leaves: %q", got)
+	}
+	spec.TaskTemplate.Placement.Constraints = spec.TaskTemplate.Placement.Constraints[:1]
+	if got := update(""); got != nil {
+		t.Errorf("a label that no node has yet: %q", got)
 	}
 }
 
