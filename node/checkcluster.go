@@ -71,6 +71,7 @@ func (g *managing) checkCluster(ctx context.Context) doctor.Cluster {
 				c.Findings = append(c.Findings, doctor.Bad("nodes", "run 'miniswarm doctor' on it", "%s is Ready and did not report: %v", nodeName(n), err))
 				return nil
 			}
+			namePeers(snap, r.Findings)
 			c.Nodes = append(c.Nodes, r)
 			return nil
 		})
@@ -109,6 +110,20 @@ func nodeName(n *cluster.Node) string {
 		return n.Description.Hostname
 	}
 	return n.ID
+}
+
+// namePeers puts names in place of ids in what nodes say of their peers, of which a worker knows only the ids.
+func namePeers(snap *cluster.Snapshot, fs []doctor.Finding) {
+	var names []string
+	for n := range snap.Nodes() {
+		names = append(names, n.ID, nodeName(n))
+	}
+	r := strings.NewReplacer(names...)
+	for i := range fs {
+		if fs[i].Check == checkOfPeers {
+			fs[i].Says = r.Replace(fs[i].Says)
+		}
+	}
 }
 
 // reference is what a command about a node is to be given: its name, or its id where others have the name as well, as

@@ -202,3 +202,20 @@ func TestClocks(t *testing.T) {
 		}
 	}
 }
+
+func TestSilentPeersHaveTheirNames(t *testing.T) {
+	state := cluster.NewState()
+	for i, host := range []string{"vm1", ""} {
+		n := &cluster.Node{}
+		n.ID, n.Description.Hostname = fmt.Sprintf("node%021d", i+1), host
+		if _, err := state.Apply(&cluster.Txn{Changes: []cluster.Change{cluster.CreateOf(n)}}, uint64(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const says = "do not answer: node000000000000000000001, node000000000000000000002"
+	fs := []doctor.Finding{doctor.Bad(checkOfPeers, "", says), doctor.Bad("session", "", says)}
+	namePeers(state.Snapshot(), fs)
+	if fs[0].Says != "do not answer: vm1, node000000000000000000002" || fs[1].Says != says {
+		t.Errorf("%+v", fs)
+	}
+}

@@ -83,6 +83,11 @@ func (n *Node) checkup(ctx context.Context) doctor.Report {
 	if m != nil && failed == nil && state != swarm.LocalNodeStateLocked { // else its agent has ended, which has been said
 		r.Findings = slices.Concat(r.Findings, m.checkSession(), m.checkDataPlane(ctx))
 	}
+	if m != nil {
+		if g := m.managing(); g != nil {
+			namePeers(g.store.Snapshot(), r.Findings)
+		}
+	}
 	doctor.Sort(r.Findings)
 	return r
 }
@@ -274,9 +279,11 @@ func (m *member) checkDataPlane(ctx context.Context) []doctor.Finding {
 	return append(out, m.checkPeers(ctx, stats)...)
 }
 
+// checkOfPeers names the check whose findings name other nodes.
+const checkOfPeers = "peers"
+
 // checkPeers asks the other nodes by their addresses on the ingress network, the way that traffic between nodes goes.
 func (m *member) checkPeers(ctx context.Context, stats ingress.Stats) []doctor.Finding {
-	const check = "peers"
 	if len(stats.Gateways) == 0 {
 		return nil
 	}
@@ -286,7 +293,7 @@ func (m *member) checkPeers(ctx context.Context, stats ingress.Stats) []doctor.F
 	}
 	answered, err := ping.Answering(ctx, addrs)
 	if err != nil {
-		return []doctor.Finding{doctor.Bad(check, "run the daemon as root", "%v", err)}
+		return []doctor.Finding{doctor.Bad(checkOfPeers, "run the daemon as root", "%v", err)}
 	}
 	var silent []string
 	for id, a := range stats.Gateways {
@@ -296,8 +303,8 @@ func (m *member) checkPeers(ctx context.Context, stats ingress.Stats) []doctor.F
 	}
 	if len(silent) > 0 {
 		slices.Sort(silent)
-		return []doctor.Finding{doctor.Bad(check, "open the data path port (4789/udp unless init was told another) between all nodes, and see that the machines are up",
+		return []doctor.Finding{doctor.Bad(checkOfPeers, "open the data path port (4789/udp unless init was told another) between all nodes, and see that the machines are up",
 			"%d of %d nodes do not answer on the ingress network: %s", len(silent), len(addrs), strings.Join(silent, ", "))}
 	}
-	return []doctor.Finding{doctor.Good(check, "%d other nodes answer on the ingress network (%d of them without VXLAN)", len(addrs), stats.Peers[ingress.WayPlain])}
+	return []doctor.Finding{doctor.Good(checkOfPeers, "%d other nodes answer on the ingress network (%d of them without VXLAN)", len(addrs), stats.Peers[ingress.WayPlain])}
 }
