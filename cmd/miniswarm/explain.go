@@ -66,6 +66,9 @@ func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 				path += "?" + query.Encode()
 			}
 			body, err := get(cmd.Context(), dc.Client(), path)
+			if err != nil && noun == "task" {
+				return taskOrService(cmd.Context(), dc.Client(), ref, err)
+			}
 			if err != nil {
 				return err
 			}
@@ -90,6 +93,17 @@ func explain(dc command.Cli, noun, short, example string) *cobra.Command {
 		cmd.Flags().UintVar(&tasks, "tasks", 20, "How many of its tasks to explain, besides the next replica")
 	}
 	return cmd
+}
+
+// taskOrService adds to the refusal of a task what to ask for instead where a service has that name.
+func taskOrService(ctx context.Context, cl client.APIClient, ref string, refusal error) error {
+	if !strings.HasSuffix(refusal.Error(), "not found") {
+		return refusal
+	}
+	if _, _, err := cl.ServiceInspectWithRaw(ctx, ref, swarm.ServiceInspectOptions{}); err != nil {
+		return refusal
+	}
+	return fmt.Errorf("%w\n%[2]s is a service: 'miniswarm service explain %[2]s'; one of its tasks is %[2]s.SLOT, as in %[2]s.1", refusal, ref)
 }
 
 // taskOfSlot gives the id of the task that a name as "service ps" shows it means, SERVICE.SLOT: the one that is to run, or

@@ -141,7 +141,7 @@ func (f *fakeDaemon) routes() http.Handler {
 		"POST /configs/{id}/update":            func(*http.Request) (any, error) { return struct{}{}, nil },
 		"POST /miniswarm/plan":                 f.plan,
 		"GET /miniswarm/services/{id}/explain": f.explainService,
-		"GET /miniswarm/tasks/{id}/explain":    func(r *http.Request) (any, error) { return map[string]any{"Text": "task " + r.PathValue("id")}, nil },
+		"GET /miniswarm/tasks/{id}/explain":    f.explainTask,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			f.mu.Lock()
@@ -399,6 +399,14 @@ func (f *fakeDaemon) task(r *http.Request) (any, error) {
 		}
 	}
 	return nil, refusal{http.StatusNotFound, "task " + r.PathValue("id") + " not found"}
+}
+
+// explainTask has every id for a task's, but the names of services.
+func (f *fakeDaemon) explainTask(r *http.Request) (any, error) {
+	if _, err := f.find(r.PathValue("id")); err == nil {
+		return nil, refusal{http.StatusNotFound, "task " + r.PathValue("id") + " not found"}
+	}
+	return map[string]any{"Text": "task " + r.PathValue("id")}, nil
 }
 
 func (f *fakeDaemon) updateNode(r *http.Request) (any, error) {
