@@ -50,12 +50,8 @@ func runRecover(e *env, c *cli.Context) error {
 		ListenAddr: c.String("listen-addr"), AdvertiseAddr: c.String("advertise-addr"), DataPathAddr: c.String("data-path-addr")}
 	var body io.Reader
 	if req.FromBackup {
-		secret, err := askSecret(e, c)
-		if err != nil {
-			return err
-		}
-		req.Secret, body = secret.Text(), e.stdin
-		if name := c.String("from"); name != "-" {
+		body = e.stdin
+		if name := c.String("from"); name != "-" { // before anybody types a key for it
 			f, err := os.Open(name)
 			if err != nil {
 				return fmt.Errorf("open the backup: %w", err)
@@ -63,6 +59,11 @@ func runRecover(e *env, c *cli.Context) error {
 			defer f.Close()
 			body = f
 		}
+		secret, err := askSecret(e, c)
+		if err != nil {
+			return err
+		}
+		req.Secret = secret.Text()
 	}
 	raw, err := json.Marshal(req)
 	if err != nil {
