@@ -15,6 +15,7 @@ import (
 	"github.com/miniswarm/miniswarm/cluster/protocol"
 	"github.com/miniswarm/miniswarm/manager/backup"
 	"github.com/miniswarm/miniswarm/manager/identity"
+	"github.com/miniswarm/miniswarm/raftstore"
 )
 
 const (
@@ -39,11 +40,17 @@ const (
 	textNoReady = "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
 )
 
+// textNoLog is what a worker says to who would recover from its disk, and has perhaps no manager left to go to.
+const textNoLog = "This node is a worker: its disk has no log of a manager to recover from. Run this command on a manager that is left, or, if none is, give a backup: miniswarm recover --from FILE"
+
 // Init implements engineapi.Local: this machine founds a cluster.
 func (n *Node) Init(ctx context.Context, req swarm.InitRequest) (string, error) {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	if n.inSwarm() && req.ForceNewCluster {
+		if !raftstore.Exists(filepath.Join(n.cfg.StateDir, raftDir)) {
+			return "", unavailable(textWorker)
+		}
 		// What the request says about a new cluster's settings is passed over: this one has its own.
 		rep, err := n.recover(ctx, backup.RecoverRequest{ListenAddr: req.ListenAddr, AdvertiseAddr: req.AdvertiseAddr, DataPathAddr: req.DataPathAddr}, nil)
 		if err != nil {

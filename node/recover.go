@@ -250,7 +250,7 @@ func (n *Node) readSource(r *recovery, from *restored, former *state) error {
 		case former == nil:
 			return unavailable("%s: there is nothing on this disk to recover from. Give a backup: miniswarm recover --from FILE", textNoSwarm)
 		case !raftstore.Exists(dir):
-			return unavailable(textWorker)
+			return unavailable(textNoLog)
 		}
 		key, older, err := n.diskKeys()
 		if err != nil {

@@ -110,7 +110,7 @@ func TestRecoverFromASurvivorsDisk(t *testing.T) {
 	if _, err := survivor.Recover(t.Context(), backup.RecoverRequest{}, nil); err == nil || !strings.Contains(err.Error(), "has a leader") {
 		t.Errorf("recovering a cluster that works: %v", err)
 	}
-	if _, err := worker.Recover(t.Context(), backup.RecoverRequest{}, nil); err == nil || err.Error() != textWorker {
+	if _, err := worker.Recover(t.Context(), backup.RecoverRequest{}, nil); err == nil || err.Error() != textNoLog {
 		t.Errorf("recovering on a worker: %v", err)
 	}
 	waitFor(t, "the survivor has everything", func() bool { return survivor.managing().store.Snapshot().Config("kept") != nil })
