@@ -9,6 +9,7 @@ import (
 var nextSteps = []struct{ refusal, step string }{
 	{"is not down and can't be removed", "'miniswarm leave' on that machine first; --force removes a node that is lost for good, or is not to come back"},
 	{"must be demoted to worker before removal", "'miniswarm node demote' it first"},
+	{"The only way to restore a swarm that has lost consensus", "while the cluster works, 'miniswarm node demote' this node first, and then leave"},
 	{"attempting to demote the last manager of the swarm", "'miniswarm node promote' another node first"},
 	{"Worker nodes can't be used to view or modify cluster state", "'miniswarm info' shows the addresses of the managers"},
 	{"invalid key string", "an unlock key begins with SWMKEY-1-; 'miniswarm unlock-key' on a manager that runs shows it"},
