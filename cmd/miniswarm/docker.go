@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,9 +110,9 @@ func runDocker(e *env, c *cli.Context, n noun, args []string) error {
 		return err
 	}
 	root.SetArgs(append([]string{n.name}, args...))
-	err = root.ExecuteContext(ctx)
+	ran, err := root.ExecuteContextC(ctx)
 	if waits && c.Context.Err() != nil {
-		fmt.Fprintf(e.stderr, "Interrupted. What the cluster has accepted goes on: 'miniswarm %s ps NAME' shows it.\n", n.name)
+		fmt.Fprintf(e.stderr, "Interrupted. What the cluster has accepted goes on: 'miniswarm %s ps %s' shows it.\n", n.name, waitedFor(ran))
 		if err == nil { // Docker's progress takes Ctrl-C for its end
 			err = context.Canceled
 		}
@@ -120,6 +121,19 @@ func runDocker(e *env, c *cli.Context, n noun, args []string) error {
 		return fmt.Errorf("%s: %w", n.name, context.Canceled)
 	}
 	return hint(err, c)
+}
+
+// waitedFor gives the names of what a command of waiting was given to write, NAME where the daemon made one up.
+func waitedFor(ran *cobra.Command) string {
+	if f := ran.Flags().Lookup("name"); f != nil { // a new service's; its arguments are an image and a command
+		return cmp.Or(f.Value.String(), "NAME")
+	}
+	var names []string
+	for _, arg := range ran.Flags().Args() {
+		name, _, _ := strings.Cut(arg, "=") // as scale takes them
+		names = append(names, name)
+	}
+	return cmp.Or(strings.Join(names, " "), "NAME")
 }
 
 // waiting are the commands that wait for the cluster to converge.

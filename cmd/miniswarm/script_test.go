@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,37 @@ func TestInterruptStopsWaitingOnly(t *testing.T) {
 	if code != exitInterrupted || !strings.Contains(errs, "goes on") {
 		t.Errorf("code %d, %q, %q", code, out, errs)
 	}
+	if !strings.Contains(errs, "'miniswarm service ps web' shows it") {
+		t.Errorf("the service is not named: %q", errs)
+	}
 	if len(f.services) != 1 {
 		t.Errorf("services: %v", f.services)
+	}
+}
+
+func TestNamesOfWhatIsWaitedFor(t *testing.T) {
+	for line, want := range map[string]string{
+		"service create --replicas 2 --name web image sleep 9": "web",
+		"service create image":                                 "NAME",
+		"service scale web=2 worker=3":                         "web worker",
+		"service update --image a=b web":                       "web",
+		"stack deploy -c file.yml shop":                        "shop",
+	} {
+		words := strings.Fields(line)
+		root, err := dockerRoot(t.Context(), &env{stdin: io.NopCloser(strings.NewReader("")), stdout: io.Discard, stderr: io.Discard}, defaultHost,
+			nouns[slices.IndexFunc(nouns, func(n noun) bool { return n.name == words[0] })])
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd, rest, err := root.Find(words)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.ParseFlags(rest); err != nil {
+			t.Fatal(err)
+		}
+		if got := waitedFor(cmd); got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
 	}
 }
