@@ -68,18 +68,53 @@ func refuseArguments(path, why string, c *cli.Command) {
 
 // unknownCommand is the error of a word that is no command of those, with the one that it is likest to.
 func unknownCommand(parent, word string, commands []*cli.Command) error {
-	near, known := "", &cobra.Command{SuggestionsMinimumDistance: min(len(word)/3, 2)}
+	var names []string
 	for _, c := range commands {
 		if !c.Hidden {
-			known.AddCommand(&cobra.Command{Use: c.Name, Run: func(*cobra.Command, []string) {}})
+			names = append(names, c.Name)
 		}
 	}
-	if s := known.SuggestionsFor(word); len(s) > 0 {
-		near = fmt.Sprintf("; did you mean '%s %s'?", parent, s[0])
+	near := ""
+	if name := likest(word, names); name != "" {
+		near = fmt.Sprintf("; did you mean '%s %s'?", parent, name)
 	} else if word == "swarm" {
 		near = "; its commands stand by themselves: 'miniswarm init', 'miniswarm join' and so on"
 	}
 	return usage("%s: %q is not a command%s; see '%s --help'", parent, word, near, parent)
+}
+
+// likest gives the one of the names that word was perhaps meant for, "" if none is like it: two letters are changed at the most, or
+// all are there in another order.
+func likest(word string, names []string) string {
+	known := &cobra.Command{SuggestionsMinimumDistance: min(len(word)/3, 2)}
+	for _, name := range names {
+		known.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
+	}
+	if s := known.SuggestionsFor(word); len(s) > 0 {
+		return s[0]
+	}
+	letters := func(s string) string { return string(slices.Sorted(slices.Values([]byte(s)))) }
+	if at := slices.IndexFunc(names, func(name string) bool { return letters(name) == letters(word) }); at >= 0 {
+		return names[at]
+	}
+	return ""
+}
+
+// didYouMean adds to Docker's words about an unknown command the one that it is likest to.
+func didYouMean(err error, noun *cobra.Command, word string) error {
+	if err == nil || !strings.Contains(err.Error(), "unknown command: "+noun.CommandPath()+" "+word+"\n") {
+		return err
+	}
+	var names []string
+	for _, c := range noun.Commands() {
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
+		}
+	}
+	if name := likest(word, names); name != "" {
+		return fmt.Errorf("%w\ndid you mean '%s %s'?", err, noun.CommandPath(), name)
+	}
+	return err
 }
 
 // descend follows the names of commands in args and gives the last one, and how many of args it took to get there.

@@ -120,7 +120,7 @@ func runDocker(e *env, c *cli.Context, n noun, args []string) error {
 	if err != nil && (ctx.Err() != nil || errors.Is(err, context.Canceled)) {
 		return fmt.Errorf("%s: %w", n.name, context.Canceled)
 	}
-	return hint(err, c)
+	return hint(didYouMean(err, ran, firstWord(args)), c)
 }
 
 // waitedFor gives the names of what a command of waiting was given to write, NAME where the daemon made one up.
