@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 
@@ -71,17 +72,46 @@ func explain(c Control, snap *cluster.Snapshot, t *cluster.Task) TaskExplanation
 	if len(e.Recorded) == 0 {
 		b.WriteString("nothing is remembered of how it came about: the leader's memory is bounded and ends with its term\n")
 	}
-	for i := range e.Recorded {
-		d := &e.Recorded[i]
-		fmt.Fprintf(&b, "%s: %s\n", d.Kind, d.Reason)
-		if d.Placement != nil {
-			b.WriteString(indent(d.Placement.Text()))
-		}
-	}
+	writeRecorded(&b, e.Recorded)
 	b.WriteString("\nas of now:\n")
 	b.WriteString(indent(e.Now.Text()))
 	e.Text = b.String()
 	return e
+}
+
+// writeRecorded writes decisions, the latest once of those that follow each other and differ in when they were made alone: a task
+// that waits is decided on again with every change of the cluster.
+func writeRecorded(b *strings.Builder, ds []orchestrator.Decision) {
+	first := 0 // of those that are like the present one
+	for i := range ds {
+		if said := recordedText(&ds[i]); i+1 < len(ds) && recordedText(&ds[i+1]) == said {
+			continue
+		}
+		d := &ds[i]
+		fmt.Fprintf(b, "%s: %s\n", d.Kind, d.Reason)
+		if d.Placement != nil {
+			b.WriteString(indent(d.Placement.Text()))
+		}
+		if n := i + 1 - first; n > 1 {
+			fmt.Fprintf(b, "  decided alike %d times", n)
+			if p := ds[first].Placement; p != nil {
+				fmt.Fprintf(b, ", since the state at index %d, %s", p.Index, p.Time.UTC().Format(time.RFC3339))
+			}
+			b.WriteByte('\n')
+		}
+		first = i + 1
+	}
+}
+
+// recordedText is what is to be read of a decision apart from the state of the cluster that it was made from.
+func recordedText(d *orchestrator.Decision) string {
+	text := string(d.Kind) + d.Reason
+	if d.Placement != nil {
+		p := *d.Placement
+		p.Index = 0
+		text += p.Text()
+	}
+	return text
 }
 
 // writeState says in words what the task is and does.

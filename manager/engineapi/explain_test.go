@@ -3,11 +3,13 @@ package engineapi
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/swarm"
 
 	"github.com/miniswarm/miniswarm/cluster"
 	"github.com/miniswarm/miniswarm/orchestrator"
+	"github.com/miniswarm/miniswarm/scheduler"
 )
 
 func TestExplain(t *testing.T) {
@@ -52,6 +54,36 @@ func TestExplain(t *testing.T) {
 	w.refused("GET", "/miniswarm/tasks/x/explain", nil, 404, "task x not found")
 	w.refused("GET", "/miniswarm/services/x/explain", nil, 404, "service x not found")
 	w.refused("GET", "/miniswarm/services/web/explain?limit=few", nil, 400, "invalid value for limit: few: give a number of tasks")
+}
+
+// A task that waits is decided on with every change; who reads that wants to know since when, not each of them.
+func TestEqualDecisionsAreFolded(t *testing.T) {
+	began := time.Date(2026, 11, 26, 1, 2, 3, 0, time.UTC)
+	wait := func(i int, why string) orchestrator.Decision {
+		return orchestrator.Decision{Kind: orchestrator.Wait, Reason: why,
+			Placement: &scheduler.Decision{Service: "web", Wanted: 1, Index: uint64(i), Time: began.Add(time.Duration(i) * time.Second), Explanation: why}}
+	}
+	var b strings.Builder
+	writeRecorded(&b, []orchestrator.Decision{{Kind: orchestrator.ScaleUp, Reason: "slot 1 of web is empty"},
+		wait(1, "no room"), wait(4, "no room"), wait(9, "no room"), wait(10, "no node"), wait(12, "no room")})
+	const want = `scale-up: slot 1 of web is empty
+wait: no room
+  service web: 0 of 1 placed, from the state at index 9
+  no room
+  0 nodes, 0 examined
+  decided alike 3 times, since the state at index 1, 2026-11-26T01:02:04Z
+wait: no node
+  service web: 0 of 1 placed, from the state at index 10
+  no node
+  0 nodes, 0 examined
+wait: no room
+  service web: 0 of 1 placed, from the state at index 12
+  no room
+  0 nodes, 0 examined
+`
+	if b.String() != want {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
 }
 
 // A global service has no tasks on nodes that do not take any, and says why.
