@@ -11,6 +11,7 @@ import (
 const (
 	spawnTime = 4 * time.Second // in which the whole crowd arrives
 	userWaits = 5 * time.Second // until a user gives up on an answer
+	userReads = 3 * time.Second // on average, between an answer and the next question
 )
 
 // crowd lets users loose on the targets and gives the account of the time after all had arrived. The story's users wait 1

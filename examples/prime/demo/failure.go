@@ -239,6 +239,8 @@ func (s *story) summary() {
 	for _, p := range []phase{s.one, s.four, s.twelve} {
 		s.tell.aside("   %-12s %6.0f requests/s answered, %5.1f %% failed, p95 %5.0f ms", p.Name, p.RequestsPerSecond, 100*p.failing(), p.P95)
 	}
+	s.tell.aside("   %d users who read for %.0f s between questions ask some %.0f times a second and no more: further replicas are room for further users",
+		s.set.users, userReads.Seconds(), float64(s.set.users)/userReads.Seconds())
 	sec := s.report.Seconds
 	s.tell.aside("   4 replicas ran after %.1f s, 12 after %.1f s; a lost node's replicas elsewhere after %.1f s; other nodes answered again after %.2f s", sec.Converge4, sec.Converge12, sec.Replace, sec.Recover)
 	s.tell.aside("   %.0f s in all; the report is %s", since(s.report.Began), s.set.report)
