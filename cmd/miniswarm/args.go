@@ -66,7 +66,7 @@ func refuseArguments(path, why string, c *cli.Command) {
 	}
 }
 
-// unknownCommand is the error of a word that is no command of those, with the one that it is likest to.
+// unknownCommand is the error of a word that is no command of those, with the one that is nearest to it.
 func unknownCommand(parent, word string, commands []*cli.Command) error {
 	var names []string
 	for _, c := range commands {
@@ -75,7 +75,7 @@ func unknownCommand(parent, word string, commands []*cli.Command) error {
 		}
 	}
 	near := ""
-	if name := likest(word, names); name != "" {
+	if name := nearest(word, names); name != "" {
 		near = fmt.Sprintf("; did you mean '%s %s'?", parent, name)
 	} else if word == "swarm" {
 		near = "; its commands stand by themselves: 'miniswarm init', 'miniswarm join' and so on"
@@ -83,9 +83,9 @@ func unknownCommand(parent, word string, commands []*cli.Command) error {
 	return usage("%s: %q is not a command%s; see '%s --help'", parent, word, near, parent)
 }
 
-// likest gives the one of the names that word was perhaps meant for, "" if none is like it: two letters are changed at the most, or
+// nearest gives the one of the names that word was perhaps meant for, "" if none is like it: two letters are changed at the most, or
 // all are there in another order.
-func likest(word string, names []string) string {
+func nearest(word string, names []string) string {
 	known := &cobra.Command{SuggestionsMinimumDistance: min(len(word)/3, 2)}
 	for _, name := range names {
 		known.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
@@ -100,7 +100,7 @@ func likest(word string, names []string) string {
 	return ""
 }
 
-// didYouMean adds to Docker's words about an unknown command the one that it is likest to.
+// didYouMean adds to Docker's words about an unknown command the one that is nearest to it.
 func didYouMean(err error, noun *cobra.Command, word string) error {
 	if err == nil || !strings.Contains(err.Error(), "unknown command: "+noun.CommandPath()+" "+word+"\n") {
 		return err
@@ -111,7 +111,7 @@ func didYouMean(err error, noun *cobra.Command, word string) error {
 			names = append(names, c.Name())
 		}
 	}
-	if name := likest(word, names); name != "" {
+	if name := nearest(word, names); name != "" {
 		return fmt.Errorf("%w\ndid you mean '%s %s'?", err, noun.CommandPath(), name)
 	}
 	return err
