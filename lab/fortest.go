@@ -2,16 +2,12 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -47,7 +43,6 @@ func ForTest(t TB, opts Options) *Lab {
 		opts.Name = fmt.Sprintf("t%d-%d", os.Getpid(), testLabs.Add(1))
 	}
 	opts.Ephemeral = true
-	inTests.begin(opts.StateDir, opts.Name)
 	var progress strings.Builder
 	start := time.Now()
 	l, err := Up(t.Context(), opts, &progress)
@@ -64,55 +59,9 @@ func ForTest(t TB, opts Options) *Lab {
 		defer cancel()
 		if err := l.Down(ctx); err != nil {
 			t.Errorf("%v", err)
-			return
 		}
-		inTests.end(opts.StateDir, opts.Name)
 	})
 	return l
-}
-
-// inTests has the labs of this process's tests removed when it is interrupted, for then no test's cleanup is run.
-var inTests interruption
-
-type interruption struct {
-	once sync.Once
-	mu   sync.Mutex         // held for good while the process ends, so that no test begins another lab
-	labs map[[2]string]bool // guarded by mu; by state directory and name
-}
-
-func (i *interruption) begin(stateDir, name string) {
-	i.once.Do(func() {
-		signals := make(chan os.Signal, 1)
-		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-		go i.await(signals)
-	})
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.labs == nil {
-		i.labs = map[[2]string]bool{}
-	}
-	i.labs[[2]string{stateDir, name}] = true
-}
-
-func (i *interruption) end(stateDir, name string) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	delete(i.labs, [2]string{stateDir, name})
-}
-
-// await waits for the signal, as long as the process lives, and ends it.
-func (i *interruption) await(signals <-chan os.Signal) {
-	s := <-signals
-	fmt.Fprintf(os.Stderr, "%s: the labs of the tests are removed\n", s)
-	i.mu.Lock()
-	ctx, cancel := context.WithTimeout(context.Background(), removeTimeout)
-	for l := range i.labs {
-		if err := Remove(ctx, l[0], l[1]); err != nil && !errors.Is(err, ErrNotFound) {
-			fmt.Fprintln(os.Stderr, err)
-		}
-	}
-	cancel()
-	os.Exit(1)
 }
 
 // Miniswarm builds this module's command for a test and returns its path, for Options.MiniswarmBinary.

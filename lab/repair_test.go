@@ -1,7 +1,6 @@
 package lab_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -72,40 +70,6 @@ func TestRunsThatWereKilled(t *testing.T) {
 	lab.ForTest(t, lab.Options{Nodes: 1, NoDaemon: true})
 	for _, dir := range swept {
 		nothingLeft(t, dir)
-	}
-}
-
-// interruptVariable makes TestRunsThatAreInterrupted the run that is interrupted.
-const interruptVariable = "LAB_TEST_INTERRUPT"
-
-// A Ctrl-C ends the tests without their cleanup, and leaves no lab all the same.
-func TestRunsThatAreInterrupted(t *testing.T) {
-	needLab(t)
-	if name := os.Getenv(interruptVariable); name != "" {
-		lab.ForTest(t, lab.Options{Name: name, Nodes: 1, NoDaemon: true})
-		fmt.Println("up")
-		select {}
-	}
-	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
-		name := fmt.Sprintf("i%d-%d", os.Getpid(), s)
-		cmd := exec.Command(os.Args[0], "-test.run", "^TestRunsThatAreInterrupted$")
-		cmd.Env = append(os.Environ(), interruptVariable+"="+name)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		for lines := bufio.NewScanner(out); lines.Scan() && lines.Text() != "up"; {
-		}
-		if err := cmd.Process.Signal(s); err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Wait(); err == nil {
-			t.Errorf("%s: the run ended as if nothing had been", s)
-		}
-		nothingLeft(t, filepath.Join(lab.DefaultRoot, name))
 	}
 }
 
